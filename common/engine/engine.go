@@ -1,0 +1,105 @@
+// Package engine states what a reliable-transport protocol must do to carry
+// byte streams over the datagrams of a carrier.
+//
+// An engine knows net and nothing else: neither HTTP nor Tor. The carrier
+// below it hands over one net.PacketConn for each session; the engine runs one
+// conversation of its protocol on it and turns it into streams. Package
+// engines is the one place that names every engine there is.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+)
+
+// MaxDatagram is the size in bytes of the largest datagram that every carrier
+// takes. It is the limit of the strictest library in use: quic-go and kcp-go
+// never make a larger one, pion/sctp is held below 8192.
+const MaxDatagram = 8192
+
+var (
+	// ErrClosed is returned by every operation on a session or a stream that
+	// this side has closed. It matches net.ErrClosed.
+	ErrClosed = fmt.Errorf("engine: %w", net.ErrClosed)
+
+	// ErrSingleStream is returned by the second Open or Accept on a session
+	// of an engine that does not multiplex.
+	ErrSingleStream = errors.New("engine: this engine has one stream a session")
+
+	// ErrReset is what the other side's Read and Write return after a stream
+	// was closed before its end had been read, and what every stream returns
+	// when its session ended under it.
+	ErrReset = errors.New("engine: stream reset")
+)
+
+// Engine starts sessions of one reliable-transport protocol.
+// It is safe for concurrent use and holds no state of its sessions.
+type Engine interface {
+	// Name is the engine's name in bridge lines and on the wire.
+	Name() string
+
+	// Multiplexes tells whether a session carries more than one stream. If
+	// not, Open succeeds once on the client and Accept once on the server.
+	Multiplexes() bool
+
+	// Client starts the client's end of a session over pc. It does not wait
+	// for the network: what the protocol needs to say first is written to pc
+	// as soon as it is known, so that it can travel in the session's first
+	// message. The session owns pc from now on and closes it.
+	Client(pc net.PacketConn) (Session, error)
+
+	// Server starts the server's end of a session over pc, of which it
+	// becomes the owner.
+	Server(pc net.PacketConn) (Session, error)
+}
+
+// A Session is one conversation between a client and a server.
+//
+// The client opens streams, the server accepts them. All methods may be called
+// concurrently. What pc must do for it: datagrams up to MaxDatagram bytes
+// arrive unaltered or not at all, in order or not; WriteTo does not keep its
+// argument, and blocks when there is no room; Close unblocks ReadFrom and
+// WriteTo; deadlines work. The address given to WriteTo is the one that
+// ReadFrom returned or pc's RemoteAddr method gives, and means nothing.
+type Session interface {
+	// Open returns a new stream without waiting for the other side. The
+	// server's Accept returns its end even when no byte is ever written to it.
+	Open(ctx context.Context) (Stream, error)
+
+	// Accept waits for a stream opened by the other side.
+	Accept(ctx context.Context) (Stream, error)
+
+	// Done is closed when the session has ended: by Close, by the other
+	// side's Close, or because pc failed.
+	Done() <-chan struct{}
+
+	// Close ends the session, every stream in it and pc, unblocks every call
+	// and returns when all goroutines of the session have ended. What was
+	// written may be lost: close streams, and let the other side read their
+	// end, before closing the session. Closing twice is allowed.
+	Close() error
+}
+
+// A Stream is a reliable, ordered, full-duplex byte stream.
+//
+// Read and Write may be called concurrently with each other and with all other
+// methods; deadlines work as net.Conn says and match os.ErrDeadlineExceeded.
+//
+// Write blocks when the other side does not read: the memory that a stream
+// holds is bounded on both sides. A stream that is not read does not stall the
+// others of its session.
+type Stream interface {
+	net.Conn
+
+	// CloseWrite ends this side's direction: after what was written, the
+	// other side reads io.EOF. The other direction goes on. It does not wait.
+	CloseWrite() error
+
+	// Close ends both directions. What was written before is still delivered,
+	// followed by io.EOF; it does not wait for that. What arrives afterwards is
+	// thrown away, and the other side's Write fails in the end with ErrReset.
+	// On this side every call fails at once with ErrClosed.
+	Close() error
+}

@@ -1,0 +1,3 @@
+module turbotunnel
+
+go 1.26
