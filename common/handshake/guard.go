@@ -1,0 +1,71 @@
+package handshake
+
+import (
+	"fmt"
+	"sync"
+	"time"
+)
+
+const (
+	// Skew is how far a client's clock may be from the server's.
+	Skew = 2 * time.Minute
+
+	bucketSpan = time.Minute
+
+	// maxBucket bounds the memory that first messages cost: 16 bytes and the
+	// map's own for each, in the five minutes that Skew spans.
+	maxBucket = 1 << 17
+)
+
+// A Guard lets each first message of a server through once. It remembers those
+// whose time is within Skew of the server's clock and refuses all others, and
+// those that were made before it was: another process may have seen them.
+// Safe for concurrent use.
+type Guard struct {
+	since time.Time
+
+	mu      sync.Mutex
+	buckets map[int64]map[[16]byte]struct{} // by minute of the hello's time; guarded by mu
+}
+
+// NewGuard returns a Guard that refuses what was made before now.
+func NewGuard(now time.Time) *Guard {
+	return &Guard{since: now, buckets: make(map[int64]map[[16]byte]struct{})}
+}
+
+// Admit returns an error if a first message that begins with ephemeral and was
+// made at made, by the client's clock, may not open a session now.
+func (g *Guard) Admit(now, made time.Time, ephemeral [EphemeralSize]byte) error {
+	if made.Before(g.since) {
+		return fmt.Errorf("handshake: made %v before this server started", g.since.Sub(made))
+	}
+	if d := now.Sub(made).Abs(); d > Skew {
+		return fmt.Errorf("handshake: the client's clock is off by %v", d)
+	}
+	// Half the key is enough: it is as random as the whole one, and whoever
+	// chooses it freely can make a new message anyway.
+	name := [16]byte(ephemeral[:16])
+	at := made.UnixMilli() / bucketSpan.Milliseconds()
+
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	oldest := now.Add(-Skew).UnixMilli() / bucketSpan.Milliseconds()
+	for b := range g.buckets { // five at most
+		if b < oldest {
+			delete(g.buckets, b)
+		}
+	}
+	bucket := g.buckets[at]
+	if bucket == nil {
+		bucket = make(map[[16]byte]struct{})
+		g.buckets[at] = bucket
+	}
+	if _, seen := bucket[name]; seen {
+		return fmt.Errorf("handshake: seen before")
+	}
+	if len(bucket) >= maxBucket {
+		return fmt.Errorf("handshake: too many new sessions in a minute")
+	}
+	bucket[name] = struct{}{}
+	return nil
+}

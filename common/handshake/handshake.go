@@ -1,0 +1,287 @@
+// Package handshake sets up the keys of a session with one message each way:
+// Noise_NK_25519_ChaChaPoly_BLAKE2s, in which the client knows the server's
+// static key beforehand.
+//
+// The prologue is the ASCII text "turbotunnel/1 " and the 24 bytes of the
+// session's ID.
+//
+// Message 1 is a whole request body of 128 to MaxMessage1 bytes: the
+// client's ephemeral key (32 bytes) and the sealed payload. Its plaintext, big
+// endian:
+//
+//	size  what
+//	1     version of the protocol that the client speaks, now 1
+//	8     time: milliseconds since 1970-01-01 UTC by the client's clock
+//	2     mask, random
+//	1, n  length and name of the engine (ASCII, at most 32 bytes)
+//	2, n  length and bytes of extensions, of which none is defined: skipped
+//	rest  datagrams as in a record (package wire), then padding
+//
+// Message 2 begins the body of the answer: 2 bytes that are its length XORed
+// with the client's mask, the server's ephemeral key (32 bytes) and the sealed
+// payload. Units follow it in the same body. Its plaintext:
+//
+//	size  what
+//	1     status: 0 accepted, 1 engine unknown, 2 version unknown
+//	1     version: the newest that the server speaks
+//	2, n  length and text: for status 1 the engines it has, separated by commas
+//	rest  padding
+//
+// The keys that Noise's Split returns become the keys of package wire: the
+// first seals what the client sends, the second what the server sends.
+//
+// What a payload of message 1 says is known only to the holder of the server's
+// key, but it has no forward secrecy: who steals the key later can read it.
+package handshake
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/flynn/noise"
+
+	"turbotunnel/common/wire"
+)
+
+const (
+	// Version is the version of the protocol that this package speaks.
+	Version = 1
+
+	// MaxMessage1 is the size in bytes of the largest first message. It is what
+	// a server reads from a stranger before it has proof of anything.
+	MaxMessage1 = 8 << 10
+
+	// MinMessage1 is the size in bytes of the smallest first message: there is
+	// always room for the fields before the datagrams.
+	MinMessage1 = 128
+
+	// EphemeralSize is the size in bytes of the key that message 1 begins with.
+	// It tells one first message from another.
+	EphemeralSize = 32
+
+	maxEngine   = 32
+	maxText     = 1024
+	maxMessage2 = 2048
+	noiseTag    = 16
+	prologue    = "turbotunnel/1 "
+)
+
+// Statuses of an Answer.
+const (
+	Accepted       = 0
+	UnknownEngine  = 1
+	UnknownVersion = 2
+)
+
+// ErrNotNoise is returned for a message that was not made for this key and
+// session, or was altered.
+var ErrNotNoise = errors.New("handshake: message is not for this key and session")
+
+var suite = noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.HashBLAKE2s)
+
+// Hello is the payload of message 1.
+type Hello struct {
+	Version   byte
+	Time      time.Time // whole milliseconds on the wire
+	Engine    string
+	Datagrams []byte // plaintext of a record
+
+	mask uint16
+}
+
+// Answer is the payload of message 2.
+type Answer struct {
+	Status  byte
+	Version byte
+	Text    string
+}
+
+// Keys are the two keys of an established session.
+type Keys struct {
+	Send    *wire.Key
+	Receive *wire.Key
+}
+
+// Initiator is the client's half of a handshake whose first message is made.
+// It is not safe for concurrent use.
+type Initiator struct {
+	state *noise.HandshakeState
+	mask  uint16
+}
+
+// HelloRoom is how many bytes of datagrams fit into a message 1 of size bytes.
+func HelloRoom(size int, engine string) int {
+	return size - EphemeralSize - noiseTag - (1 + 8 + 2 + 1 + len(engine) + 2)
+}
+
+// Initiate makes message 1 of exactly size bytes for the session id with the
+// server whose key is pub.
+func Initiate(pub PublicKey, id ID, hello Hello, size int) ([]byte, *Initiator, error) {
+	if len(hello.Engine) > maxEngine || size < MinMessage1 || size > MaxMessage1 ||
+		len(hello.Datagrams) > HelloRoom(size, hello.Engine) {
+		return nil, nil, fmt.Errorf("handshake: message 1 out of bounds")
+	}
+	state, err := noise.NewHandshakeState(noise.Config{
+		CipherSuite: suite,
+		Pattern:     noise.HandshakeNK,
+		Initiator:   true,
+		Prologue:    append([]byte(prologue), id[:]...),
+		PeerStatic:  pub[:],
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("handshake: %w", err)
+	}
+	var mask [2]byte
+	rand.Read(mask[:])
+	p := make([]byte, 0, size)
+	p = append(p, hello.Version)
+	p = binary.BigEndian.AppendUint64(p, uint64(hello.Time.UnixMilli()))
+	p = append(p, mask[:]...)
+	p = append(p, byte(len(hello.Engine)))
+	p = append(p, hello.Engine...)
+	p = binary.BigEndian.AppendUint16(p, 0)
+	p = append(p, hello.Datagrams...)
+	p = p[:size-EphemeralSize-noiseTag] // zeros: a datagram of length 0 ends them
+	msg, _, _, err := state.WriteMessage(make([]byte, 0, size), p)
+	if err != nil {
+		return nil, nil, fmt.Errorf("handshake: %w", err)
+	}
+	return msg, &Initiator{state: state, mask: binary.BigEndian.Uint16(mask[:])}, nil
+}
+
+// Finish reads message 2 from r, of which it reads no byte more.
+//
+// It returns ErrNotNoise if what came is not the answer of this server to this
+// message 1 (the Initiator can then be used for another answer), and r's error
+// or io.ErrUnexpectedEOF if r ended too early.
+func (i *Initiator) Finish(r io.Reader) (Answer, Keys, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return Answer{}, Keys{}, err
+	}
+	n := binary.BigEndian.Uint16(head[:]) ^ i.mask
+	if n < EphemeralSize+noiseTag || n > maxMessage2 {
+		return Answer{}, Keys{}, ErrNotNoise
+	}
+	msg := make([]byte, n)
+	if _, err := io.ReadFull(r, msg); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return Answer{}, Keys{}, err
+	}
+	p, toServer, toClient, err := i.state.ReadMessage(nil, msg)
+	if err != nil {
+		return Answer{}, Keys{}, ErrNotNoise
+	}
+	var a Answer
+	if len(p) < 4 {
+		return Answer{}, Keys{}, fmt.Errorf("%w: short answer", wire.ErrMalformed)
+	}
+	a.Status, a.Version = p[0], p[1]
+	text, _, err := cutBytes(p[2:], maxText)
+	if err != nil {
+		return Answer{}, Keys{}, err
+	}
+	a.Text = string(text)
+	return a, Keys{Send: wire.NewKey(toServer.UnsafeKey()), Receive: wire.NewKey(toClient.UnsafeKey())}, nil
+}
+
+// Responder is the server's half of a handshake whose first message was read.
+// It is not safe for concurrent use.
+type Responder struct {
+	state *noise.HandshakeState
+	mask  uint16
+}
+
+// Respond reads message 1, a whole body. It returns ErrNotNoise if it was not
+// made for this key and session, and wire.ErrMalformed for a payload that
+// breaks the format.
+//
+// A Hello whose Version is not Version has no other field set but Time: its
+// format may be another. The answer to it is UnknownVersion.
+func Respond(key PrivateKey, id ID, msg []byte) (*Responder, Hello, error) {
+	if len(msg) < MinMessage1 || len(msg) > MaxMessage1 {
+		return nil, Hello{}, ErrNotNoise
+	}
+	pub := key.Public()
+	state, err := noise.NewHandshakeState(noise.Config{
+		CipherSuite:   suite,
+		Pattern:       noise.HandshakeNK,
+		Prologue:      append([]byte(prologue), id[:]...),
+		StaticKeypair: noise.DHKey{Private: bytes.Clone(key[:]), Public: pub[:]},
+	})
+	if err != nil {
+		return nil, Hello{}, fmt.Errorf("handshake: %w", err)
+	}
+	p, _, _, err := state.ReadMessage(nil, msg)
+	if err != nil {
+		return nil, Hello{}, ErrNotNoise
+	}
+	hello, err := parseHello(p)
+	if err != nil {
+		return nil, Hello{}, err
+	}
+	return &Responder{state: state, mask: hello.mask}, hello, nil
+}
+
+// parseHello reads the plaintext of message 1. The first 11 bytes keep their
+// meaning in every version, so that every version can be answered.
+func parseHello(p []byte) (Hello, error) {
+	if len(p) < 11 {
+		return Hello{}, fmt.Errorf("%w: short hello", wire.ErrMalformed)
+	}
+	h := Hello{
+		Version: p[0],
+		Time:    time.UnixMilli(int64(binary.BigEndian.Uint64(p[1:]))),
+		mask:    binary.BigEndian.Uint16(p[9:]),
+	}
+	if h.Version != Version {
+		return h, nil
+	}
+	p = p[11:]
+	if len(p) < 1 || int(p[0]) > maxEngine || len(p)-1 < int(p[0]) {
+		return Hello{}, fmt.Errorf("%w: name of the engine", wire.ErrMalformed)
+	}
+	h.Engine, p = string(p[1:1+p[0]]), p[1+p[0]:]
+	_, p, err := cutBytes(p, MaxMessage1)
+	if err != nil {
+		return Hello{}, err
+	}
+	h.Datagrams = p
+	return h, nil
+}
+
+func cutBytes(p []byte, limit int) (b, rest []byte, err error) {
+	if len(p) < 2 {
+		return nil, nil, fmt.Errorf("%w: half a length", wire.ErrMalformed)
+	}
+	n := int(binary.BigEndian.Uint16(p))
+	if n > limit || n > len(p)-2 {
+		return nil, nil, fmt.Errorf("%w: %d bytes of text", wire.ErrMalformed, n)
+	}
+	return p[2 : 2+n], p[2+n:], nil
+}
+
+// Answer makes message 2, with its two bytes of length, and pad bytes of
+// padding (at most 512). It may be called once.
+func (r *Responder) Answer(a Answer, pad int) ([]byte, Keys, error) {
+	if len(a.Text) > maxText || pad < 0 || pad > 512 {
+		return nil, Keys{}, fmt.Errorf("handshake: message 2 out of bounds")
+	}
+	p := []byte{a.Status, a.Version}
+	p = binary.BigEndian.AppendUint16(p, uint16(len(a.Text)))
+	p = append(p, a.Text...)
+	p = append(p, make([]byte, pad)...)
+	msg, toServer, toClient, err := r.state.WriteMessage(make([]byte, 2, 2+EphemeralSize+len(p)+noiseTag), p)
+	if err != nil {
+		return nil, Keys{}, fmt.Errorf("handshake: %w", err)
+	}
+	binary.BigEndian.PutUint16(msg, uint16(len(msg)-2)^r.mask)
+	return msg, Keys{Send: wire.NewKey(toClient.UnsafeKey()), Receive: wire.NewKey(toServer.UnsafeKey())}, nil
+}
