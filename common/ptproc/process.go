@@ -1,0 +1,232 @@
+// Package ptproc is what a pluggable transport owes to the process that runs
+// it, beyond what goptlib does: when to end, how to speak on stdout and stderr
+// without depending on a reader, how to log, and what to make of the
+// environment.
+//
+// The life of a program under tor:
+//
+//	p := ptproc.Start("turbotunnel-client", true)
+//	defer p.Close()
+//	p.OpenLog(file, unsafe)            // where -log asks for it
+//	info, err := p.ClientSetup()       // or ServerSetup
+//	...                                // CMETHOD or SMETHOD lines, by goptlib
+//	<-p.Stopping().Done()              // stop accepting
+//	...                                // wait for streams, or p.Draining()
+//
+// Stdout belongs to the protocol: in a managed process, goptlib's lines and
+// this package's go through one queue, each line whole.
+package ptproc
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"turbotunnel/common/scrub"
+
+	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
+)
+
+// A Process is the running program. There is one of it, since it takes over
+// signals, stdout, stderr and stdin. Its methods are safe for concurrent use,
+// except that OpenLog comes before the first use of Log, and Close last.
+type Process struct {
+	program string
+	managed bool
+
+	stdout, stderr *lineWriter
+	logFile        *lineWriter // nil: the log goes to stderr
+	file           *os.File    // below logFile
+	log            *slog.Logger
+
+	signals  chan os.Signal
+	lifetime *lifetime
+}
+
+// Start begins the life of a program, whose name stands before what it says to
+// people. A managed process speaks the pluggable-transport protocol on stdout
+// and ends with its parent; another one ends by signals alone.
+func Start(program string, managed bool) *Process {
+	p := &Process{
+		program: program,
+		managed: managed,
+		stdout:  newLineWriter(os.Stdout, nil),
+		stderr:  newLineWriter(os.Stderr, droppedNote),
+		signals: make(chan os.Signal, 2),
+	}
+	// Without this the runtime ends the program when the reader of stdout or
+	// stderr has gone.
+	signal.Ignore(syscall.SIGPIPE)
+	signal.Notify(p.signals, os.Interrupt, syscall.SIGTERM)
+	src := sources{signals: p.signals, exit: os.Exit}
+	if managed {
+		pt.Stdout = p.stdout
+		src.parent = os.Getppid
+		if os.Getenv("TOR_PT_EXIT_ON_STDIN_CLOSE") == "1" {
+			src.stdin = os.Stdin
+		}
+	}
+	p.lifetime = newLifetime(src)
+	p.log = slog.New(newHandler(p.stderr, false, managed))
+	return p
+}
+
+// OpenLog sends the log to the file called path, or to stderr when path is
+// empty, and shows addresses in it when unsafe is set. The file is appended
+// to, and created with mode 0600.
+func (p *Process) OpenLog(path string, unsafe bool) error {
+	if path == "" {
+		p.log = slog.New(newHandler(p.stderr, unsafe, p.managed))
+		return nil
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot open the log file: %w", err)
+	}
+	p.file = file
+	p.logFile = newLineWriter(file, droppedNote)
+	p.log = slog.New(newHandler(p.logFile, unsafe, p.managed))
+	return nil
+}
+
+// Log is the program's log. It shows levels from slog.LevelInfo up, and in a
+// managed process tells tor as well.
+func (p *Process) Log() *slog.Logger { return p.log }
+
+// Stopping is done when the program shall stop to accept: after SIGTERM or
+// SIGINT, and in a managed process at the end of stdin where tor asked for
+// that, and at the end of the parent. Its cause says which. A second signal
+// ends the process at once, with exit code 1.
+func (p *Process) Stopping() context.Context { return p.lifetime.stopping }
+
+// Draining is done DrainTime after Stopping: what has not ended until then is
+// to be cut.
+func (p *Process) Draining() context.Context { return p.lifetime.draining }
+
+// Say writes a line to stderr, for people: the program's name, a colon and the
+// text, addresses included. It also goes to the log file, if there is one,
+// where addresses are hidden as everywhere.
+func (p *Process) Say(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	fmt.Fprintf(p.stderr, "%s: %s\n", p.program, scrub.Line(text))
+	if p.logFile != nil {
+		p.log.Log(context.Background(), LevelNotice, text)
+	}
+}
+
+// Print writes text to stdout as it is: the answer to -h or -version.
+func (p *Process) Print(text string) { p.stdout.Write([]byte(text)) }
+
+// EnvError tells tor, by ENV-ERROR, that the program cannot start, and returns
+// err for people. In a process that is not managed it only returns it.
+func (p *Process) EnvError(err error) error {
+	p.line("ENV-ERROR", scrub.ASCII(err.Error()))
+	return err
+}
+
+// proxyError tells tor that its proxy cannot be used.
+func (p *Process) proxyError(err error) error {
+	pt.ProxyError(scrub.ASCII(err.Error()))
+	return err
+}
+
+// CmethodError tells tor that the client's transport called method does not
+// start.
+func (p *Process) CmethodError(method string, err error) {
+	pt.CmethodError(scrub.ASCII(method), scrub.ASCII(err.Error()))
+}
+
+// SmethodError tells tor that the server's transport called method does not
+// start.
+func (p *Process) SmethodError(method string, err error) {
+	pt.SmethodError(scrub.ASCII(method), scrub.ASCII(err.Error()))
+}
+
+// Status tells tor what the transport does, as a STATUS line, which tor hands
+// on to whoever listens for PT_STATUS at its control port. pairs are keys and
+// values in turn. A key is of letters, digits, dash and underscore; a value
+// may hold anything, but addresses in it are not hidden. Nothing happens in a
+// process that is not managed.
+func (p *Process) Status(transport string, pairs ...string) {
+	line := "TRANSPORT=" + statusValue(transport)
+	for i := 0; i+1 < len(pairs); i += 2 {
+		line += " " + pairs[i] + "=" + statusValue(pairs[i+1])
+	}
+	p.line("STATUS", line)
+}
+
+// statusValue writes v bare where it is a plain word, as the specification's
+// examples have it, otherwise as a quoted string with octal escapes (CString,
+// control-spec section 2.1.1).
+func statusValue(v string) string {
+	plain := func(r rune) bool {
+		return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-_.:[]/", r)
+	}
+	if v != "" && !strings.ContainsFunc(v, func(r rune) bool { return !plain(r) }) {
+		return v
+	}
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, c := range []byte(v) {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' {
+			fmt.Fprintf(&b, `\%03o`, c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+// line writes one line of the protocol. args holds printable ASCII only.
+func (p *Process) line(keyword, args string) {
+	if p.managed {
+		fmt.Fprintf(p.stdout, "%s %s\n", keyword, args)
+	}
+}
+
+// Close ends the process' goroutines, after the last lines were read or a
+// second has passed without a reader for them. The one that waits for the end
+// of stdin, or for a reader, ends with the process.
+func (p *Process) Close() {
+	signal.Stop(p.signals)
+	p.lifetime.close()
+	p.stdout.Close()
+	p.stderr.Close()
+	if p.logFile != nil {
+		p.logFile.Close()
+		p.file.Close()
+	}
+}
+
+// Version returns the version of the running program as the Go toolchain
+// recorded it: a release's tag, otherwise the commit's time and hash.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	var revision string
+	var at time.Time
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			revision = s.Value
+		case "vcs.time":
+			at, _ = time.Parse(time.RFC3339, s.Value)
+		}
+	}
+	if revision == "" {
+		return "unknown"
+	}
+	return at.UTC().Format("20060102") + "-" + revision[:min(12, len(revision))]
+}
