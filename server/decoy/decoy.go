@@ -1,0 +1,163 @@
+// Package decoy answers whoever is not a client, as an ordinary web site does.
+//
+// There are three sites to choose from: a folder of files, another site behind
+// a reverse proxy, and, when nothing was chosen, a placeholder page. The files
+// and the error pages look like those of nginx behind a reverse proxy written
+// in Go, which is a common sight (Traefik and Caddy are such proxies): the
+// words and headers are nginx's, while the order of the headers, the "Etag"
+// spelling and the answers to malformed HTTP are net/http's, which a handler
+// cannot change.
+//
+// Files are answered for from the head of the request alone, as nginx does. A
+// body for another site is passed on within limits of size and time.
+package decoy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+const (
+	// maxBody is the largest request body in bytes that is not refused with
+	// 413 (nginx: client_max_body_size, 1 MB).
+	maxBody = 1 << 20
+
+	// bodyTimeout is the time for a whole request body. nginx allows 60 s
+	// between two reads; a bound on the whole leaves nothing to trickle into.
+	bodyTimeout = 60 * time.Second
+
+	// sendTimeout is the time that the other side may take to accept one
+	// buffer of the answer (nginx: send_timeout).
+	sendTimeout = 60 * time.Second
+)
+
+// A Decoy is the web site that strangers see. It is an http.Handler and safe
+// for concurrent use.
+type Decoy struct {
+	site  http.Handler
+	files bool // site answers from the head
+	close func() error
+}
+
+// New returns the decoy that spec names: a URL (http or https) of another
+// site, a folder, or, when spec is empty, the placeholder page, whose date of
+// change is modified. An error names spec and what is wrong with it.
+// log receives failures of the other site.
+func New(spec string, modified time.Time, log *slog.Logger) (*Decoy, error) {
+	switch {
+	case spec == "":
+		return &Decoy{site: placeholder(modified), files: true, close: func() error { return nil }}, nil
+	case strings.Contains(spec, "://"):
+		target, err := url.Parse(spec)
+		if err != nil {
+			return nil, fmt.Errorf("decoy %q is not a URL: %w", spec, errors.Unwrap(err))
+		}
+		if target.Scheme != "http" && target.Scheme != "https" {
+			return nil, fmt.Errorf("decoy %q: the scheme must be http or https", spec)
+		}
+		if target.Host == "" || target.User != nil || target.RawQuery != "" || target.Fragment != "" {
+			return nil, fmt.Errorf("decoy %q: want scheme://host or scheme://host/path and nothing else", spec)
+		}
+		return newSite(target, log), nil
+	}
+	root, err := os.OpenRoot(spec)
+	if err != nil {
+		return nil, fmt.Errorf("decoy folder cannot be opened (want a folder or a URL): %w", err)
+	}
+	if _, err := root.Stat("index.html"); err != nil {
+		log.Warn("the decoy folder has no index.html: / answers 403 Forbidden", "folder", spec)
+	}
+	return &Decoy{site: folder(root), files: true, close: root.Close}, nil
+}
+
+// Close releases the folder or the connections to the other site.
+func (d *Decoy) Close() error { return d.close() }
+
+// ServeHTTP answers r. A peer that is slow to send or to receive is cut.
+func (d *Decoy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	rc := http.NewResponseController(w)
+	body := r.ContentLength != 0
+	if body {
+		_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+	}
+	// net/http/1 would swallow up to 256 KB of the body before it sends the
+	// answer, where nginx answers for a file from the head.
+	ahead := body && d.files && r.ProtoMajor == 1 && rc.EnableFullDuplex() == nil
+
+	b := &boundedWriter{ResponseWriter: w, rc: rc}
+	b.extend()
+	switch {
+	case !saneTarget(r):
+		w.Header().Set("Connection", "close")
+		errorPage(b, r, http.StatusBadRequest)
+	case r.ContentLength > maxBody:
+		w.Header().Set("Connection", "close")
+		errorPage(b, r, http.StatusRequestEntityTooLarge)
+	default:
+		d.site.ServeHTTP(b, r)
+		if ahead && r.Header.Get("Expect") == "" {
+			_ = rc.Flush()
+			swallow(r.Body)
+		}
+	}
+}
+
+// swallow reads what is left of a body after the answer. net/http would do it,
+// but in full-duplex mode it then starts its watch for the end of the
+// connection too late, and panics at the next request. A body that does not
+// end takes the connection with it: what is left of it must not be parsed as a
+// request, which a proxy in front may have sent for somebody else.
+func swallow(body io.Reader) {
+	if n, err := io.CopyN(io.Discard, body, maxBody+1); err != io.EOF || n > maxBody {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// boundedWriter renews the deadline at each Write, so that a peer which takes
+// a large file slowly is served, and one that takes nothing is cut.
+type boundedWriter struct {
+	http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func (b *boundedWriter) extend() {
+	_ = b.rc.SetWriteDeadline(time.Now().Add(sendTimeout))
+}
+
+func (b *boundedWriter) Write(p []byte) (int, error) {
+	b.extend()
+	return b.ResponseWriter.Write(p)
+}
+
+// Unwrap lets http.ResponseController reach Flush.
+func (b *boundedWriter) Unwrap() http.ResponseWriter { return b.ResponseWriter }
+
+// saneTarget tells whether nginx would look for a resource at all: it answers
+// 400 to CONNECT, to "OPTIONS *", and to a path with a NUL or above the root.
+func saneTarget(r *http.Request) bool {
+	p := r.URL.Path
+	if r.Method == http.MethodConnect || !strings.HasPrefix(p, "/") || strings.ContainsRune(p, 0) {
+		return false
+	}
+	depth := 0
+	for segment := range strings.SplitSeq(p, "/") {
+		switch segment {
+		case "", ".":
+		case "..":
+			depth--
+		default:
+			depth++
+		}
+		if depth < 0 {
+			return false
+		}
+	}
+	return true
+}
