@@ -1,0 +1,42 @@
+package proc
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+)
+
+// Ports from firstPort to lastPort are handed out by FreePorts. They lie below
+// the range from which Linux takes the ports of outgoing connections (32768 to
+// 60999, ip_local_port_range in ip(7)), so none is taken by one of those
+// between FreePorts and the program that listens on it.
+const (
+	firstPort = 10000
+	lastPort  = 32000
+)
+
+// FreePorts returns n different TCP ports on which nobody listens on
+// 127.0.0.1. They are picked at random, so that harnesses that run at the same
+// time do not meet.
+func FreePorts(n int) ([]int, error) {
+	var ports []int
+	var held []net.Listener
+	defer func() {
+		for _, l := range held {
+			l.Close()
+		}
+	}()
+	for range 100*n + 1 {
+		if len(ports) == n {
+			return ports, nil
+		}
+		port := firstPort + rand.IntN(lastPort-firstPort+1)
+		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		held = append(held, l)
+		ports = append(ports, port)
+	}
+	return nil, fmt.Errorf("no %d free ports on 127.0.0.1 from %d to %d", n, firstPort, lastPort)
+}
