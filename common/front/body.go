@@ -1,0 +1,169 @@
+package front
+
+import (
+	"compress/gzip"
+	"compress/zlib"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/andybalholm/brotli"
+	"github.com/klauspost/compress/zstd"
+)
+
+// errTaken is what an attempt's body returns once the request has moved on to
+// another connection.
+var errTaken = errors.New("front: request moved to another connection")
+
+// A requestBody lends a request's body to one connection after another until
+// one of them reads from it. It is closed once, as http.RoundTripper promises.
+type requestBody struct {
+	body  io.ReadCloser
+	close func() error // closes body once
+}
+
+func newRequestBody(body io.ReadCloser) *requestBody {
+	return &requestBody{body: body, close: sync.OnceValue(body.Close)}
+}
+
+// An attempt is the body as one connection sees it.
+type attempt struct {
+	req *requestBody
+
+	mu     sync.Mutex
+	read   bool // Read was called: the body is this connection's for good
+	closed bool // Close was called before any Read
+	gone   bool // taken back
+	final  bool // there will be no other attempt
+}
+
+func (a *attempt) Read(p []byte) (int, error) {
+	a.mu.Lock()
+	if a.gone || a.closed {
+		a.mu.Unlock()
+		return 0, errTaken
+	}
+	a.read = true
+	a.mu.Unlock()
+	return a.req.body.Read(p)
+}
+
+// Close closes the body only if it will not be lent again.
+func (a *attempt) Close() error {
+	a.mu.Lock()
+	a.closed = true
+	pass := (a.read || a.final) && !a.gone
+	a.mu.Unlock()
+	if pass {
+		return a.req.close()
+	}
+	return nil
+}
+
+// takeBack returns whether the body is as it was before the attempt. If so,
+// the attempt can no longer read it.
+func (a *attempt) takeBack() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.gone = !a.read
+	return a.gone
+}
+
+// settle says that there will be no other attempt.
+func (a *attempt) settle() {
+	a.mu.Lock()
+	a.final = true
+	closed := a.closed
+	a.mu.Unlock()
+	if closed {
+		a.req.close()
+	}
+}
+
+// A responseBody gives its connection back when it has been read or closed,
+// and says in its errors which front they come from.
+type responseBody struct {
+	body io.ReadCloser
+	wrap func(error) error
+	end  func(error) // called once or more; nil at the body's proper end
+}
+
+func (b *responseBody) Read(p []byte) (int, error) {
+	n, err := b.body.Read(p)
+	switch {
+	case err == nil:
+	case err == io.EOF:
+		b.end(nil)
+	default:
+		b.end(err)
+		err = b.wrap(err)
+	}
+	return n, err
+}
+
+func (b *responseBody) Close() error {
+	err := b.body.Close()
+	b.end(nil)
+	if err != nil {
+		return b.wrap(err)
+	}
+	return nil
+}
+
+// undoCoding replaces the body of a response that came compressed by one that
+// decompresses as it is read. The servers of this project never compress, but
+// requests accept what a browser accepts, so a CDN may.
+func undoCoding(resp *http.Response) error {
+	coding := resp.Header.Get("Content-Encoding")
+	var open func(io.Reader) (io.Reader, error)
+	switch strings.ToLower(strings.TrimSpace(coding)) {
+	case "", "identity":
+		return nil
+	case "gzip", "x-gzip":
+		open = func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }
+	case "deflate":
+		open = func(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }
+	case "br":
+		open = func(r io.Reader) (io.Reader, error) { return brotli.NewReader(r), nil }
+	case "zstd":
+		open = func(r io.Reader) (io.Reader, error) {
+			// 8 MB is the window that RFC 9659 allows in HTTP; concurrency 1
+			// decodes without goroutines.
+			return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(8<<20))
+		}
+	default:
+		return fmt.Errorf("the answer has the unknown content coding %q: switch compression off at the CDN", coding)
+	}
+	resp.Body = &decoder{body: resp.Body, open: open}
+	resp.Header.Del("Content-Encoding")
+	resp.Header.Del("Content-Length")
+	resp.ContentLength = -1
+	resp.Uncompressed = true
+	return nil
+}
+
+// A decoder undoes a content coding. The format's header is read by the first
+// Read, not before.
+type decoder struct {
+	body io.ReadCloser
+	open func(io.Reader) (io.Reader, error)
+	r    io.Reader
+	err  error
+}
+
+func (d *decoder) Read(p []byte) (int, error) {
+	if d.r == nil && d.err == nil {
+		d.r, d.err = d.open(d.body)
+	}
+	if d.err != nil {
+		return 0, d.err
+	}
+	n, err := d.r.Read(p)
+	d.err = err
+	return n, err
+}
+
+func (d *decoder) Close() error { return d.body.Close() }

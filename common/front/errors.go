@@ -1,0 +1,90 @@
+package front
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+)
+
+// An Op is the step of an exchange that failed.
+type Op string
+
+// The steps, in the order in which an exchange takes them.
+const (
+	// OpResolve: DNS has no address for the name to dial. Nothing was sent.
+	OpResolve Op = "resolve"
+
+	// OpConnect: no TCP connection to the front, or none in time. Nothing was
+	// sent.
+	OpConnect Op = "connect"
+
+	// OpProxy: the configured proxy cannot be reached or refused; with a
+	// *ProxyError inside when the proxy answered. Nothing was sent.
+	OpProxy Op = "proxy"
+
+	// OpTLS: the handshake failed, or the certificate is not the front's.
+	// Nothing was sent.
+	OpTLS Op = "TLS handshake"
+
+	// OpWait: all connections were busy until the exchange's context ended.
+	// Nothing was sent, and nothing is known against the front.
+	OpWait Op = "wait for a free connection"
+
+	// OpHTTP: the exchange had a connection. The request may have reached the
+	// server or not, unless Unsent is set.
+	OpHTTP Op = "HTTP"
+)
+
+// Error is what RoundTrip returns, and what reading a response's body returns
+// other than io.EOF.
+//
+// It matches os.ErrDeadlineExceeded and context.DeadlineExceeded when time ran
+// out, and net.ErrClosed when the Front was closed. Its text names the front by
+// its domain; network addresses appear only in the text of Err.
+type Error struct {
+	Op    Op
+	Front string // the domain, as Name returns it
+
+	// Unsent says that no octet of the request's body was read: to send the
+	// request again repeats nothing.
+	Unsent bool
+
+	// Reused says that the connection had served exchanges before and ended
+	// under this one. Servers and CDNs end connections at will, so it tells
+	// nothing about the front's health: send the request again, now.
+	Reused bool
+
+	Err error
+}
+
+func (e *Error) Error() string {
+	return fmt.Sprintf("front %q: %s: %v", e.Front, e.Op, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Is makes every kind of time-out match os.ErrDeadlineExceeded as well as
+// context.DeadlineExceeded.
+func (e *Error) Is(target error) bool {
+	if target != os.ErrDeadlineExceeded && target != context.DeadlineExceeded {
+		return false
+	}
+	var timeout net.Error
+	return errors.As(e.Err, &timeout) && timeout.Timeout()
+}
+
+// Timeout reports whether time ran out.
+func (e *Error) Timeout() bool { return e.Is(os.ErrDeadlineExceeded) }
+
+// ProxyError is a proxy's refusal, in its own words.
+type ProxyError struct {
+	Scheme string // http, socks4a, socks5
+	Answer string // what it answered: octets of the proxy are quoted
+}
+
+func (e *ProxyError) Error() string {
+	return fmt.Sprintf("%s proxy answered %s", e.Scheme, e.Answer)
+}

@@ -1,0 +1,366 @@
+package front
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxProxyHead is the most that an HTTP proxy's answer to CONNECT may hold, in
+// bytes. Real ones stay under 1 KB; an error page comes after the head and is
+// not read.
+const maxProxyHead = 16 << 10
+
+// A proxyDialer reaches addresses through a proxy. Names are given to the
+// proxy as names and never resolved here.
+type proxyDialer struct {
+	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+	scheme string // http, socks4a, socks5
+	addr   string // host:port of the proxy
+	user   string
+	pass   string
+	auth   bool   // credentials were given
+	agent  string // User-Agent for CONNECT
+}
+
+// newProxyDialer checks u.
+func newProxyDialer(u *url.URL) (*proxyDialer, error) {
+	p := &proxyDialer{scheme: u.Scheme, addr: u.Host}
+	switch u.Scheme {
+	case "http", "socks4a", "socks5":
+	default:
+		return nil, fmt.Errorf("proxy: scheme %q; accepted: http, socks4a, socks5", u.Scheme)
+	}
+	if err := checkHostPort(u.Host); err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	if u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, errors.New("proxy: more than scheme, credentials, host and port; accepted: scheme://[user:password@]host:port")
+	}
+	if u.User != nil {
+		p.auth = true
+		p.user = u.User.Username()
+		p.pass, _ = u.User.Password()
+	}
+	switch {
+	case p.scheme == "http" && strings.Contains(p.user, ":"):
+		return nil, errors.New("proxy: an HTTP proxy's user name cannot hold a colon (RFC 7617 section 2)")
+	case p.scheme == "socks4a" && strings.ContainsRune(p.user, 0):
+		return nil, errors.New("proxy: a SOCKS4a user id cannot hold a zero octet")
+	case p.scheme == "socks4a" && p.pass != "":
+		return nil, errors.New("proxy: SOCKS4a has a user id but no password")
+	case p.scheme == "socks5" && p.auth && (p.user == "" || len(p.user) > 255 || p.pass == "" || len(p.pass) > 255):
+		return nil, errors.New("proxy: SOCKS5 user name and password are 1 to 255 bytes each (RFC 1929)")
+	}
+	return p, nil
+}
+
+// dialThrough returns a connection to addr, host:port, through the proxy.
+// ctx bounds the proxy's answer, not the connection.
+func (p *proxyDialer) dialThrough(ctx context.Context, addr string) (net.Conn, error) {
+	conn, err := p.dial(ctx, "tcp", p.addr)
+	if err != nil {
+		return nil, fmt.Errorf("%s proxy: %w", p.scheme, err)
+	}
+	// A deadline in the past ends a blocked Read or Write when ctx ends.
+	expired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		conn.SetDeadline(time.Unix(1, 0))
+		close(expired)
+	})
+	err = p.handshake(conn, addr)
+	if !stop() {
+		<-expired
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		conn.Close()
+		if refused := (*ProxyError)(nil); errors.As(err, &refused) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%s proxy: %w", p.scheme, err)
+	}
+	return conn, nil
+}
+
+func (p *proxyDialer) handshake(conn io.ReadWriter, addr string) error {
+	host, port, err := splitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	switch p.scheme {
+	case "http":
+		return p.connectHTTP(conn, addr)
+	case "socks4a":
+		return p.connectSOCKS4a(conn, host, port)
+	default:
+		return p.connectSOCKS5(conn, host, port)
+	}
+}
+
+// connectHTTP asks for a tunnel by CONNECT (RFC 9110 section 9.3.6).
+func (p *proxyDialer) connectHTTP(conn io.ReadWriter, addr string) error {
+	req := fmt.Appendf(nil, "CONNECT %s HTTP/1.1\r\nHost: %s\r\nProxy-Connection: keep-alive\r\nUser-Agent: %s\r\n", addr, addr, p.agent)
+	if p.auth {
+		req = fmt.Appendf(req, "Proxy-Authorization: Basic %s\r\n", base64.StdEncoding.EncodeToString([]byte(p.user+":"+p.pass)))
+	}
+	if _, err := conn.Write(append(req, "\r\n"...)); err != nil {
+		return err
+	}
+	head, err := readProxyHead(conn)
+	if err != nil {
+		return err
+	}
+	return checkProxyHead(head)
+}
+
+// readProxyHead reads up to and including the empty line that ends the head of
+// an HTTP response. It takes one byte at a time because what follows belongs
+// to the tunnel. The end of the stream before that is io.ErrUnexpectedEOF.
+func readProxyHead(r io.Reader) ([]byte, error) {
+	var head []byte
+	var one [1]byte
+	for len(head) < maxProxyHead {
+		if _, err := io.ReadFull(r, one[:]); err != nil {
+			return nil, fmt.Errorf("reading the answer to CONNECT: %w", noEOF(err))
+		}
+		head = append(head, one[0])
+		if bytes.HasSuffix(head, []byte("\r\n\r\n")) || bytes.HasSuffix(head, []byte("\n\n")) {
+			return head, nil
+		}
+	}
+	return nil, &ProxyError{Scheme: "http", Answer: fmt.Sprintf("with a head of more than %d bytes", maxProxyHead)}
+}
+
+// checkProxyHead returns nil when head is that of a 2xx response, else a
+// *ProxyError that quotes the status line.
+func checkProxyHead(head []byte) error {
+	line, _, _ := bytes.Cut(head, []byte("\n"))
+	line = bytes.TrimSuffix(line, []byte("\r"))
+	version, rest, _ := bytes.Cut(line, []byte(" "))
+	code, _, _ := bytes.Cut(rest, []byte(" "))
+	switch string(version) {
+	case "HTTP/1.0", "HTTP/1.1":
+		if len(code) == 3 && code[0] == '2' && isDigit(code[1]) && isDigit(code[2]) {
+			return nil
+		}
+	}
+	const enough = 200 // bytes of a status line that a log can use
+	return &ProxyError{Scheme: "http", Answer: fmt.Sprintf("%q", line[:min(len(line), enough)])}
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+// connectSOCKS4a asks for a connection by SOCKS 4A. IPv6 addresses have no
+// place in that protocol.
+func (p *proxyDialer) connectSOCKS4a(conn io.ReadWriter, host string, port uint16) error {
+	req := []byte{4, 1}
+	req = binary.BigEndian.AppendUint16(req, port)
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case err != nil:
+		// An address 0.0.0.x with x not 0 says that a name follows.
+		req = append(req, 0, 0, 0, 1)
+	case ip.Unmap().Is4():
+		ip4 := ip.Unmap().As4()
+		req = append(req, ip4[:]...)
+	default:
+		return errors.New("SOCKS4a has no IPv6 addresses; use a name, or a SOCKS5 or HTTP proxy")
+	}
+	req = append(append(req, p.user...), 0)
+	if err != nil {
+		req = append(append(req, host...), 0)
+	}
+	if _, err := conn.Write(req); err != nil {
+		return err
+	}
+	var reply [8]byte
+	if _, err := io.ReadFull(conn, reply[:]); err != nil {
+		return fmt.Errorf("reading the SOCKS4a reply: %w", noEOF(err))
+	}
+	return checkSOCKS4a(reply)
+}
+
+func checkSOCKS4a(reply [8]byte) error {
+	if reply[0] != 0 {
+		return &ProxyError{Scheme: "socks4a", Answer: fmt.Sprintf("something that is not SOCKS4a: %q", reply)}
+	}
+	var why string
+	switch reply[1] {
+	case 90:
+		return nil
+	case 91:
+		why = "request rejected or failed"
+	case 92:
+		why = "no identd on the client"
+	case 93:
+		why = "identd and user id differ"
+	default:
+		why = "unknown"
+	}
+	return &ProxyError{Scheme: "socks4a", Answer: fmt.Sprintf("%d (%s)", reply[1], why)}
+}
+
+// SOCKS5 replies (RFC 1928 section 6).
+var socks5Replies = [...]string{
+	1: "general failure",
+	2: "not allowed by its rules",
+	3: "network unreachable",
+	4: "host unreachable",
+	5: "connection refused",
+	6: "TTL expired",
+	7: "command not supported",
+	8: "address type not supported",
+}
+
+// connectSOCKS5 asks for a connection by SOCKS 5 (RFC 1928), with user name and
+// password (RFC 1929) if there are any.
+func (p *proxyDialer) connectSOCKS5(conn io.ReadWriter, host string, port uint16) error {
+	const (
+		version      = 5
+		noAuth       = 0
+		userPass     = 2
+		noneAccepted = 0xff
+	)
+	refused := func(format string, args ...any) error {
+		return &ProxyError{Scheme: "socks5", Answer: fmt.Sprintf(format, args...)}
+	}
+
+	hello := []byte{version, 1, noAuth}
+	if p.auth {
+		hello = []byte{version, 2, noAuth, userPass}
+	}
+	if _, err := conn.Write(hello); err != nil {
+		return err
+	}
+	var two [2]byte
+	if _, err := io.ReadFull(conn, two[:]); err != nil {
+		return fmt.Errorf("reading the SOCKS5 method: %w", noEOF(err))
+	}
+	switch {
+	case two[0] != version:
+		return refused("something that is not SOCKS5: %q", two)
+	case two[1] == noAuth:
+	case two[1] == userPass && p.auth:
+		req := []byte{1, byte(len(p.user))}
+		req = append(req, p.user...)
+		req = append(req, byte(len(p.pass)))
+		req = append(req, p.pass...)
+		if _, err := conn.Write(req); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(conn, two[:]); err != nil {
+			return fmt.Errorf("reading the SOCKS5 authentication status: %w", noEOF(err))
+		}
+		if two[1] != 0 {
+			return refused("%d (user name or password wrong)", two[1])
+		}
+	case two[1] == noneAccepted && p.auth:
+		return refused("that it accepts neither no authentication nor a password")
+	case two[1] == noneAccepted:
+		return refused("that it wants credentials; none were given")
+	default:
+		return refused("with a method that was not offered: %d", two[1])
+	}
+
+	req := []byte{version, 1, 0}
+	if ip, err := netip.ParseAddr(host); err != nil {
+		if len(host) > 255 {
+			return errors.New("SOCKS5 takes names of at most 255 bytes")
+		}
+		req = append(req, 3, byte(len(host)))
+		req = append(req, host...)
+	} else if ip = ip.Unmap(); ip.Is4() {
+		req = append(append(req, 1), ip.AsSlice()...)
+	} else {
+		req = append(append(req, 4), ip.AsSlice()...)
+	}
+	req = binary.BigEndian.AppendUint16(req, port)
+	if _, err := conn.Write(req); err != nil {
+		return err
+	}
+	return readSOCKS5Reply(conn)
+}
+
+// readSOCKS5Reply reads a reply to CONNECT to its end. The bound address in it
+// is of no use here.
+func readSOCKS5Reply(r io.Reader) error {
+	refused := func(format string, args ...any) error {
+		return &ProxyError{Scheme: "socks5", Answer: fmt.Sprintf(format, args...)}
+	}
+	// The shortest reply that can be one has this many octets before its
+	// address: version, reply, reserved, address type, and the first octet of
+	// the address, which is its length when it is a name.
+	var head [5]byte
+	if _, err := io.ReadFull(r, head[:4]); err != nil {
+		return fmt.Errorf("reading the SOCKS5 reply: %w", noEOF(err))
+	}
+	if head[0] != 5 {
+		return refused("something that is not SOCKS5: %q", head[:4])
+	}
+	if code := head[1]; code != 0 {
+		why := "unknown"
+		if int(code) < len(socks5Replies) {
+			why = socks5Replies[code]
+		}
+		return refused("%d (%s)", code, why)
+	}
+	var rest int64
+	switch head[3] {
+	case 1:
+		rest = 4 + 2
+	case 4:
+		rest = 16 + 2
+	case 3:
+		if _, err := io.ReadFull(r, head[4:]); err != nil {
+			return fmt.Errorf("reading the SOCKS5 reply: %w", noEOF(err))
+		}
+		rest = int64(head[4]) + 2
+	default:
+		return refused("with an address of unknown type %d", head[3])
+	}
+	if _, err := io.CopyN(io.Discard, r, rest); err != nil {
+		return fmt.Errorf("reading the SOCKS5 reply: %w", noEOF(err))
+	}
+	return nil
+}
+
+// noEOF turns the end of the stream, where an answer was due, into
+// io.ErrUnexpectedEOF.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// splitHostPort splits and checks an address to dial.
+func splitHostPort(addr string) (host string, port uint16, err error) {
+	host, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", 0, fmt.Errorf("%q is not host:port", addr)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		return "", 0, fmt.Errorf("%q: the port is a number from 1 to 65535", addr)
+	}
+	return host, uint16(n), nil
+}
+
+func checkHostPort(addr string) error {
+	host, _, err := splitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	return checkHost(host)
+}
