@@ -1,0 +1,211 @@
+// Package floors checks that a package imports only floors below its own.
+package floors
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "turbotunnel/"
+
+// A pkg is what go list says of a package of the module.
+type pkg struct {
+	ImportPath   string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+}
+
+// floors are the packages of the product from the ground up, by their folder;
+// a folder stands for what is in it as well. A package may import the floors
+// below its own, and the packages of its own line in front of it.
+var floors = [][]string{
+	{"common/scrub", "common/relay", "common/ptproc"}, // of no floor: each on its own
+	{"common/wire", "common/handshake"},
+	{"common/carrier"},
+	{"common/front"},
+	{"common/engine", "common/engines"}, // below it only by the rules further down
+	{"common/tunnel"},
+	{"client", "server"},
+	{"test"},
+}
+
+const goptlib = "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
+
+// A rule says what the packages of a folder must not import, tests included.
+type rule struct {
+	who    string // a folder
+	except []string
+	not    string // a folder of the module, or an import path outside it
+	why    string
+}
+
+var rules = []rule{
+	{who: "common/engine", not: "net/http", why: "the engine floor knows net, not HTTP"},
+	{who: "common/engine", not: "common/carrier", why: "an engine runs on any net.PacketConn"},
+	{who: "common/engine", not: "common/front", why: "an engine runs on any net.PacketConn"},
+	{who: "common/engine", not: "common/wire", why: "an engine runs on any net.PacketConn"},
+	{who: "common/engine", not: "common/handshake", why: "an engine runs on any net.PacketConn"},
+	{who: "common/wire", not: "net/http", why: "the record floor knows no HTTP"},
+	{who: "common/handshake", not: "net/http", why: "the record floor knows no HTTP"},
+	{who: "common/carrier", not: "common/engine", why: "the carrier knows no engine"},
+	{who: "common/carrier", not: "common/engines", why: "the carrier knows no engine"},
+	{who: "common/front", not: "common/engine", why: "HTTP knows no engine"},
+	{who: "common/front", not: "common/engines", why: "HTTP knows no engine"},
+	{
+		who: "", except: []string{"client", "server", "common/ptproc"}, not: goptlib,
+		why: "only the programs know Tor",
+	},
+	{who: "client", not: "server", why: "the programs share packages of common/"},
+	{who: "server", not: "client", why: "the programs share packages of common/"},
+}
+
+// notEngines are the packages under common/engine that are no concrete engine.
+var notEngines = []string{"common/engine", "common/engine/enginetest", "common/engine/internal"}
+
+// vague are names that say nothing of what a package holds.
+var vague = []string{"util", "utils", "helper", "helpers", "misc", "lib", "common", "shared", "base"}
+
+// in tells whether the import path is the folder or inside it. A folder's path
+// counts from the module; the empty folder is the whole module.
+func in(importPath, folder string) bool {
+	if folder == "" {
+		return strings.HasPrefix(importPath, module)
+	}
+	for _, dir := range []string{module + folder, folder} {
+		if importPath == dir || strings.HasPrefix(importPath, dir+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// place returns where in floors a package stands.
+func place(importPath string) (floor, position int, ok bool) {
+	for floor, folders := range floors {
+		for position, folder := range folders {
+			if in(importPath, folder) {
+				return floor, position, true
+			}
+		}
+	}
+	return 0, 0, false
+}
+
+// check returns what is wrong with the packages, a sentence each.
+func check(packages []pkg) []string {
+	var wrong []string
+	for _, p := range packages {
+		who := strings.TrimPrefix(p.ImportPath, module)
+		floor, position, ok := place(p.ImportPath)
+		if !ok {
+			wrong = append(wrong, who+" stands on no floor: give it its place in floors")
+			continue
+		}
+		if slices.Contains(vague, path.Base(who)) {
+			wrong = append(wrong, who+" has a name that says nothing")
+		}
+		for _, imported := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			what := strings.TrimPrefix(imported, module)
+			f, pos, ours := place(imported)
+			ours = ours && in(imported, "")
+			if ours && (f > floor || f == floor && pos > position) {
+				wrong = append(wrong, fmt.Sprintf("%s imports %s, which stands above it", who, what))
+			}
+			for _, r := range rules {
+				if in(p.ImportPath, r.who) && !anyIn(p.ImportPath, r.except) && in(imported, r.not) {
+					wrong = append(wrong, fmt.Sprintf("%s imports %s: %s", who, what, r.why))
+				}
+			}
+			concrete := ours && in(imported, "common/engine") && !slices.Contains(notEngines, what) &&
+				!in(imported, "common/engine/internal")
+			names := in(p.ImportPath, "common/engines") || in(p.ImportPath, "common/tunnel") || in(imported, who)
+			if concrete && !names {
+				wrong = append(wrong, fmt.Sprintf("%s imports %s: only the table of engines names one", who, what))
+			}
+		}
+	}
+	return wrong
+}
+
+func anyIn(importPath string, folders []string) bool {
+	return slices.ContainsFunc(folders, func(folder string) bool { return in(importPath, folder) })
+}
+
+func TestFloors(t *testing.T) {
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", module+"...")
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, exit.Stderr)
+		}
+		t.Fatalf("go list: %v", err)
+	}
+	var packages []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		err := dec.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+	if len(packages) < 2 {
+		t.Fatalf("go list found %d packages", len(packages))
+	}
+	for _, wrong := range check(packages) {
+		t.Error(wrong)
+	}
+}
+
+// TestCheck breaks each kind of rule once.
+func TestCheck(t *testing.T) {
+	for _, test := range []struct {
+		who, imports string
+		want         string // part of the one thing wrong; empty: nothing is
+	}{
+		{"common/tunnel", "common/carrier", ""},
+		{"common/tunnel", "common/engine/kcp", ""},
+		{"common/engines", "common/engine/kcp", ""},
+		{"common/engine/kcpsmux", "common/engine/internal/duplex", ""},
+		{"client", goptlib, ""},
+		{"common/ptproc", goptlib, ""},
+		{"test/e2e", "test/tornet", ""},
+		{"common/carrier", "common/tunnel", "stands above"},
+		{"common/wire", "common/carrier", "stands above"},
+		{"common/tunnel", "client", "stands above"},
+		{"common/scrub", "test/proc", "stands above"},
+		{"server", "test/target", "stands above"},
+		{"common/engine/kcp", "net/http", "not HTTP"},
+		{"common/engine/kcp", "net/http/httptest", "not HTTP"},
+		{"common/engine/quic", "common/carrier", "any net.PacketConn"},
+		{"common/wire", "net/http", "no HTTP"},
+		{"common/carrier", goptlib, "know Tor"},
+		{"common/front", goptlib, "know Tor"},
+		{"client", "common/engine/kcp", "table of engines"},
+		{"server", "client", "share packages"},
+		{"common/util", "net", "no floor"},
+		{"common/wire/util", "net", "says nothing"},
+		{"tools", "net", "no floor"},
+	} {
+		imports := test.imports
+		if _, _, ours := place(module + imports); ours {
+			imports = module + imports
+		}
+		got := check([]pkg{{ImportPath: module + test.who, TestImports: []string{imports}}})
+		if test.want == "" && len(got) > 0 || test.want != "" && (len(got) != 1 || !strings.Contains(got[0], test.want)) {
+			t.Errorf("%s importing %s: %q, want %q", test.who, test.imports, got, test.want)
+		}
+	}
+}
