@@ -52,14 +52,15 @@ func (s *sink) replace(groups []string, a slog.Attr) slog.Attr {
 	if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey || a.Key == slog.MessageKey) {
 		return slog.Attr{}
 	}
-	if s.unsafe {
-		return a
-	}
-	if a.Key == AddrKey {
+	if a.Key == AddrKey && !s.unsafe {
 		return slog.String(a.Key, scrub.Hidden)
 	}
-	if err, ok := a.Value.Any().(error); ok && err != nil {
-		return slog.String(a.Key, scrub.Error(err))
+	if err, ok := a.Value.Any().(error); ok {
+		text := err.Error()
+		if !s.unsafe {
+			text = scrub.Error(err)
+		}
+		return slog.String(a.Key, oneLine(text))
 	}
 	return a
 }
@@ -111,6 +112,9 @@ func (h *handler) text(ctx context.Context, r slog.Record) string {
 	}
 	return clean(text, h.unsafe)
 }
+
+// oneLine writes the lines of an errors.Join as one sentence.
+func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
 
 // clean makes text fit for a log: one line, not too long, no addresses.
 func clean(text string, unsafe bool) string {

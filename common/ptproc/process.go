@@ -113,7 +113,7 @@ func (p *Process) Draining() context.Context { return p.lifetime.draining }
 // text, addresses included. It also goes to the log file, if there is one,
 // where addresses are hidden as everywhere.
 func (p *Process) Say(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
+	text := oneLine(fmt.Sprintf(format, args...))
 	fmt.Fprintf(p.stderr, "%s: %s\n", p.program, scrub.Line(text))
 	if p.logFile != nil {
 		p.log.Log(context.Background(), LevelNotice, text)
@@ -126,26 +126,26 @@ func (p *Process) Print(text string) { p.stdout.Write([]byte(text)) }
 // EnvError tells tor, by ENV-ERROR, that the program cannot start, and returns
 // err for people. In a process that is not managed it only returns it.
 func (p *Process) EnvError(err error) error {
-	p.line("ENV-ERROR", scrub.ASCII(err.Error()))
+	p.line("ENV-ERROR", scrub.ASCII(oneLine(err.Error())))
 	return err
 }
 
 // proxyError tells tor that its proxy cannot be used.
 func (p *Process) proxyError(err error) error {
-	pt.ProxyError(scrub.ASCII(err.Error()))
+	pt.ProxyError(scrub.ASCII(oneLine(err.Error())))
 	return err
 }
 
 // CmethodError tells tor that the client's transport called method does not
 // start.
 func (p *Process) CmethodError(method string, err error) {
-	pt.CmethodError(scrub.ASCII(method), scrub.ASCII(err.Error()))
+	pt.CmethodError(scrub.ASCII(method), scrub.ASCII(oneLine(err.Error())))
 }
 
 // SmethodError tells tor that the server's transport called method does not
 // start.
 func (p *Process) SmethodError(method string, err error) {
-	pt.SmethodError(scrub.ASCII(method), scrub.ASCII(err.Error()))
+	pt.SmethodError(scrub.ASCII(method), scrub.ASCII(oneLine(err.Error())))
 }
 
 // Status tells tor what the transport does, as a STATUS line, which tor hands

@@ -1,0 +1,104 @@
+package ptproc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+
+	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
+)
+
+// capture makes goptlib write to the returned buffer during the test.
+func capture(t *testing.T) *bytes.Buffer {
+	var buf bytes.Buffer
+	before := pt.Stdout
+	pt.Stdout = &buf
+	t.Cleanup(func() { pt.Stdout = before })
+	return &buf
+}
+
+func TestLogLine(t *testing.T) {
+	tor := capture(t)
+	var file bytes.Buffer
+	log := slog.New(newHandler(&file, false, true))
+	log.With("session", "abc").WithGroup("g").Warn("peer at 192.0.2.1 said \"hé\x1b\n\"", AddrKey, "front.example",
+		"err", &net.DNSError{Err: "no such host", Name: "front.example"}, "n", 7)
+	// The file's line begins with the time.
+	_, line, _ := strings.Cut(file.String(), " warning ")
+	want := `peer at [scrubbed] said "hé\x1b\n" session=abc g.addr=[scrubbed] g.err="lookup [scrubbed]: no such host" g.n=7` + "\n"
+	if line != want {
+		t.Errorf("file:\n got %q\nwant %q", line, want)
+	}
+	want = `LOG SEVERITY=warning MESSAGE="peer at [scrubbed] said \042h\134u00e9\134x1b\134n\042 session=abc g.addr=[scrubbed] g.err=\042lookup [scrubbed]: no such host\042 g.n=7"` + "\n"
+	if tor.String() != want {
+		t.Errorf("tor:\n got %q\nwant %q", tor.String(), want)
+	}
+}
+
+func TestUnsafeLogging(t *testing.T) {
+	var file bytes.Buffer
+	log := slog.New(newHandler(&file, true, false))
+	log.Info("peer at 192.0.2.1", AddrKey, "front.example", "err", errors.Join(errors.New("one"), errors.New("two\x1b")))
+	_, line, _ := strings.Cut(file.String(), " info ")
+	want := `peer at 192.0.2.1 addr=front.example err="one; two\x1b"` + "\n"
+	if line != want {
+		t.Errorf("got %q\nwant %q", line, want)
+	}
+}
+
+func TestSeverities(t *testing.T) {
+	tor := capture(t)
+	log := slog.New(newHandler(new(bytes.Buffer), false, true))
+	for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, LevelNotice, slog.LevelWarn, slog.LevelError} {
+		log.Log(context.Background(), level, "m")
+	}
+	want := ""
+	for _, severity := range []string{"info", "notice", "warning", "error"} {
+		want += fmt.Sprintf("LOG SEVERITY=%s MESSAGE=\"m\"\n", severity)
+	}
+	if tor.String() != want {
+		t.Errorf("got\n%swant\n%s", tor.String(), want)
+	}
+}
+
+func TestLongLineIsCut(t *testing.T) {
+	var file bytes.Buffer
+	log := slog.New(newHandler(&file, false, false))
+	log.Info(strings.Repeat("\x00", 1<<20))
+	if n := file.Len(); n > lineLimit+100 {
+		t.Errorf("the line is %d bytes long", n)
+	}
+	if !strings.HasSuffix(file.String(), " [cut]\n") {
+		t.Error("the line does not say that it was cut")
+	}
+}
+
+func TestConcurrentLogging(t *testing.T) {
+	var got bytes.Buffer
+	w := newLineWriter(&got, nil)
+	log := slog.New(newHandler(w, false, false))
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for range 20 {
+				log.With("i", i).Info("m", "k", "v")
+			}
+		})
+	}
+	wg.Wait()
+	w.Close()
+	for line := range strings.Lines(got.String()) {
+		if !strings.Contains(line, " info m i=") || !strings.HasSuffix(line, " k=v\n") {
+			t.Fatalf("torn line %q", line)
+		}
+	}
+	if n := strings.Count(got.String(), "\n"); n != 160 {
+		t.Errorf("%d lines, want 160", n)
+	}
+}
