@@ -134,3 +134,11 @@ func cutUvarint(b []byte, limit uint64) (v uint64, rest []byte, err error) {
 	}
 	return v, b[n:], nil
 }
+
+// Fill takes the lowest gap as filled.
+func (s *Set) Fill() {
+	if len(s.Spans) > 0 {
+		s.Low = s.Spans[0].End
+		s.Spans = slices.Delete(s.Spans, 0, 1)
+	}
+}

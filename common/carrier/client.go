@@ -1,0 +1,516 @@
+package carrier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"turbotunnel/common/handshake"
+	"turbotunnel/common/wire"
+)
+
+const (
+	// maxUploads and maxDownloads bound the exchanges in flight in each
+	// direction where many are possible: 16 answers of 1 MB fill 500 Mbit/s at
+	// 200 ms, and engines want acknowledgements to leave at once.
+	maxUploads   = 32
+	maxDownloads = 16
+
+	// maxAnswer is the size in bytes of the largest answer that a client asks
+	// for, unless it is streamed.
+	maxAnswer = 1 << 20
+
+	// maxStream and streamAge end a streamed answer: before a CDN does, and
+	// before a transfer that lasts looks like nothing else on the web.
+	maxStream   = 256 << 20
+	streamAge   = 60 * time.Second
+	streamQuiet = 20 * time.Second
+
+	// manyBytes in an answer say that there is more to come.
+	manyBytes = 32 << 10
+
+	// handshakeTime is how long a session may take to be established, and
+	// handshakeTries how many times in a row it may fail in one way.
+	handshakeTime  = 45 * time.Second
+	handshakeTries = 3
+
+	// staleHello is the age at which a first message is made anew: short of
+	// the time after which the server would refuse it.
+	staleHello = handshake.Skew / 2
+
+	// foreignAnswers in a row, from a path that was good, say that the server
+	// does not know the session any more.
+	foreignAnswers = 3
+
+	// farewellTime bounds the attempt to tell the server that a session ended.
+	farewellTime = 3 * time.Second
+
+	minBackoff  = 100 * time.Millisecond
+	maxBackoff  = 700 * time.Millisecond // while an outage may end any moment
+	lateBackoff = 10 * time.Second       // after lateAfter
+	lateAfter   = time.Minute
+)
+
+// ClientConfig says how a Client reaches its server.
+type ClientConfig struct {
+	Transport Transport
+	URL       *url.URL // of the server; requests go to paths below its path
+	Key       handshake.PublicKey
+	Engine    string // the engine's name, told to the server
+	Mode      Mode
+	Log       *slog.Logger // nil: nothing is logged
+}
+
+// A Client is the client's side of one session. Safe for concurrent use.
+type Client struct {
+	cfg    ClientConfig
+	log    *slog.Logger
+	target string // URL of this session's requests; owned by run
+	link   *link
+	conn   *Conn
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	ready   chan struct{} // closed when the server has answered
+	isReady sync.Once
+	suspect chan struct{} // closed when the server seems not to know the session
+	done    chan struct{}
+	err     error // why it ended; set before done is closed
+
+	results chan result
+	wg      sync.WaitGroup // exchanges
+
+	// Owned by run.
+	exchanges   uint64 // number of the next
+	uploads     int    // in flight, like downloads
+	downloads   int
+	want        int // downloads that shall be in flight
+	bodyLimit   int
+	failures    int // in a row
+	foreigns    int // likewise, of answers by somebody else
+	failingFrom time.Time
+	lastFailure time.Time
+	lastSuccess time.Time
+	notBefore   time.Time // the next exchange
+	suspected   bool
+	failure     error // the last one
+}
+
+// NewClient starts a session. It does not wait for the server.
+func NewClient(cfg ClientConfig) *Client {
+	log := cfg.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	l := newLink(nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &Client{
+		cfg:       cfg,
+		log:       log,
+		link:      l,
+		conn:      newConn(l, "server"),
+		ctx:       ctx,
+		cancel:    cancel,
+		ready:     make(chan struct{}),
+		suspect:   make(chan struct{}),
+		done:      make(chan struct{}),
+		results:   make(chan result, maxUploads+maxDownloads+1),
+		exchanges: 1, // 0 is the handshake
+		want:      1,
+		bodyLimit: MaxBody,
+	}
+	go c.run()
+	return c
+}
+
+// Conn is the engine's pipe. Closing it ends the session after what was
+// written has been sent, or farewellTime.
+func (c *Client) Conn() *Conn { return c.conn }
+
+// Ready is closed when the server has answered under its key.
+func (c *Client) Ready() <-chan struct{} { return c.ready }
+
+// Suspect is closed when a path that was good now answers like a web site: the
+// server does not know the session any more. The session goes on trying.
+func (c *Client) Suspect() <-chan struct{} { return c.suspect }
+
+// Done is closed when the session has ended and nothing of it is left.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Err says why the session ended, after Done: nil if this side closed it.
+func (c *Client) Err() error {
+	select {
+	case <-c.done:
+		return c.err
+	default:
+		return nil
+	}
+}
+
+// Close ends the session without telling the server more than Conn.Close has
+// begun to, and returns when nothing of it is left.
+func (c *Client) Close() {
+	c.link.close()
+	c.cancel()
+	<-c.done
+}
+
+func (c *Client) run() {
+	defer close(c.done)
+	err := c.handshake()
+	if err == nil {
+		err = c.carry()
+	}
+	c.cancel()
+	c.link.drop()
+	c.wg.Wait()
+	if isClosed(c.ready) || c.ctx.Err() == nil {
+		c.log.Debug("session ended", "error", err)
+	}
+	c.err = err
+}
+
+// established is called when message 2 has come.
+func (c *Client) established() {
+	c.isReady.Do(func() { close(c.ready) })
+}
+
+// An attempt is one first message, which is made when a connection is ready
+// to carry it and then repeated as it is until it is answered.
+type attempt struct {
+	id        handshake.ID
+	size      int
+	message   func() ([]byte, error)
+	initiator *handshake.Initiator
+	made      time.Time // when; zero before
+	date      string    // of a foreign answer to it
+}
+
+// newAttempt prepares a first message. hello holds the datagrams of earlier
+// ones: what this one takes from the queue is added to it.
+func (c *Client) newAttempt(clock time.Duration, hello *[]byte) *attempt {
+	a := &attempt{
+		id: handshake.NewID(c.cfg.Key),
+		// Room for what a TLS client says first, and no length of ours.
+		size: 2048 + rand.IntN(1500),
+	}
+	a.size = min(max(a.size, len(*hello)+handshake.MinMessage1), handshake.MaxMessage1)
+	c.target = strings.TrimSuffix(c.cfg.URL.String(), "/") + "/" + a.id.String()
+	a.message = sync.OnceValues(func() ([]byte, error) {
+		*hello = append(*hello, c.link.takeHello(handshake.HelloRoom(a.size, c.cfg.Engine)-len(*hello))...)
+		a.made = time.Now()
+		m, i, err := handshake.Initiate(c.cfg.Key, a.id, handshake.Hello{
+			Version:   handshake.Version,
+			Time:      a.made.Add(clock),
+			Engine:    c.cfg.Engine,
+			Datagrams: *hello,
+		}, a.size)
+		a.initiator = i
+		return m, err
+	})
+	return a
+}
+
+// handshake repeats the first message until the server has answered, or until
+// it is clear that it will not.
+func (c *Client) handshake() error {
+	deadline := time.Now().Add(handshakeTime)
+	var clock time.Duration // how far ours is behind the server's
+	var hello []byte
+	a := c.newAttempt(clock, &hello)
+	unreachable, foreign := 0, 0
+	for {
+		res, err := c.greet(a)
+		switch {
+		case err == nil:
+			c.lastSuccess = time.Now()
+			c.observe(res)
+			return nil
+		case c.ctx.Err() != nil:
+			return fmt.Errorf("%w: closed before the server answered", ErrLost)
+		case errors.Is(err, ErrRefused):
+			return err
+		case errors.Is(err, ErrNotServer):
+			foreign++
+			if off, wrong := wrongClock(a.date, clock); wrong {
+				c.log.Warn("the clock of this computer seems wrong: using the server's", "off", off.Round(time.Second))
+				clock = off
+				a = c.newAttempt(clock, &hello)
+				continue // at once, and once: the next Date will agree
+			}
+		default:
+			unreachable++
+		}
+		if foreign >= handshakeTries || unreachable >= handshakeTries || time.Now().After(deadline) {
+			return err
+		}
+		c.log.Debug("no answer from the server yet", "error", err)
+		if !c.pause(max(backoff(foreign+unreachable, 0), res.retryAfter)) {
+			return fmt.Errorf("%w: closed before the server answered", ErrLost)
+		}
+		if !a.made.IsZero() && time.Since(a.made) > staleHello {
+			a = c.newAttempt(clock, &hello)
+		}
+	}
+}
+
+// wrongClock tells by the Date of a foreign answer how far this clock is
+// behind, and whether that is more than clock says already.
+func wrongClock(date string, clock time.Duration) (off time.Duration, wrong bool) {
+	t, err := http.ParseTime(date)
+	if err != nil {
+		return 0, false
+	}
+	off = time.Until(t)
+	return off, (off - clock).Abs() > handshake.Skew/4
+}
+
+// refusal is the error that a server's answer means.
+func refusal(a handshake.Answer, engine string) error {
+	switch a.Status {
+	case handshake.Accepted:
+		return nil
+	case handshake.UnknownEngine:
+		return fmt.Errorf("%w: it has no engine %q, but %.200q: choose one with engine=", ErrRefused, engine, a.Text)
+	case handshake.UnknownVersion:
+		return fmt.Errorf("%w: this program speaks version %d of the protocol, the server up to %d: update the older one",
+			ErrRefused, handshake.Version, a.Version)
+	}
+	return fmt.Errorf("%w: status %d", ErrRefused, a.Status)
+}
+
+// pause waits, and tells whether the session goes on.
+func (c *Client) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-c.ctx.Done():
+		return false
+	case <-c.link.closed:
+		return false
+	}
+}
+
+// backoff is how long to wait after n failures in a row, the first of them
+// age ago.
+func backoff(n int, age time.Duration) time.Duration {
+	most := maxBackoff
+	if age > lateAfter {
+		most = lateBackoff
+	}
+	d := min(minBackoff<<min(max(n-1, 0), 10), most)
+	return d/2 + rand.N(d/2+1)
+}
+
+// carry makes exchanges until the session ends.
+func (c *Client) carry() error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		wait := c.launch(time.Now())
+		timer.Reset(wait)
+		select {
+		case <-c.ctx.Done():
+			return nil
+		case <-c.link.closed:
+			c.sayFarewell()
+			return nil
+		case <-c.link.wake:
+		case <-timer.C:
+		case res := <-c.results:
+			c.observe(res)
+			if res.closed {
+				c.link.finish()
+				select { // the engine reads the rest and closes
+				case <-c.link.closed:
+				case <-c.ctx.Done():
+				case <-time.After(farewellTime):
+				}
+				return fmt.Errorf("%w: ended by the server", ErrLost)
+			}
+		}
+		if idle := time.Since(c.lastSuccess); idle > Lifetime && c.failures > 0 {
+			return fmt.Errorf("%w: nothing came through for %v: %w", ErrLost, idle.Round(time.Second), c.failure)
+		}
+	}
+}
+
+// slots says how many exchanges may be in flight in each direction.
+func (c *Client) slots() (uploads, downloads int) {
+	n := c.cfg.Transport.MaxInFlight()
+	if n < 2 {
+		return 1, 1
+	}
+	return min(maxUploads, max(1, n/3)), min(maxDownloads, n-max(1, n/3))
+}
+
+// launch starts the exchanges that are due and says how long to wait before it
+// is called again, unless something happens.
+func (c *Client) launch(now time.Time) time.Duration {
+	const long = 30 * time.Second
+	if wait := c.notBefore.Sub(now); wait > 0 {
+		return wait
+	}
+	uploads, downloads := c.slots()
+	if c.failures > 1 {
+		// One exchange that is answered at once shows whether the path is back.
+		if c.uploads == 0 {
+			c.start(upload)
+		}
+		return long
+	}
+	wait := long
+	for {
+		due := c.link.dueIn(now)
+		if due < 0 {
+			due = c.link.newsIn(now)
+		}
+		if due < 0 {
+			break
+		}
+		if due > 0 || c.uploads >= uploads {
+			if due > 0 {
+				wait = min(wait, due)
+			}
+			break
+		}
+		c.start(upload)
+	}
+	want := min(c.want, downloads)
+	if c.cfg.Mode == Stream {
+		want = 1
+	}
+	for c.downloads < want {
+		c.start(download)
+	}
+	return wait
+}
+
+// start makes an exchange in a goroutine of its own, which run waits for.
+func (c *Client) start(k kind) {
+	number := c.exchanges
+	c.exchanges++
+	fields := wire.Head{Limit: maxAnswer}
+	var records []*sentRecord
+	switch k {
+	case upload:
+		c.uploads++
+		records = c.link.take(number, c.bodyLimit-minBody/2)
+	case download:
+		c.downloads++
+		fields.Hold = Hold
+		if c.cfg.Mode == Stream {
+			fields.Limit, fields.Stream, fields.Quiet = maxStream, streamAge, streamQuiet
+		}
+	case farewell:
+		fields.Close = wire.CloseDone
+		records = c.link.take(number, c.bodyLimit-minBody/2)
+	}
+	c.wg.Go(func() { c.results <- c.exchange(number, k, fields, records) })
+}
+
+// observe learns from how an exchange ended.
+func (c *Client) observe(res result) {
+	switch res.kind {
+	case upload:
+		c.uploads = max(0, c.uploads-1) // the handshake counts as one that was never started
+	case download:
+		c.downloads--
+	}
+	now := time.Now()
+	if res.good {
+		if c.failures > 1 {
+			c.log.Info("carrying again", "after", now.Sub(c.failingFrom).Round(time.Millisecond))
+		}
+		c.failures, c.foreigns, c.lastSuccess, c.notBefore = 0, 0, now, time.Time{}
+	}
+	if res.err == nil {
+		if res.kind == download {
+			switch {
+			case res.backlog > 0 || res.received >= manyBytes:
+				c.want = min(c.want*2, maxDownloads)
+			case res.received == 0:
+				c.want = max(1, c.want/2)
+			default:
+				c.want = max(1, c.want-1)
+			}
+		}
+		return
+	}
+	c.failure = res.err
+	if res.tooLarge {
+		c.bodyLimit = max(minBody, c.bodyLimit/2)
+		c.log.Info("the path refuses large requests: sending smaller ones", "bytes", c.bodyLimit)
+		return
+	}
+	if res.retryAfter > 0 {
+		c.notBefore = now.Add(res.retryAfter)
+	}
+	if res.good || c.failures > 0 && res.started.Before(c.lastFailure) {
+		return // it brought something, or it failed together with one that was counted
+	}
+	c.lastFailure = now
+	if c.failures == 0 {
+		c.failingFrom = now
+		c.log.Info("an exchange failed", "error", res.err)
+	}
+	c.failures++
+	if res.foreign {
+		if c.foreigns++; c.foreigns >= foreignAnswers && !c.suspected {
+			c.suspected = true
+			close(c.suspect)
+		}
+	}
+	if c.failures > 1 {
+		if at := now.Add(backoff(c.failures-1, now.Sub(c.failingFrom))); at.After(c.notBefore) {
+			c.notBefore = at
+		}
+	}
+}
+
+// sayFarewell sends what the engine has left behind and tells the server that
+// the session has ended, as far as farewellTime allows.
+func (c *Client) sayFarewell() {
+	deadline := time.NewTimer(farewellTime)
+	defer deadline.Stop()
+	c.start(farewell)
+	for {
+		select {
+		case res := <-c.results:
+			if res.kind != farewell {
+				continue
+			}
+			if res.err == nil || !c.pause0(deadline, minBackoff) {
+				return
+			}
+			c.start(farewell)
+		case <-deadline.C:
+			return
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+// pause0 waits d, and tells whether neither deadline nor the session ended
+// meanwhile.
+func (c *Client) pause0(deadline *time.Timer, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-deadline.C:
+	case <-c.ctx.Done():
+	}
+	return false
+}

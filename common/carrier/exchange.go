@@ -1,0 +1,313 @@
+package carrier
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"turbotunnel/common/wire"
+)
+
+const (
+	// patience is how long an exchange may stand still before it is given up,
+	// beyond the time that it was told to wait. Repair does not wait for it.
+	patience = 10 * time.Second
+
+	// maxRetryAfter bounds the time that a server may tell us to stay away.
+	maxRetryAfter = time.Minute
+)
+
+// kind is what an exchange is for.
+type kind uint8
+
+const (
+	upload   kind = iota // carries records and is answered at once
+	download             // is answered when there is something to say
+	farewell             // ends the session
+)
+
+// result is how an exchange ended.
+type result struct {
+	kind       kind
+	started    time.Time
+	received   int   // bytes of records in the answer
+	backlog    int   // bytes that waited at the server when the answer began
+	err        error // nil if the answer was the server's and came whole
+	good       bool  // the answer, or the beginning of it, was the server's
+	foreign    bool  // it was somebody else's
+	tooLarge   bool  // the body was
+	retryAfter time.Duration
+	closed     bool // the server has ended the session
+}
+
+// body is a request's body: a head and records, of known length. The records
+// are sealed when they are read.
+type body struct {
+	mu      sync.Mutex
+	head    []byte
+	records []*sentRecord
+	part    []byte // what is left of the one that is being read
+	key     *wire.Key
+	done    bool
+	size    int64
+	moved   func(last bool) // called when bytes were read
+}
+
+func newBody(head []byte, records []*sentRecord, key *wire.Key, moved func(bool)) *body {
+	b := &body{head: head, records: records, part: head, key: key, moved: moved, size: int64(len(head))}
+	for _, r := range records {
+		b.size += int64(r.size)
+	}
+	return b
+}
+
+func (b *body) Read(p []byte) (n int, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.done {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	for n < len(p) {
+		if len(b.part) == 0 {
+			if b.part = b.next(); b.part == nil {
+				break
+			}
+		}
+		m := copy(p[n:], b.part)
+		b.part = b.part[m:]
+		n += m
+	}
+	last := len(b.part) == 0 && len(b.records) == 0
+	if n > 0 {
+		b.moved(last)
+	}
+	if n == 0 && len(p) > 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// next moves to the next record. The buffer of the one before it is given back
+// only now: part was inside.
+func (b *body) next() []byte {
+	if b.head != nil {
+		b.head = nil
+	} else if len(b.records) > 0 {
+		b.records[0].buf.release()
+		b.records = b.records[1:]
+	}
+	if len(b.records) == 0 {
+		return nil
+	}
+	return b.records[0].unit(b.key)
+}
+
+func (b *body) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.done {
+		b.done = true
+		for _, r := range b.records {
+			r.buf.release()
+		}
+		b.records, b.part = nil, nil
+	}
+	return nil
+}
+
+// errForeign says that an answer was not the server's.
+type errForeign struct {
+	status int
+	kind   string // content type
+}
+
+func (e *errForeign) Error() string {
+	return fmt.Sprintf("answered by status %d, content type %.60q, not by the tunnel", e.status, e.kind)
+}
+
+// exchange makes one exchange and takes in what comes. It returns when the
+// exchange has ended.
+func (c *Client) exchange(number uint64, k kind, fields wire.Head, records []*sentRecord) result {
+	res := result{kind: k, started: time.Now()}
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	defer cancel(nil)
+	wait := patience + max(fields.Hold, fields.Quiet)
+	watchdog := time.AfterFunc(wait, func() {
+		cancel(fmt.Errorf("no answer within %v", wait))
+	})
+	defer watchdog.Stop()
+
+	pad := 0
+	if len(records) == 0 {
+		pad = randomPad()
+	}
+	b := newBody(c.link.head(number, fields, pad), records, c.link.send, func(last bool) {
+		watchdog.Reset(wait)
+		if last {
+			c.link.wrote(number)
+		}
+	})
+	defer b.Close()
+	res.err = c.converse(ctx, number, b, &res, func() { watchdog.Reset(wait) })
+	if res.err != nil && ctx.Err() != nil {
+		res.err = context.Cause(ctx)
+	}
+	c.link.endedExchange(number)
+	c.link.over(number)
+	return res
+}
+
+func (c *Client) converse(ctx context.Context, number uint64, b *body, res *result, moved func()) error {
+	resp, err := c.post(ctx, b, b.size)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	moved()
+	if err := c.foreign(resp, res); err != nil {
+		return err
+	}
+	return c.takeIn(resp.Body, resp, res, moved)
+}
+
+// post sends a request for this session with a body of size bytes.
+func (c *Client) post(ctx context.Context, body io.ReadCloser, size int64) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.target, body)
+	if err != nil {
+		body.Close()
+		return nil, err
+	}
+	req.ContentLength = size
+	return c.cfg.Transport.RoundTrip(req)
+}
+
+// foreign tells by its head whether an answer is somebody else's.
+func (c *Client) foreign(resp *http.Response, res *result) error {
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	switch resp.StatusCode {
+	case http.StatusRequestEntityTooLarge:
+		res.tooLarge = true
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		res.retryAfter = retryAfter(resp.Header.Get("Retry-After"))
+	}
+	// A gateway in trouble says nothing about whether the server knows us.
+	res.foreign = resp.StatusCode < 500 && !res.tooLarge && resp.StatusCode != http.StatusTooManyRequests
+	return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
+}
+
+// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3).
+func retryAfter(value string) time.Duration {
+	if s, err := strconv.Atoi(value); err == nil && s >= 0 {
+		return min(time.Duration(min(s, 1<<20))*time.Second, maxRetryAfter)
+	}
+	if t, err := http.ParseTime(value); err == nil {
+		return min(max(0, time.Until(t)), maxRetryAfter)
+	}
+	return 0
+}
+
+// takeIn takes in the units of an answer.
+func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved func()) error {
+	buf := newBuffer()
+	defer func() { buf.release() }()
+	var head wire.Head
+	for {
+		u, err := c.link.receive.Next(r, buf.raw[:])
+		if err != nil {
+			switch {
+			case err == io.EOF && res.good:
+				return nil
+			case res.good || !errors.Is(err, wire.ErrForged) && !errors.Is(err, wire.ErrMalformed) &&
+				err != io.EOF && err != io.ErrUnexpectedEOF:
+				return fmt.Errorf("answer cut short: %w", err)
+			}
+			res.foreign = true
+			return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
+		}
+		moved()
+		if u.Kind == wire.RecordKind {
+			buf.b = u.Payload
+			res.good = true
+			res.received += len(u.Payload)
+			if c.link.received(u.Number, buf) {
+				buf = newBuffer()
+			}
+			continue
+		}
+		if err := head.Parse(u.Payload); err != nil {
+			return err
+		}
+		res.good = true
+		res.backlog = head.Backlog
+		if c.link.opened(u.Number, &head) && head.Close != 0 {
+			res.closed = true
+		}
+	}
+}
+
+// greet sends the first message once and returns nil if the server accepted.
+func (c *Client) greet(a *attempt) (res result, err error) {
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	defer cancel(nil)
+	watchdog := time.AfterFunc(patience, func() {
+		cancel(fmt.Errorf("no answer within %v", patience))
+	})
+	defer watchdog.Stop()
+	resp, err := c.post(ctx, io.NopCloser(&lazyReader{make: a.message}), int64(a.size))
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return res, fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	defer resp.Body.Close()
+	if err := c.foreign(resp, &res); err != nil {
+		a.date = resp.Header.Get("Date")
+		if !res.foreign {
+			return res, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
+		return res, fmt.Errorf("%w: %w", ErrNotServer, err)
+	}
+	answer, keys, err := a.initiator.Finish(resp.Body)
+	if err != nil {
+		a.date = resp.Header.Get("Date")
+		res.foreign = true
+		return res, fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
+	}
+	if err := refusal(answer, c.cfg.Engine); err != nil {
+		return res, err
+	}
+	c.link.send, c.link.receive = keys.Send, keys.Receive
+	c.established()
+	if err := c.takeIn(resp.Body, resp, &res, func() { watchdog.Reset(patience) }); err != nil {
+		c.log.Debug("the rest of the server's first answer is missing", "error", err)
+	}
+	c.link.endedExchange(0)
+	return res, nil
+}
+
+// lazyReader reads what make returns, which is called when the first byte is
+// wanted: the connection is ready then.
+type lazyReader struct {
+	make func() ([]byte, error)
+	r    *bytes.Reader
+}
+
+func (l *lazyReader) Read(p []byte) (int, error) {
+	if l.r == nil {
+		b, err := l.make()
+		if err != nil {
+			return 0, err
+		}
+		l.r = bytes.NewReader(b)
+	}
+	return l.r.Read(p)
+}

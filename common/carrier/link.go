@@ -1,0 +1,731 @@
+package carrier
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"turbotunnel/common/wire"
+)
+
+const (
+	// queueLimit is how many bytes of datagrams may wait to be put on an
+	// exchange before WriteTo blocks. What waits here is delay for whatever the
+	// engine says next, and what one body can carry: at 100 Mbit/s it is 20 ms.
+	queueLimit = 256 << 10
+
+	// flightLimit bounds the bytes that are sent and not acknowledged, and so
+	// the memory that repair costs a session. It covers 200 ms at 500 Mbit/s.
+	flightLimit = 16 << 20
+
+	// windowRecords is how many records past the last one that the engine has
+	// read have room. Records are full when it matters: 32 MB, twice the flight.
+	windowRecords = 2048
+
+	// batchSize is the number of queued bytes that are worth an exchange of
+	// their own while others are in flight.
+	batchSize = 64 << 10
+
+	// batchDelay is how long fewer bytes wait for more while others are in
+	// flight. Nothing waits on an idle session.
+	batchDelay = 2 * time.Millisecond
+
+	// gapRounds and minGap bound the wait for a missing record: longer than
+	// one round of repair takes, so that the engine repairs only what the carrier
+	// cannot.
+	gapRounds = 8
+	minGap    = 5 * time.Second
+
+	// firstRTT is assumed until one is measured.
+	firstRTT = 300 * time.Millisecond
+
+	// minProbe is the least time after which a record whose exchange has said
+	// everything, and which nobody acknowledges, is sent again.
+	minProbe = time.Second
+
+	// ackDelay is how long the client may keep the news that records came.
+	ackDelay = 25 * time.Millisecond
+)
+
+// A sentRecord is a record that the other side has not acknowledged.
+type sentRecord struct {
+	number   uint64
+	size     int // of the unit, in bytes
+	buf      *buffer
+	sealing  sync.Once
+	exchange uint64    // that carried it last; guarded by link.mu, like what follows
+	at       time.Time // when it was put there
+	acked    bool
+	lost     bool // waits to be sent again
+}
+
+// unit returns the sealed record. The first caller seals it.
+func (r *sentRecord) unit(k *wire.Key) []byte {
+	r.sealing.Do(func() { r.buf.b = k.Seal(r.buf.b, wire.RecordKind, r.number) })
+	return r.buf.b
+}
+
+// outgoing is what one exchange has carried to the other side.
+type outgoing struct {
+	records []uint64  // in order; those at the front that are done with are cut off
+	written time.Time // when the last of it was written; zero before
+}
+
+// link is one side's state of a session: it numbers, acknowledges, repairs and
+// puts into order. It does no I/O and owns no goroutine. Client and Server
+// move what it gives to what they get.
+//
+// Lock order: nothing is locked while mu is held, but sessions' memory
+// accounting, which is atomic.
+type link struct {
+	send, receive *wire.Key     // set before the first exchange, constant then
+	start         time.Time     // of the clock in heads
+	wake          chan struct{} // holds a token when there may be something new to send
+	readable      chan struct{} // holds a token when ReadFrom may go on
+	writable      chan struct{} // holds a token when WriteTo may go on
+	closed        chan struct{} // closed when conn is; the engine is gone then
+	finished      chan struct{} // closed when nothing more will be received
+	memory        *atomic.Int64 // bytes held by all sessions of a server; nil for a client
+	held          atomic.Int64  // bytes held by this one
+
+	mu         sync.Mutex
+	shut       bool        // closed is closed
+	fin        bool        // finished is closed
+	timer      *time.Timer // calls tick
+	queue      []*buffer   // records not yet numbered, header room first; the last is open
+	queued     int         // bytes in them
+	queuedAt   time.Time   // since when the first of them waits
+	blocked    bool        // a WriteTo waits for room
+	next       uint64      // number of the next record
+	base       uint64      // the lowest number not acknowledged
+	sent       []*sentRecord
+	flying     int // bytes sent, neither acknowledged nor lost
+	retained   int // bytes sent and not acknowledged
+	lost       []uint64
+	out        map[uint64]*outgoing // by exchange
+	peerWindow uint64
+	lastAck    time.Time // when something was acknowledged last
+	newestSent time.Time // when the newest record that is acknowledged was sent
+	probes     uint      // probes since something was acknowledged
+
+	ready     []*buffer // records in order, to be read by the engine; plaintext
+	offset    int       // bytes of ready[0] that were read
+	early     map[uint64]*buffer
+	delivered uint64   // number of the record that ready waits for
+	got       wire.Set // records received or given up
+	gapSince  time.Time
+	window    uint64 // the newest window told
+	newsAt    time.Time
+
+	heads        uint64 // number of the next head
+	newest       uint64 // number of the newest head received, plus one
+	peerTime     uint32 // in that head
+	peerAt       time.Time
+	srtt, rttvar time.Duration
+	ended        wire.Set // exchanges of which no more will be received
+
+	givenUp atomic.Uint64 // records whose gap was given up
+	resent  atomic.Uint64 // bytes sent again
+}
+
+func newLink(memory *atomic.Int64) *link {
+	now := time.Now()
+	return &link{
+		start:      now,
+		wake:       make(chan struct{}, 1),
+		readable:   make(chan struct{}, 1),
+		writable:   make(chan struct{}, 1),
+		closed:     make(chan struct{}),
+		finished:   make(chan struct{}),
+		memory:     memory,
+		out:        make(map[uint64]*outgoing),
+		early:      make(map[uint64]*buffer),
+		peerWindow: windowRecords,
+		window:     windowRecords,
+		lastAck:    now,
+	}
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// hold counts n buffers more (or, negative, less) as held by this session.
+func (l *link) hold(n int) {
+	l.held.Add(int64(n) * wire.BufferSize)
+	if l.memory != nil {
+		l.memory.Add(int64(n) * wire.BufferSize)
+	}
+}
+
+// put queues a datagram if there is room.
+func (l *link) put(p []byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.queued > 0 && l.queued+len(p) > queueLimit {
+		l.blocked = true
+		signal(l.wake)
+		return false
+	}
+	need := 2 + len(p)
+	var tail *buffer
+	if n := len(l.queue); n > 0 && len(l.queue[n-1].b)+need <= wire.HeaderSize+wire.MaxPlaintext {
+		tail = l.queue[n-1]
+	} else {
+		tail = newBuffer()
+		tail.b = tail.b[:wire.HeaderSize]
+		l.queue = append(l.queue, tail)
+		l.hold(1)
+	}
+	tail.b = wire.AppendDatagram(tail.b, p)
+	if l.queued == 0 {
+		l.queuedAt = time.Now()
+	}
+	l.queued += need
+	signal(l.wake)
+	return true
+}
+
+// takeHello takes datagrams out of the queue, at most room bytes of them, for
+// the session's first message.
+func (l *link) takeHello(room int) []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var hello []byte
+	for len(l.queue) > 0 {
+		b := l.queue[0]
+		p, rest, err := wire.CutDatagram(b.b[wire.HeaderSize:])
+		if err != nil { // the end of this record
+			l.queue = slices.Delete(l.queue, 0, 1)
+			b.release()
+			l.hold(-1)
+			continue
+		}
+		if len(hello)+2+len(p) > room {
+			break
+		}
+		hello = wire.AppendDatagram(hello, p)
+		l.queued -= 2 + len(p)
+		b.b = b.b[:wire.HeaderSize+copy(b.b[wire.HeaderSize:], rest)]
+	}
+	signal(l.writable)
+	return hello
+}
+
+// dueIn says how long to wait before it is worth to take something for an
+// exchange: 0 if now, and negative if there is nothing.
+func (l *link) dueIn(now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case len(l.lost) > 0:
+		return 0
+	case l.queued == 0 || l.next >= l.peerWindow || l.retained >= flightLimit:
+		return -1
+	case l.flying == 0, l.queued >= batchSize, l.blocked:
+		return 0
+	}
+	return max(0, batchDelay-now.Sub(l.queuedAt))
+}
+
+// take gives records for exchange e to carry: lost ones first, then new ones,
+// in all at most limit bytes. The caller writes them and then releases each
+// one's buffer.
+func (l *link) take(e uint64, limit int) []*sentRecord {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	var taken []*sentRecord
+	put := func(r *sentRecord) {
+		r.exchange, r.at = e, now
+		r.buf.retain()
+		limit -= r.size
+		l.flying += r.size
+		taken = append(taken, r)
+		o := l.out[e]
+		if o == nil {
+			o = new(outgoing)
+			l.out[e] = o
+		}
+		o.records = append(o.records, r.number)
+	}
+	for len(l.lost) > 0 {
+		r := l.record(l.lost[0])
+		if r != nil && r.lost { // else it was acknowledged meanwhile
+			if r.size > limit {
+				return taken
+			}
+			r.lost = false
+			l.resent.Add(uint64(r.size))
+			put(r)
+		}
+		l.lost = l.lost[1:]
+	}
+	for len(l.queue) > 0 && l.next < l.peerWindow && l.retained < flightLimit {
+		b := l.queue[0]
+		size := len(b.b) + wire.Overhead - wire.HeaderSize
+		if size > limit {
+			break
+		}
+		r := &sentRecord{number: l.next, size: size, buf: b}
+		l.next++
+		l.sent = append(l.sent, r)
+		l.retained += size
+		l.queued -= len(b.b) - wire.HeaderSize
+		l.queue[0] = nil
+		l.queue = l.queue[1:]
+		put(r)
+	}
+	if l.queued > 0 {
+		l.queuedAt = now
+	}
+	l.blocked = false
+	signal(l.writable)
+	if len(l.lost) > 0 || l.queued > 0 {
+		signal(l.wake)
+	}
+	return taken
+}
+
+// record returns the record with number n if it is not acknowledged.
+func (l *link) record(n uint64) *sentRecord {
+	if n < l.base || n >= l.next {
+		return nil
+	}
+	if r := l.sent[n-l.base]; !r.acked {
+		return r
+	}
+	return nil
+}
+
+// wrote says that all of exchange e's records have been written.
+func (l *link) wrote(e uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if o := l.out[e]; o != nil {
+		o.written = time.Now()
+		l.arm()
+	}
+}
+
+// over says that what exchange e carried and was not acknowledged is lost.
+func (l *link) over(e uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.loseExchange(e)
+}
+
+func (l *link) loseExchange(e uint64) {
+	o := l.out[e]
+	if o == nil {
+		return
+	}
+	delete(l.out, e)
+	for _, n := range o.records {
+		l.lose(n, e)
+	}
+}
+
+func (l *link) lose(n, e uint64) {
+	r := l.record(n)
+	if r == nil || r.lost || r.exchange != e {
+		return
+	}
+	r.lost = true
+	l.flying -= r.size
+	i, _ := slices.BinarySearch(l.lost, n)
+	l.lost = slices.Insert(l.lost, i, n)
+	signal(l.wake)
+}
+
+// acknowledge takes note of the records that the other side has.
+func (l *link) acknowledge(acks *wire.Set, now time.Time) {
+	before := l.base
+	any := false
+	for n := l.base; n < min(acks.Low, l.next); n++ {
+		any = l.ack(n) || any
+	}
+	for _, s := range acks.Spans {
+		for n := max(s.First, l.base); n < min(s.End, l.next); n++ {
+			any = l.ack(n) || any
+		}
+	}
+	cut := 0
+	for cut < len(l.sent) && l.sent[cut].acked {
+		l.sent[cut] = nil
+		cut++
+	}
+	l.sent = l.sent[cut:]
+	l.base = before + uint64(cut)
+	if any {
+		l.lastAck, l.probes = now, 0
+		signal(l.wake) // the flight may have been what sending waited for
+	}
+}
+
+func (l *link) ack(n uint64) bool {
+	r := l.sent[n-l.base]
+	if r.acked {
+		return false
+	}
+	r.acked = true
+	if !r.lost {
+		l.flying -= r.size
+	}
+	l.retained -= r.size
+	r.buf.release()
+	l.hold(-1)
+	if r.at.After(l.newestSent) {
+		l.newestSent = r.at
+	}
+	// An exchange keeps its order: what it carried before r and did not bring
+	// is lost.
+	o := l.out[r.exchange]
+	if o == nil {
+		return true
+	}
+	for len(o.records) > 0 && o.records[0] != n {
+		l.lose(o.records[0], r.exchange)
+		o.records = o.records[1:]
+	}
+	if len(o.records) > 0 {
+		o.records = o.records[1:]
+	}
+	if len(o.records) == 0 {
+		delete(l.out, r.exchange)
+	}
+	return true
+}
+
+// head returns a sealed head for exchange e. fields has the values that are
+// the caller's affair; pad is the number of bytes of padding.
+func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
+	l.mu.Lock()
+	now := time.Now()
+	h := fields
+	h.Exchange = e
+	h.Time = uint32(now.Sub(l.start).Milliseconds())
+	if l.newest > 0 {
+		h.Echo, h.Echoes, h.Delay = l.peerTime, true, now.Sub(l.peerAt)
+	}
+	h.Acks, h.Ended = l.got, l.ended
+	l.window = l.delivered - uint64(len(l.ready)) + windowRecords
+	h.Window = l.window
+	h.Backlog = l.queued
+	for _, n := range l.lost {
+		if r := l.record(n); r != nil {
+			h.Backlog += r.size
+		}
+	}
+	l.newsAt = time.Time{}
+	number := l.heads
+	l.heads++
+	b := make([]byte, wire.HeaderSize, 256)
+	b = h.Append(b) // copies the sets, so they may change afterwards
+	l.mu.Unlock()
+	if pad > 0 {
+		b = wire.Pad(b, pad)
+	}
+	return l.send.Seal(b, wire.HeadKind, number)
+}
+
+// randomPad is a number of bytes of padding for a head that travels alone:
+// without it such bodies would have one length.
+func randomPad() int { return 1 + rand.IntN(200) }
+
+// opened takes in a head. It tells whether it is the newest so far: if not,
+// nothing but what it acknowledges counts.
+func (l *link) opened(number uint64, h *wire.Head) (newest bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	l.acknowledge(&h.Acks, now)
+	for e := range l.out {
+		if h.Ended.Has(e) {
+			l.loseExchange(e)
+		}
+	}
+	if number+1 <= l.newest {
+		l.arm()
+		return false
+	}
+	l.newest = number + 1
+	l.peerTime, l.peerAt = h.Time, now
+	l.peerWindow = max(l.peerWindow, h.Window)
+	if h.Echoes {
+		rtt := time.Duration(uint32(now.Sub(l.start).Milliseconds())-h.Echo)*time.Millisecond - h.Delay
+		if rtt >= 0 && rtt < time.Minute {
+			l.sample(rtt)
+		}
+	}
+	l.arm()
+	return true
+}
+
+// sample takes note of a round-trip time, as RFC 6298 section 2 does.
+func (l *link) sample(rtt time.Duration) {
+	if l.srtt == 0 {
+		l.srtt, l.rttvar = rtt, rtt/2
+		return
+	}
+	l.rttvar += ((l.srtt - rtt).Abs() - l.rttvar) / 4
+	l.srtt += (rtt - l.srtt) / 8
+}
+
+// rtt returns the smoothed round-trip time and its variation. mu is held.
+func (l *link) rtt() (srtt, rttvar time.Duration) {
+	if l.srtt == 0 {
+		return firstRTT, firstRTT / 2
+	}
+	return l.srtt, l.rttvar
+}
+
+func (l *link) roundTrip() (srtt, rttvar time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rtt()
+}
+
+// record n has come, in b, of which the link becomes an owner if it returns
+// true; if not, it is a duplicate or there is no room for it.
+func (l *link) received(n uint64, b *buffer) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if l.newsAt.IsZero() {
+		l.newsAt = now
+		signal(l.wake)
+	}
+	if l.shut || n >= l.delivered-uint64(len(l.ready))+windowRecords || !l.got.Add(n) {
+		return false
+	}
+	l.hold(1)
+	l.early[n] = b
+	l.deliver(now)
+	return true
+}
+
+// deliver hands over what is in order and watches the gap before the rest.
+func (l *link) deliver(now time.Time) {
+	moved := false
+	for l.delivered < l.got.Low {
+		if b := l.early[l.delivered]; b != nil {
+			delete(l.early, l.delivered)
+			l.ready = append(l.ready, b)
+		} else {
+			l.givenUp.Add(1)
+		}
+		l.delivered++
+		moved = true
+	}
+	if moved {
+		l.gapSince = time.Time{}
+		signal(l.readable)
+	}
+	if len(l.got.Spans) > 0 && l.gapSince.IsZero() {
+		l.gapSince = now
+		l.arm()
+	}
+}
+
+// get copies the next datagram into p.
+func (l *link) get(p []byte) (n int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.ready) > 0 {
+		b := l.ready[0]
+		d, rest, err := wire.CutDatagram(b.b[l.offset:])
+		if err == nil {
+			l.offset = len(b.b) - len(rest)
+			if len(l.ready) > 1 || len(rest) > 0 {
+				signal(l.readable) // for another reader
+			}
+			return copy(p, d), true
+		}
+		// The end of the record. A malformed rest came from the other side's
+		// own hand; its engine will miss what it meant to say.
+		b.release()
+		l.hold(-1)
+		l.ready[0] = nil
+		l.ready = l.ready[1:]
+		l.offset = 0
+		// Tell of new room before the other side has used up the old.
+		if l.delivered-uint64(len(l.ready))+windowRecords >= l.window+windowRecords/2 && l.newsAt.IsZero() {
+			l.newsAt = time.Now()
+			signal(l.wake)
+		}
+	}
+	return 0, false
+}
+
+// early datagrams, those of the first message, come before record 0.
+func (l *link) receivedHello(datagrams []byte) {
+	if len(datagrams) == 0 {
+		return
+	}
+	b := newBuffer()
+	b.b = append(b.b, datagrams...)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hold(1)
+	l.ready = append(l.ready, b)
+	signal(l.readable)
+}
+
+// newsIn says how long the client may still keep the news that records came;
+// negative if there is none.
+func (l *link) newsIn(now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.newsAt.IsZero() {
+		return -1
+	}
+	return max(0, ackDelay-now.Sub(l.newsAt))
+}
+
+// endedExchange says that of exchange e no more will be received.
+func (l *link) endedExchange(e uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended.Add(e)
+}
+
+// arm sets the timer for the first moment at which tick has something to do.
+func (l *link) arm() {
+	at := l.nextTick()
+	switch {
+	case l.shut || at.IsZero():
+		if l.timer != nil {
+			l.timer.Stop()
+		}
+	case l.timer == nil:
+		l.timer = time.AfterFunc(time.Until(at), l.tick)
+	default:
+		l.timer.Reset(time.Until(at))
+	}
+}
+
+func (l *link) nextTick() time.Time {
+	var at time.Time
+	earlier := func(t time.Time) {
+		if at.IsZero() || t.Before(at) {
+			at = t
+		}
+	}
+	if !l.gapSince.IsZero() {
+		earlier(l.gapSince.Add(l.gapPatience()))
+	}
+	for _, o := range l.out {
+		if !o.written.IsZero() {
+			earlier(l.lossAt(o))
+		}
+	}
+	return at
+}
+
+func (l *link) gapPatience() time.Duration {
+	srtt, _ := l.rtt()
+	return max(minGap, gapRounds*srtt)
+}
+
+// lossAt is when an exchange that was written and not acknowledged counts as
+// lost although nobody says so: some round trips after it was written if later
+// records were acknowledged meanwhile, or else when nothing at all has been
+// acknowledged for longer than that, and each time twice as long.
+func (l *link) lossAt(o *outgoing) time.Time {
+	srtt, variation := l.rtt()
+	if l.newestSent.After(o.written) {
+		return o.written.Add(2*srtt + 4*variation + 100*time.Millisecond)
+	}
+	since := o.written
+	if l.lastAck.After(since) {
+		since = l.lastAck
+	}
+	return since.Add(max(minProbe, 3*srtt+4*variation) << min(l.probes, 6))
+}
+
+// tick gives up gaps and exchanges whose time has come.
+func (l *link) tick() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shut {
+		return
+	}
+	now := time.Now()
+	if !l.gapSince.IsZero() && now.Sub(l.gapSince) >= l.gapPatience() && len(l.got.Spans) > 0 {
+		l.got.Fill()
+		l.deliver(now)
+	}
+	probed := false
+	for e, o := range l.out {
+		if !o.written.IsZero() && !now.Before(l.lossAt(o)) {
+			l.loseExchange(e)
+			probed = true
+		}
+	}
+	if probed {
+		l.probes++
+	}
+	l.arm()
+}
+
+// finish says that nothing more will be received: the engine reads what is
+// there and then an error.
+func (l *link) finish() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.fin {
+		l.fin = true
+		close(l.finished)
+	}
+}
+
+// close ends the engine's side: what waits to be read is dropped, what waits
+// to be sent can still be taken.
+func (l *link) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shut {
+		return
+	}
+	l.shut = true
+	close(l.closed)
+	l.arm()
+	for _, b := range l.ready {
+		b.release()
+		l.hold(-1)
+	}
+	for _, b := range l.early {
+		b.release()
+		l.hold(-1)
+	}
+	l.ready, l.early = nil, nil
+	signal(l.wake)
+}
+
+// drop gives back everything that waits or is kept. The link is unusable.
+func (l *link) drop() {
+	l.close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, b := range l.queue {
+		b.release()
+		l.hold(-1)
+	}
+	for _, r := range l.sent {
+		if !r.acked {
+			r.acked = true
+			r.buf.release()
+			l.hold(-1)
+		}
+	}
+	l.queue, l.queued = nil, 0
+	l.base, l.sent, l.lost = l.next, nil, nil
+	l.flying, l.retained = 0, 0
+	clear(l.out)
+}
