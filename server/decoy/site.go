@@ -7,8 +7,9 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
-	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -40,7 +41,7 @@ func newSite(target *url.URL, log *slog.Logger) *Decoy {
 		// The stranger's Accept-Encoding goes through, and so does the answer.
 		DisableCompression: true,
 	}
-	var complained atomic.Int64 // Unix time in nanoseconds
+	complaint := rate.Sometimes{Interval: siteComplaint}
 	proxy := &httputil.ReverseProxy{
 		Transport: transport,
 		Rewrite: func(pr *httputil.ProxyRequest) {
@@ -60,10 +61,9 @@ func newSite(target *url.URL, log *slog.Logger) *Decoy {
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			// A stranger who went away is no failure of the site.
 			if r.Context().Err() == nil {
-				now, last := time.Now().UnixNano(), complained.Load()
-				if now-last >= int64(siteComplaint) && complained.CompareAndSwap(last, now) {
-					log.Warn("the decoy site does not answer: strangers see 502 Bad Gateway", "site", target.Host, "err", err)
-				}
+				complaint.Do(func() {
+					log.Warn("the decoy site does not answer: strangers see 502 Bad Gateway", "addr", target.Host, "err", err)
+				})
 			}
 			clear(w.Header())
 			errorPage(w, r, http.StatusBadGateway)
