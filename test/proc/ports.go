@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
+	"strconv"
+	"strings"
 )
 
 // Ports from firstPort to lastPort are handed out by FreePorts. They lie below
@@ -39,4 +42,33 @@ func FreePorts(n int) ([]int, error) {
 		ports = append(ports, port)
 	}
 	return nil, fmt.Errorf("no %d free ports on 127.0.0.1 from %d to %d", n, firstPort, lastPort)
+}
+
+// Listening returns nil when somebody listens on the TCP port of addr, an IPv4
+// host:port. It does not connect: that would make it the listener's first
+// client.
+func Listening(addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return err
+	}
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		// proc_net_tcp(5): number, local address:port, remote, state; 0A is
+		// listening.
+		text, err := os.ReadFile(table)
+		if err != nil {
+			continue // a kernel without IPv6 has no tcp6
+		}
+		for line := range strings.Lines(string(text)) {
+			fields := strings.Fields(line)
+			if len(fields) > 3 && fields[3] == "0A" && strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", number)) {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("nobody listens on %s", addr)
 }

@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 	"errors"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -112,5 +113,19 @@ func TestFreePorts(t *testing.T) {
 	}
 	if len(seen) != 50 {
 		t.Errorf("%d ports, want 50", len(seen))
+	}
+}
+
+func TestListening(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Listening(l.Addr().String()); err != nil {
+		t.Error(err)
+	}
+	l.Close()
+	if err := Listening(l.Addr().String()); err == nil {
+		t.Error("a closed listener still listens")
 	}
 }

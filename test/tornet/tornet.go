@@ -138,7 +138,7 @@ func (n *Network) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.opts.Progress("Making the directory authorities' keys; they are kept for the next time.")
+	n.opts.Progress("Making the keys and the configuration of four tor nodes (the first time takes some seconds more).")
 	keys, err := authorityKeys(ctx, n.opts.Dir, authorityCount)
 	if err != nil {
 		return fmt.Errorf("authority keys: %w", err)

@@ -1,0 +1,234 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"turbotunnel/test/target"
+	"turbotunnel/test/tornet"
+)
+
+const (
+	// transferSize is what goes through tor each way, in bytes.
+	transferSize = 20e6
+
+	// transferLimit bounds one transfer: a minute's worth of what takes
+	// seconds without the race detector.
+	transferLimit = 3 * time.Minute
+)
+
+// torTest is a private Tor network whose bridge is behind turbotunnel-server.
+type torTest struct {
+	network *tornet.Network
+	web     *target.Server
+	exec    string // of the client's transport
+	key     string // argument of the bridge line: key=…
+}
+
+func startTorTest(t *testing.T, env ...string) *torTest {
+	t.Helper()
+	needs(t, "tor", "tor-gencert")
+	web, err := target.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { web.Close() })
+
+	ctx, cancel := context.WithTimeout(t.Context(), 2*waitLimit)
+	defer cancel()
+	network, err := tornet.Start(ctx, tornet.Options{
+		Dir:        logDir(t),
+		Transport:  "turbo",
+		ServerExec: serverExec(t),
+		GeoIP: map[netip.Prefix]string{
+			netip.MustParsePrefix("192.0.2.0/24"):    "aa",
+			netip.MustParsePrefix("198.51.100.0/24"): "bb",
+			netip.MustParsePrefix("203.0.113.0/24"):  "ff",
+		},
+		LogUserAddr: true,
+		Env:         append(env, raceEnv()),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := network.Close(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Log(network.BridgeTail())
+		}
+	})
+
+	args, err := network.BridgeArgs("turbo_bridgeline.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tt := &torTest{network: network, web: web, exec: clientExec(t)}
+	for _, arg := range strings.Fields(args) {
+		if strings.HasPrefix(arg, "key=") {
+			tt.key = arg
+		}
+	}
+	if tt.key == "" {
+		t.Fatalf("the bridge line that the server wrote has no key: %q", args)
+	}
+	return tt
+}
+
+// client starts a tor client with these arguments in its bridge line, waits
+// until it is connected, and returns a web client that goes through it.
+func (tt *torTest) client(ctx context.Context, t *testing.T, args string) *http.Client {
+	t.Helper()
+	c, err := tt.network.StartClient(ctx, tornet.ClientOptions{
+		Transport: "turbo",
+		Exec:      tt.exec,
+		Addr:      "192.0.2.3:80", // means nothing to the transport
+		Args:      args + " " + tt.key,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Log(c.Tail())
+		}
+	})
+	start := time.Now()
+	if err := c.Bootstrap(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("100 %% after %v", time.Since(start).Round(time.Millisecond))
+	transport := &http.Transport{DialContext: c.DialContext}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+// transfer moves transferSize bytes each way and checks every byte.
+func (tt *torTest) transfer(ctx context.Context, t *testing.T, client *http.Client) {
+	t.Helper()
+	if err := tt.web.Get(ctx, client); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if err := tt.web.Download(ctx, client, 1, transferSize, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	middle := time.Now()
+	if err := tt.web.Upload(ctx, client, 2, transferSize, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("20 MB down in %v, 20 MB up in %v",
+		middle.Sub(start).Round(time.Millisecond), time.Since(middle).Round(time.Millisecond))
+}
+
+// checkAddress checks that tor knows a client by its address, and counts
+// clients from that country, but none from the one that clients claim.
+func (tt *torTest) checkAddress(ctx context.Context, t *testing.T, address, country string) {
+	t.Helper()
+	if err := tt.network.WaitUserAddr(ctx, netip.MustParseAddr(address)); err != nil {
+		t.Error(err)
+	}
+	seen, err := tt.network.ClientsSeen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen[country] == 0 || seen["ff"] != 0 {
+		t.Errorf("clients by country: %v, want some from %s and none from ff", seen, country)
+	}
+}
+
+// counter counts the bytes written to it. It is safe for concurrent use.
+type counter struct{ n atomic.Int64 }
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// busy runs a download without end while during runs, and checks that it moves
+// before and throughout.
+func (tt *torTest) busy(ctx context.Context, t *testing.T, client *http.Client, during func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	var got counter
+	ended := make(chan error, 1)
+	go func() { ended <- tt.web.Download(ctx, client, 3, 1<<40, &got) }()
+	defer func() {
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("the busy download ended by itself: %v", err)
+		}
+	}()
+	moves := func() {
+		t.Helper()
+		const enough = 1 << 20
+		start := got.n.Load()
+		limit := time.Now().Add(waitLimit)
+		for got.n.Load() < start+enough {
+			if time.Now().After(limit) {
+				t.Fatalf("the busy download stands still at %d bytes", got.n.Load())
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	moves()
+	during()
+	moves()
+}
+
+// TestTor runs real tor through the tunnel: one bridge, and for each engine
+// clients behind a plain reverse proxy and behind a CDN with domain fronting.
+func TestTor(t *testing.T) {
+	caFile := filepath.Join(logDir(t), "ca.pem") // named now, written later
+	tt := startTorTest(t, "SSL_CERT_FILE="+caFile)
+	for i, engine := range engines {
+		country := []string{"aa", "bb"}[i]
+		network := []string{"192.0.2.", "198.51.100."}[i]
+		t.Run(engine, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), transferLimit)
+			defer cancel()
+			first := runPlainProxy(t, tt.network.BridgeAddr(), network+"1")
+			client := tt.client(ctx, t, fmt.Sprintf("url=%s/path engine=%s", first.url, engine))
+			tt.checkAddress(ctx, t, network+"1", country)
+			tt.transfer(ctx, t, client)
+			if first.sessionCount() == 0 {
+				t.Error("no session went through the proxy")
+			}
+
+			tt.busy(ctx, t, client, func() {
+				second := runPlainProxy(t, tt.network.BridgeAddr(), network+"2")
+				client := tt.client(ctx, t, fmt.Sprintf("url=%s/path engine=%s", second.url, engine))
+				tt.checkAddress(ctx, t, network+"2", country)
+				if err := tt.web.Get(ctx, client); err != nil {
+					t.Error(err)
+				}
+				if err := tt.web.Download(ctx, client, 4, 1e6, io.Discard); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+		t.Run(engine+"-fronted", func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), transferLimit)
+			defer cancel()
+			c := runCDN(t, tt.network.BridgeAddr(), network+"3", caFile)
+			client := tt.client(ctx, t, fmt.Sprintf("url=https://%s/path front=%s addr=%s engine=%s",
+				originName, frontName, c.addr, engine))
+			tt.checkAddress(ctx, t, network+"3", country)
+			tt.transfer(ctx, t, client)
+			c.checkLog(t)
+		})
+	}
+}
