@@ -35,9 +35,6 @@ var engines = []string{"kcp", "kcp-smux"}
 // waitLimit bounds the wait for what takes a second on an idle machine.
 const waitLimit = time.Minute
 
-// sessionLifetime: how long a session lives without a sign of its client.
-const sessionLifetime = 2 * time.Minute
-
 func TestMain(m *testing.M) {
 	flag.Parse()
 	os.Exit(run(m))

@@ -1,120 +1,74 @@
 package e2e
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-	"time"
+
+	"turbotunnel/test/cdn"
 )
 
-// A plainProxy is a reverse proxy over HTTP/1.1, as a CDN is one: it says by
-// X-Forwarded-For who the client is. What a client claims itself it passes on,
-// to the left of that.
-type plainProxy struct {
-	url string
-
-	mu       sync.Mutex
-	sessions map[string]bool // last parts of the paths seen, guarded by mu
-}
-
-// runPlainProxy starts a proxy in front of origin, whose clients all come from
-// the address client.
-func runPlainProxy(t *testing.T, origin, client string) *plainProxy {
+// runPlainProxy starts a reverse proxy over HTTP/1.1 in front of origin, whose
+// clients all come from the address client.
+func runPlainProxy(t *testing.T, origin, client string) *cdn.CDN {
 	t.Helper()
-	transport := &http.Transport{MaxIdleConnsPerHost: 100}
-	p := &plainProxy{sessions: map[string]bool{}}
-	proxy := &httputil.ReverseProxy{
-		Transport: transport,
-		Rewrite: func(r *httputil.ProxyRequest) {
-			p.mu.Lock()
-			p.sessions[path.Base(r.In.URL.Path)] = true
-			p.mu.Unlock()
-			r.Out.URL.Scheme, r.Out.URL.Host = "http", origin
-			r.Out.Header.Set("X-Forwarded-For", forged+", "+client)
-		},
-		FlushInterval: -1,
-		// What clients break off is not worth a line in the test's output.
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
-	}
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	c, err := cdn.Start(cdn.Config{Origin: origin, Client: client})
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: proxy, ReadHeaderTimeout: waitLimit}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		server.Serve(l)
-	}()
-	t.Cleanup(func() {
-		server.Close()
-		<-done
-		transport.CloseIdleConnections()
-	})
-	p.url = "http://" + l.Addr().String()
-	return p
+	t.Cleanup(func() { c.Close() })
+	return c
 }
 
 // sessionCount is how many different sessions the paths of requests named.
-func (p *plainProxy) sessionCount() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.sessions)
+func sessionCount(c *cdn.CDN) int {
+	sessions := map[string]bool{}
+	for _, request := range c.Seen() {
+		sessions[path.Base(request.Path)] = true
+	}
+	return len(sessions)
 }
 
-// forged is the address that a client claims for itself: what stands left of a
-// trusted proxy's own words must not be believed.
-const forged = "203.0.113.66"
-
-// frontName is what the censor sees, originName what the CDN routes by.
-const (
-	frontName  = "front.example"
-	originName = "origin.example"
-)
-
-// A cdn is nginx as a CDN that can be used for domain fronting: it ends TLS,
+// An nginx is nginx as a CDN that can be used for domain fronting: it ends TLS,
 // speaks HTTP/2 with clients and HTTP/1.1 with the origin, and routes by the
 // Host header whatever the SNI said.
-type cdn struct {
+type nginx struct {
 	addr   string
 	caFile string // to be trusted by clients
 	access string // its log: SNI, Host header, protocol and path of each request
 }
 
-// runCDN starts nginx in front of origin, whose clients all come from the
+// runNginx starts nginx in front of origin, whose clients all come from the
 // address client, and writes to caFile whom they have to trust.
-func runCDN(t *testing.T, origin, client, caFile string) *cdn {
+func runNginx(t *testing.T, origin, client, caFile string) *nginx {
 	t.Helper()
 	needs(t, "nginx")
 	dir := logDir(t)
-	c := &cdn{
+	c := &nginx{
 		addr:   freeAddr(t),
 		caFile: caFile,
 		access: filepath.Join(dir, "access.log"),
 	}
-	writeCertificates(t, c.caFile, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	cert, err := cdn.WriteCA(caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cdn.WritePEM(cert, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")); err != nil {
+		t.Fatal(err)
+	}
 
 	user := ""
 	if os.Getuid() == 0 {
 		user = "user root;" // the folder is closed to others
 	}
 	conf := filepath.Join(dir, "nginx.conf")
-	text := fmt.Sprintf(nginxConf, user, c.addr, origin, originName, forged, client)
+	text := fmt.Sprintf(nginxConf, user, c.addr, origin, cdn.Origin, cdn.Forged, client)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -162,13 +116,13 @@ http {
 
 // checkLog checks that every request that the CDN saw had the front's name in
 // its SNI, the origin's in its Host header, and came over HTTP/2.
-func (c *cdn) checkLog(t *testing.T) {
+func (c *nginx) checkLog(t *testing.T) {
 	t.Helper()
 	text, err := os.ReadFile(c.access)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := frontName + " " + originName + " HTTP/2.0 "
+	want := cdn.Front + " " + cdn.Origin + " HTTP/2.0 "
 	requests := 0
 	for line := range strings.Lines(string(text)) {
 		requests++
@@ -183,57 +137,8 @@ func (c *cdn) checkLog(t *testing.T) {
 	t.Logf("%d requests through the CDN", requests)
 }
 
-// writeCertificates makes an authority and a certificate of it for the front.
-func writeCertificates(t *testing.T, caFile, certFile, keyFile string) {
-	t.Helper()
-	newKey := func() *ecdsa.PrivateKey {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return key
-	}
-	sign := func(template, parent *x509.Certificate, pub *ecdsa.PublicKey, key *ecdsa.PrivateKey) []byte {
-		template.NotBefore = time.Now().Add(-time.Hour)
-		template.NotAfter = time.Now().Add(24 * time.Hour)
-		der, err := x509.CreateCertificate(rand.Reader, template, parent, pub, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return der
-	}
-	write := func(name, kind string, der []byte) {
-		data := pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
-		if err := os.WriteFile(name, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ca := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "CA of a test"},
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign,
-	}
-	caKey, key := newKey(), newKey()
-	write(caFile, "CERTIFICATE", sign(ca, ca, &caKey.PublicKey, caKey))
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2),
-		Subject:      pkix.Name{CommonName: frontName},
-		DNSNames:     []string{frontName},
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	write(certFile, "CERTIFICATE", sign(leaf, ca, &key.PublicKey, caKey))
-	der, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(keyFile, "EC PRIVATE KEY", der)
-}
-
-// TestCDN proves the CDN without a tunnel.
-func TestCDN(t *testing.T) {
+// TestNginx proves the CDN without a tunnel.
+func TestNginx(t *testing.T) {
 	heard := make(chan string, 1)
 	origin := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		heard <- r.Proto + " " + r.Host + " " + r.Header.Get("X-Forwarded-For")
@@ -244,15 +149,15 @@ func TestCDN(t *testing.T) {
 	}
 	go origin.Serve(l)
 	defer origin.Close()
-	c := runCDN(t, l.Addr().String(), "192.0.2.1", filepath.Join(t.TempDir(), "ca.pem"))
+	c := runNginx(t, l.Addr().String(), "192.0.2.1", filepath.Join(t.TempDir(), "ca.pem"))
 
 	needs(t, "curl")
 	cmd := exec.Command("curl", "-sS", "--cacert", c.caFile, "--connect-to", "::"+c.addr,
-		"-H", "Host: "+originName, "https://"+frontName+"/path")
+		"-H", "Host: "+cdn.Origin, "https://"+cdn.Front+"/path")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("curl: %v: %s", err, out)
 	}
-	if got, want := <-heard, "HTTP/1.1 "+originName+" "+forged+", 192.0.2.1"; got != want {
+	if got, want := <-heard, "HTTP/1.1 "+cdn.Origin+" "+cdn.Forged+", 192.0.2.1"; got != want {
 		t.Errorf("the origin heard %q, want %q", got, want)
 	}
 	c.checkLog(t)

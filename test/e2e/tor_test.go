@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"turbotunnel/test/cdn"
 	"turbotunnel/test/target"
 	"turbotunnel/test/tornet"
 )
@@ -192,6 +193,7 @@ func (tt *torTest) busy(ctx context.Context, t *testing.T, client *http.Client, 
 // TestTor runs real tor through the tunnel: one bridge, and for each engine
 // clients behind a plain reverse proxy and behind a CDN with domain fronting.
 func TestTor(t *testing.T) {
+	t.Parallel()
 	caFile := filepath.Join(logDir(t), "ca.pem") // named now, written later
 	tt := startTorTest(t, "SSL_CERT_FILE="+caFile)
 	for i, engine := range engines {
@@ -201,16 +203,16 @@ func TestTor(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), transferLimit)
 			defer cancel()
 			first := runPlainProxy(t, tt.network.BridgeAddr(), network+"1")
-			client := tt.client(ctx, t, fmt.Sprintf("url=%s/path engine=%s", first.url, engine))
+			client := tt.client(ctx, t, fmt.Sprintf("url=http://%s/path engine=%s", first.Addr(), engine))
 			tt.checkAddress(ctx, t, network+"1", country)
 			tt.transfer(ctx, t, client)
-			if first.sessionCount() == 0 {
+			if sessionCount(first) == 0 {
 				t.Error("no session went through the proxy")
 			}
 
 			tt.busy(ctx, t, client, func() {
 				second := runPlainProxy(t, tt.network.BridgeAddr(), network+"2")
-				client := tt.client(ctx, t, fmt.Sprintf("url=%s/path engine=%s", second.url, engine))
+				client := tt.client(ctx, t, fmt.Sprintf("url=http://%s/path engine=%s", second.Addr(), engine))
 				tt.checkAddress(ctx, t, network+"2", country)
 				if err := tt.web.Get(ctx, client); err != nil {
 					t.Error(err)
@@ -223,9 +225,9 @@ func TestTor(t *testing.T) {
 		t.Run(engine+"-fronted", func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), transferLimit)
 			defer cancel()
-			c := runCDN(t, tt.network.BridgeAddr(), network+"3", caFile)
+			c := runNginx(t, tt.network.BridgeAddr(), network+"3", caFile)
 			client := tt.client(ctx, t, fmt.Sprintf("url=https://%s/path front=%s addr=%s engine=%s",
-				originName, frontName, c.addr, engine))
+				cdn.Origin, cdn.Front, c.addr, engine))
 			tt.checkAddress(ctx, t, network+"3", country)
 			tt.transfer(ctx, t, client)
 			c.checkLog(t)
