@@ -1,0 +1,857 @@
+// Package enginetest holds the tests that every engine passes, and the
+// in-memory datagram network they run on.
+package enginetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"turbotunnel/common/engine"
+)
+
+// Run tests that eng does what package engine asks for. Each test has a
+// network and a clock of its own (testing/synctest) and fails if a goroutine
+// is left over.
+func Run(t *testing.T, eng engine.Engine) {
+	tests := []struct {
+		name string
+		many bool // needs more than one stream
+		run  func(t *testing.T, eng engine.Engine)
+	}{
+		{"Echo", false, testEcho},
+		{"ServerSpeaksFirst", false, testServerSpeaksFirst},
+		{"OpenDoesNotWait", false, testOpenDoesNotWait},
+		{"IdleWriteLeavesAtOnce", false, testIdleWrite},
+		{"IdleIsSilent", false, testIdleIsSilent},
+		{"HalfClose", false, testHalfClose},
+		{"CloseDelivers", false, testCloseDelivers},
+		{"CloseStopsTheOtherSide", false, testCloseStops},
+		{"ReadBackpressure", false, testBackpressure},
+		{"Deadlines", false, testDeadlines},
+		{"WriteTimeoutKeepsOrder", false, testWriteTimeout},
+		{"CloseUnblocks", false, testCloseUnblocks},
+		{"CloseWithBlockedCarrier", false, testCloseBlockedCarrier},
+		{"SessionCloseIsSeen", false, testSessionCloseIsSeen},
+		{"CarrierFails", false, testCarrierFails},
+		{"Contexts", false, testContexts},
+		{"Garbage", false, testGarbage},
+		{"SmallQueue", false, testSmallQueue},
+		{"Bulk", false, testBulk},
+		{"ThousandStreams", true, testThousandStreams},
+		{"ManyAtOnce", true, testManyAtOnce},
+		{"StalledStream", true, testStalledStream},
+		{"ResetLeavesOthers", true, testResetLeavesOthers},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if test.many && !eng.Multiplexes() {
+				t.Skipf("%s has one stream a session", eng.Name())
+			}
+			if test.name == "Bulk" {
+				test.run(t, eng) // has bubbles of its own
+				return
+			}
+			synctest.Test(t, func(t *testing.T) { test.run(t, eng) })
+		})
+	}
+	if !eng.Multiplexes() {
+		t.Run("SingleStream", func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { testSingleStream(t, eng) })
+		})
+	}
+}
+
+// pair is a session with both its ends.
+type pair struct {
+	t              *testing.T
+	a, b           *Conn
+	client, server engine.Session
+}
+
+var ordinary = Path{Delay: 50 * time.Millisecond}
+
+func newPair(t *testing.T, eng engine.Engine, up, down Path) *pair {
+	t.Helper()
+	p := &pair{t: t}
+	p.a, p.b = Connect(up, down, 1)
+	var err error
+	if p.client, err = eng.Client(p.a); err != nil {
+		t.Fatalf("Client: %v", err)
+	}
+	if p.server, err = eng.Server(p.b); err != nil {
+		t.Fatalf("Server: %v", err)
+	}
+	t.Cleanup(p.close)
+	return p
+}
+
+func (p *pair) close() {
+	for _, s := range []engine.Session{p.client, p.server} {
+		if err := s.Close(); err != nil {
+			p.t.Errorf("Close: %v", err)
+		}
+	}
+}
+
+// stream opens a stream and accepts it.
+func (p *pair) stream() (client, server engine.Stream) {
+	p.t.Helper()
+	client = p.open()
+	return client, p.accept()
+}
+
+func (p *pair) open() engine.Stream {
+	p.t.Helper()
+	s, err := p.client.Open(context.Background())
+	if err != nil {
+		p.t.Fatalf("Open: %v", err)
+	}
+	return s
+}
+
+func (p *pair) accept() engine.Stream {
+	p.t.Helper()
+	s, err := p.server.Accept(context.Background())
+	if err != nil {
+		p.t.Fatalf("Accept: %v", err)
+	}
+	return s
+}
+
+func write(t *testing.T, w io.Writer, s string) {
+	t.Helper()
+	if n, err := io.WriteString(w, s); err != nil || n != len(s) {
+		t.Fatalf("Write: %d, %v", n, err)
+	}
+}
+
+func expect(t *testing.T, r io.Reader, s string) {
+	t.Helper()
+	buf := make([]byte, len(s))
+	if _, err := io.ReadFull(r, buf); err != nil || string(buf) != s {
+		t.Fatalf("read %q, %v; want %q", buf, err, s)
+	}
+}
+
+func expectEOF(t *testing.T, r io.Reader) {
+	t.Helper()
+	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Fatalf("read %d bytes, %v; want EOF", n, err)
+	}
+}
+
+func expectErr(t *testing.T, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v; want %v", what, err, want)
+	}
+}
+
+func testEcho(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+	for i := range 10 {
+		text := fmt.Sprintf("message %d", i)
+		write(t, c, text)
+		expect(t, s, text)
+		write(t, s, text)
+		expect(t, c, text)
+	}
+	if n, err := c.Write(nil); n != 0 || err != nil {
+		t.Errorf("empty write: %d, %v", n, err)
+	}
+	if n, err := c.Read(nil); n != 0 || err != nil {
+		t.Errorf("empty read: %d, %v", n, err)
+	}
+	for _, s := range []engine.Stream{c, s} {
+		if s.LocalAddr() == nil || s.RemoteAddr() == nil {
+			t.Error("a stream without an address")
+		}
+	}
+}
+
+func testServerSpeaksFirst(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+	write(t, s, "220 ready")
+	expect(t, c, "220 ready")
+}
+
+func testOpenDoesNotWait(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	p.a.SetDown(true)
+	start := time.Now()
+	c := p.open()
+	write(t, c, "early")
+	if d := time.Since(start); d > 0 {
+		t.Errorf("Open and Write took %v without a network", d)
+	}
+	p.a.SetDown(false)
+	expect(t, p.accept(), "early")
+}
+
+// testIdleWrite: what is written after a pause is on its way at once, and the
+// first bytes of a stream travel with its opening.
+func testIdleWrite(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	start := time.Now()
+	c := p.open()
+	write(t, c, "first")
+	s := p.accept()
+	expect(t, s, "first")
+	if d := time.Since(start); eng.Name() != "quic" && d > ordinary.Delay {
+		t.Errorf("the first bytes took %v on a path of %v", d, ordinary.Delay)
+	}
+	for range 3 {
+		time.Sleep(5 * time.Second)
+		start := time.Now()
+		write(t, c, "again")
+		expect(t, s, "again")
+		if d := time.Since(start); d > ordinary.Delay {
+			t.Errorf("a write after a pause took %v on a path of %v", d, ordinary.Delay)
+		}
+	}
+}
+
+func testIdleIsSilent(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+	write(t, c, "ping")
+	expect(t, s, "ping")
+	time.Sleep(time.Minute)
+	before := p.a.Sent().Datagrams + p.b.Sent().Datagrams
+	time.Sleep(time.Hour)
+	if n := p.a.Sent().Datagrams + p.b.Sent().Datagrams - before; n > 60 {
+		t.Errorf("an idle session sent %d datagrams in an hour", n)
+	}
+	write(t, s, "pong")
+	expect(t, c, "pong")
+}
+
+func testHalfClose(t *testing.T, eng engine.Engine) {
+	for _, first := range []string{"client", "server"} {
+		p := newPair(t, eng, ordinary, ordinary)
+		x, y := p.stream()
+		if first == "server" {
+			x, y = y, x
+		}
+		write(t, x, "question")
+		if err := x.CloseWrite(); err != nil {
+			t.Fatalf("CloseWrite: %v", err)
+		}
+		_, err := x.Write([]byte("more"))
+		expectErr(t, "Write after CloseWrite", err, net.ErrClosed)
+		expect(t, y, "question")
+		expectEOF(t, y)
+		expectEOF(t, y)
+		time.Sleep(time.Minute)
+		for range 100 {
+			write(t, y, "answer")
+			expect(t, x, "answer")
+		}
+		if err := y.CloseWrite(); err != nil {
+			t.Fatalf("CloseWrite: %v", err)
+		}
+		expectEOF(t, x)
+		p.close()
+	}
+}
+
+func testCloseDelivers(t *testing.T, eng engine.Engine) {
+	const size = 300 << 10
+	for _, path := range []Path{ordinary, {Delay: 50 * time.Millisecond, Loss: 0.05}} {
+		p := newPair(t, eng, path, path)
+		c, s := p.stream()
+		if _, err := c.Write(content(size)); err != nil {
+			t.Fatalf("Write: %v", err)
+		}
+		start := time.Now()
+		if err := c.Close(); err != nil {
+			t.Fatalf("Close: %v", err)
+		}
+		if d := time.Since(start); d > 0 {
+			t.Errorf("Close took %v", d)
+		}
+		time.Sleep(time.Minute) // even if the reader comes late
+		got, err := io.ReadAll(s)
+		if err != nil || !bytes.Equal(got, content(size)) {
+			t.Errorf("after Close %d bytes arrived of %d: %v", len(got), size, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+		p.close()
+	}
+}
+
+// testCloseStops: a stream closed before the end of what the other side sends
+// makes the other side's Write fail in the end.
+func testCloseStops(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+	write(t, c, "last words")
+	write(t, s, "unread")
+	time.Sleep(time.Second)
+	c.Close()
+	if err := c.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+	_, err := c.Read(make([]byte, 1))
+	expectErr(t, "Read after Close", err, engine.ErrClosed)
+	_, err = c.Write([]byte("x"))
+	expectErr(t, "Write after Close", err, engine.ErrClosed)
+	expectErr(t, "SetDeadline after Close", c.SetDeadline(time.Time{}), net.ErrClosed)
+	expectErr(t, "CloseWrite after Close", c.CloseWrite(), net.ErrClosed)
+
+	s.SetWriteDeadline(time.Now().Add(time.Hour))
+	for {
+		if _, err = s.Write(make([]byte, 1000)); err != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	expectErr(t, "Write to a closed stream", err, engine.ErrReset)
+	expect(t, s, "last words")
+	expectEOF(t, s)
+}
+
+// testBackpressure: a writer stops when nobody reads, and goes on when
+// somebody does.
+func testBackpressure(t *testing.T, eng engine.Engine) {
+	const enough = 64 << 20 // bytes that no stream may hold
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+	source := newSource(1)
+	written := 0
+	c.SetWriteDeadline(time.Now().Add(time.Minute))
+	var err error
+	for err == nil && written < enough {
+		var n int
+		n, err = c.Write(source.peek(32 << 10))
+		source.skip(n)
+		written += n
+	}
+	if written >= enough {
+		t.Fatalf("%d bytes were written and nobody read", written)
+	}
+	expectErr(t, "Write without a reader", err, os.ErrDeadlineExceeded)
+	c.SetWriteDeadline(time.Time{})
+
+	done := make(chan error, 1)
+	go func() { done <- receive(s, 1, written+1<<20) }()
+	for rest := 1 << 20; rest > 0; {
+		n, err := c.Write(source.peek(min(rest, 32<<10)))
+		if err != nil {
+			t.Fatalf("Write: %v", err)
+		}
+		source.skip(n)
+		rest -= n
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func testDeadlines(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+
+	start := time.Now()
+	c.SetReadDeadline(start.Add(3 * time.Second))
+	_, err := c.Read(make([]byte, 1))
+	expectErr(t, "Read", err, os.ErrDeadlineExceeded)
+	if d := time.Since(start); d != 3*time.Second {
+		t.Errorf("Read timed out after %v; want 3 s", d)
+	}
+	_, err = c.Read(make([]byte, 1))
+	expectErr(t, "Read again", err, os.ErrDeadlineExceeded)
+
+	// A deadline set during Read counts, and so does its removal.
+	c.SetReadDeadline(time.Time{})
+	result := make(chan error, 1)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		result <- err
+	}()
+	synctest.Wait()
+	c.SetReadDeadline(time.Now().Add(time.Second))
+	expectErr(t, "Read", <-result, os.ErrDeadlineExceeded)
+	c.SetDeadline(time.Now().Add(-time.Second))
+	_, err = c.Read(make([]byte, 1))
+	expectErr(t, "Read after the deadline", err, os.ErrDeadlineExceeded)
+	_, err = c.Write([]byte("late"))
+	expectErr(t, "Write after the deadline", err, os.ErrDeadlineExceeded)
+
+	c.SetDeadline(time.Time{})
+	write(t, c, "in time")
+	expect(t, s, "in time")
+	write(t, s, "as well")
+	expect(t, c, "as well")
+}
+
+// testWriteTimeout: after a Write that timed out, exactly the bytes that it
+// counted have been written.
+func testWriteTimeout(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+	source := newSource(1)
+	written := 0
+	for range 5 {
+		c.SetWriteDeadline(time.Now().Add(time.Second))
+		block := bytes.Clone(source.peek(20 << 20))
+		n, err := c.Write(block)
+		clear(block) // a Write that has returned must not keep its argument
+		source.skip(n)
+		written += n
+		expectErr(t, "Write without a reader", err, os.ErrDeadlineExceeded)
+	}
+	c.CloseWrite()
+	if err := receive(s, 1, written); err != nil {
+		t.Error(err)
+	}
+	expectEOF(t, s)
+}
+
+func testCloseUnblocks(t *testing.T, eng engine.Engine) {
+	for _, what := range []string{"stream", "session"} {
+		p := newPair(t, eng, ordinary, ordinary)
+		c, s := p.stream()
+		var group sync.WaitGroup
+		blocked := func(name string, call func() error) {
+			group.Go(func() { expectErr(t, what+" closed during "+name, call(), net.ErrClosed) })
+		}
+		blocked("Read", func() error {
+			_, err := c.Read(make([]byte, 1))
+			return err
+		})
+		blocked("Write", func() error {
+			for {
+				if _, err := c.Write(make([]byte, 100<<10)); err != nil {
+					return err
+				}
+			}
+		})
+		if what == "session" && eng.Multiplexes() {
+			group.Go(func() {
+				if _, err := p.server.Accept(context.Background()); err == nil {
+					t.Error("Accept returned a stream that nobody opened")
+				}
+			})
+		}
+		time.Sleep(time.Minute)
+		start := time.Now()
+		if what == "stream" {
+			c.Close()
+			group.Wait()
+		} else {
+			p.client.Close()
+			group.Go(func() { p.server.Close() })
+			group.Wait()
+			<-p.client.Done()
+			<-p.server.Done()
+			_, err := p.client.Open(context.Background())
+			expectErr(t, "Open on a closed session", err, net.ErrClosed)
+		}
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("closing the %s took %v", what, d)
+		}
+		s.Close()
+		p.close()
+	}
+}
+
+// testCloseBlockedCarrier: a carrier that takes nothing does not keep Close.
+func testCloseBlockedCarrier(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, Path{Delay: time.Hour, Queue: 16 << 10}, ordinary)
+	c := p.open()
+	c.SetWriteDeadline(time.Now().Add(time.Minute))
+	var err error
+	for err == nil {
+		_, err = c.Write(make([]byte, 10<<10))
+	}
+	expectErr(t, "Write to a blocked carrier", err, os.ErrDeadlineExceeded)
+	start := time.Now()
+	c.Close()
+	p.client.Close()
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("Close took %v", d)
+	}
+	<-p.client.Done()
+}
+
+func testSessionCloseIsSeen(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+	write(t, c, "hello")
+	expect(t, s, "hello")
+	p.client.Close()
+	<-p.server.Done()
+	_, err := s.Read(make([]byte, 1))
+	expectErr(t, "Read after the session's end", err, engine.ErrReset)
+	_, err = s.Write([]byte("x"))
+	expectErr(t, "Write after the session's end", err, engine.ErrReset)
+	if err := p.server.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+func testCarrierFails(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+	write(t, s, "all of it")
+	s.CloseWrite()
+	time.Sleep(time.Second)
+	cause := errors.New("the carrier is lost")
+	p.a.Break(cause)
+	<-p.client.Done()
+	expect(t, c, "all of it") // had arrived with its end
+	expectEOF(t, c)
+	_, err := c.Write([]byte("x"))
+	expectErr(t, "Write", err, engine.ErrReset)
+	expectErr(t, "Write", err, cause)
+	_, err = p.client.Open(context.Background())
+	if err == nil {
+		t.Error("Open on a session that has ended")
+	}
+	if eng.Multiplexes() {
+		expectErr(t, "Open", err, cause)
+	}
+	if err := p.client.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+func testContexts(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	start := time.Now()
+	_, err := p.server.Accept(ctx)
+	expectErr(t, "Accept", err, context.DeadlineExceeded)
+	if d := time.Since(start); d != 3*time.Second {
+		t.Errorf("Accept returned after %v; want 3 s", d)
+	}
+	_, err = p.client.Open(ctx)
+	expectErr(t, "Open", err, context.DeadlineExceeded)
+	c, s := p.stream()
+	write(t, c, "still well")
+	expect(t, s, "still well")
+}
+
+// testGarbage: datagrams that are not the engine's may end the session, but
+// nothing worse.
+func testGarbage(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 1000 {
+		garbage := make([]byte, 2+r.IntN(engine.MaxDatagram-2))
+		for i := range garbage {
+			garbage[i] = byte(r.Uint32())
+		}
+		if _, err := p.a.WriteTo(garbage, p.a.RemoteAddr()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(time.Second)
+	select {
+	case <-p.server.Done():
+	default:
+		c, s := p.stream()
+		write(t, c, "still well")
+		expect(t, s, "still well")
+	}
+}
+
+// testSmallQueue: a carrier whose queue holds 64 KB, in order, with WriteTo
+// blocking most of the time.
+func testSmallQueue(t *testing.T, eng engine.Engine) {
+	path := Path{Delay: 10 * time.Millisecond, Queue: 64 << 10}
+	p := newPair(t, eng, path, path)
+	c, s := p.stream()
+	exchange(t, c, s, 4<<20)
+	p.expectLittleOverhead(4 << 20)
+}
+
+func testBulk(t *testing.T, eng engine.Engine) {
+	size := 100 << 20
+	if testing.Short() {
+		size = 16 << 20
+	}
+	const delay = 50 * time.Millisecond
+	tests := []struct {
+		name   string
+		path   Path
+		size   int
+		outage time.Duration
+		clean  bool
+	}{
+		{name: "AtOnce", size: size, clean: true},
+		{name: "Delay", path: Path{Delay: delay}, size: size, clean: true},
+		{name: "Slow", path: Path{Delay: delay, Rate: 1 << 20, Queue: 128 << 10}, size: 8 << 20, clean: true},
+		{name: "Repaired", path: Path{Delay: delay, Loss: 0.01, Repair: 150 * time.Millisecond}, size: 16 << 20, clean: true},
+		{name: "Loss", path: Path{Delay: delay, Loss: 0.05}, size: 16 << 20},
+		{name: "Reordering", path: Path{Delay: delay, Jitter: 20 * time.Millisecond}, size: 16 << 20},
+		{name: "Duplication", path: Path{Delay: delay, Duplicate: 0.2}, size: 16 << 20},
+		{name: "Outage", path: Path{Delay: delay, Rate: 8 << 20, Queue: 1 << 20}, size: 16 << 20, outage: 3 * time.Second},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPair(t, eng, test.path, test.path)
+				c, s := p.stream()
+				if test.outage > 0 {
+					cut := time.AfterFunc(time.Second, func() {
+						p.a.SetDown(true)
+						time.Sleep(test.outage)
+						p.a.SetDown(false)
+					})
+					defer cut.Stop()
+				}
+				start := time.Now()
+				exchange(t, c, s, test.size)
+				t.Logf("%d MB each way in %v; sent %+v, %+v",
+					test.size>>20, time.Since(start).Round(time.Millisecond), p.a.Sent(), p.b.Sent())
+				if test.clean {
+					p.expectLittleOverhead(test.size)
+				}
+			})
+		})
+	}
+}
+
+// expectLittleOverhead fails if more was sent than size bytes of content each
+// way need: nothing twice.
+func (p *pair) expectLittleOverhead(size int) {
+	p.t.Helper()
+	for _, c := range []*Conn{p.a, p.b} {
+		if sent := c.Sent().Bytes; sent > size+size/20 {
+			p.t.Errorf("%d bytes were sent for %d of content", sent, size)
+		}
+	}
+}
+
+func testThousandStreams(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	done := serveEcho(p)
+	const width = 50
+	for i := range 1000 / width {
+		var group sync.WaitGroup
+		for j := range width {
+			group.Go(func() { echo(t, p.client, fmt.Sprintf("stream %d of round %d", j, i)) })
+		}
+		group.Wait()
+	}
+	p.close()
+	<-done
+}
+
+func testManyAtOnce(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	done := serveEcho(p)
+	var group sync.WaitGroup
+	for i := range 1000 {
+		group.Go(func() { echo(t, p.client, fmt.Sprintf("stream %d%s", i, content(5000))) })
+	}
+	group.Wait()
+	p.close()
+	<-done
+}
+
+// serveEcho sends back what comes on each stream until the session ends.
+func serveEcho(p *pair) (done chan struct{}) {
+	done = make(chan struct{})
+	var group sync.WaitGroup
+	go func() {
+		defer close(done)
+		for {
+			s, err := p.server.Accept(context.Background())
+			if err != nil {
+				break
+			}
+			group.Go(func() {
+				defer s.Close()
+				if _, err := io.Copy(s, s); err != nil {
+					p.t.Errorf("echo: %v", err)
+				}
+			})
+		}
+		group.Wait()
+	}()
+	return done
+}
+
+func echo(t *testing.T, session engine.Session, text string) {
+	c, err := session.Open(context.Background())
+	if err != nil {
+		t.Errorf("Open: %v", err)
+		return
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Errorf("Write: %v", err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Errorf("CloseWrite: %v", err)
+	}
+	if got, err := io.ReadAll(c); err != nil || string(got) != text {
+		t.Errorf("%d bytes came back of %d: %v", len(got), len(text), err)
+	}
+}
+
+// testStalledStream: streams that nobody reads do not hinder another one.
+func testStalledStream(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	var group sync.WaitGroup
+	var stalled []engine.Stream
+	for range 8 {
+		c, s := p.stream()
+		stalled = append(stalled, c, s)
+		group.Go(func() {
+			for {
+				if _, err := c.Write(make([]byte, 100<<10)); err != nil {
+					return
+				}
+			}
+		})
+	}
+	time.Sleep(time.Minute)
+	c, s := p.stream()
+	exchange(t, c, s, 4<<20)
+	for _, s := range stalled {
+		s.Close()
+	}
+	group.Wait()
+}
+
+// testResetLeavesOthers: streams that end in every way, in the middle of a
+// transfer on another.
+func testResetLeavesOthers(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+	var group sync.WaitGroup
+	group.Go(func() { exchange(t, c, s, 16<<20) })
+	for range 20 {
+		x, y := p.stream()
+		group.Go(func() {
+			for {
+				if _, err := x.Write(make([]byte, 10<<10)); err != nil {
+					expectErr(t, "Write to a stream closed unread", err, engine.ErrReset)
+					x.Close()
+					return
+				}
+			}
+		})
+		time.Sleep(10 * time.Millisecond)
+		y.Close()
+	}
+	group.Wait()
+}
+
+func testSingleStream(t *testing.T, eng engine.Engine) {
+	p := newPair(t, eng, ordinary, ordinary)
+	c, s := p.stream()
+	_, err := p.client.Open(context.Background())
+	expectErr(t, "second Open", err, engine.ErrSingleStream)
+	_, err = p.server.Accept(context.Background())
+	expectErr(t, "second Accept", err, engine.ErrSingleStream)
+
+	// When the stream has ended in both directions the session has, too.
+	write(t, c, "question")
+	c.CloseWrite()
+	expect(t, s, "question")
+	expectEOF(t, s)
+	write(t, s, "answer")
+	s.Close()
+	<-p.client.Done()
+	<-p.server.Done()
+	expect(t, c, "answer")
+	expectEOF(t, c)
+}
+
+// exchange sends size bytes each way at once and checks them.
+func exchange(t *testing.T, a, b engine.Stream, size int) {
+	t.Helper()
+	var group sync.WaitGroup
+	for i, s := range []engine.Stream{a, b} {
+		group.Go(func() {
+			if err := send(s, uint64(1+i), size); err != nil {
+				t.Error(err)
+			}
+		})
+		group.Go(func() {
+			if err := receive(s, uint64(2-i), size); err != nil {
+				t.Error(err)
+			}
+			if n, err := s.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				t.Errorf("after the last byte: %d, %v; want EOF", n, err)
+			}
+		})
+	}
+	group.Wait()
+}
+
+// send writes size bytes of source seed and ends the direction.
+func send(s engine.Stream, seed uint64, size int) error {
+	source := newSource(seed)
+	for size > 0 {
+		n, err := s.Write(source.peek(min(size, 32<<10)))
+		if err != nil {
+			return fmt.Errorf("with %d bytes to send: %w", size, err)
+		}
+		source.skip(n)
+		size -= n
+	}
+	return s.CloseWrite()
+}
+
+// receive reads size bytes and compares them with source seed.
+func receive(s engine.Stream, seed uint64, size int) error {
+	source := newSource(seed)
+	buf := make([]byte, 32<<10)
+	for size > 0 {
+		n, err := s.Read(buf[:min(size, len(buf))])
+		if !bytes.Equal(buf[:n], source.peek(n)) {
+			return fmt.Errorf("with %d bytes to come: wrong bytes", size)
+		}
+		source.skip(n)
+		size -= n
+		if err != nil && size > 0 {
+			return fmt.Errorf("with %d bytes to come: %w", size, err)
+		}
+	}
+	return nil
+}
+
+// source is an endless sequence of bytes without a short period.
+type source struct {
+	rand *rand.ChaCha8
+	buf  []byte
+}
+
+func newSource(seed uint64) *source {
+	return &source{rand: rand.NewChaCha8([32]byte{byte(seed)})}
+}
+
+// peek returns the next n bytes.
+func (s *source) peek(n int) []byte {
+	if missing := n - len(s.buf); missing > 0 {
+		more := make([]byte, len(s.buf)+max(missing, 256<<10))
+		s.rand.Read(more[copy(more, s.buf):])
+		s.buf = more
+	}
+	return s.buf[:n]
+}
+
+func (s *source) skip(n int) { s.buf = s.buf[n:] }
+
+func content(n int) []byte { return bytes.Clone(newSource(9).peek(n)) }

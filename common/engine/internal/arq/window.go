@@ -1,0 +1,34 @@
+package arq
+
+import "time"
+
+// Window is a receive window that grows while its reader keeps up with it and
+// it is what limits the transfer. It is not safe for concurrent use.
+type Window struct {
+	Size int // now, in any unit
+
+	used  int       // consumed since
+	since time.Time // when the last measurement began; zero: never
+}
+
+// windowGrowth is the factor by which a window grows. Four steps of it lie
+// between the smallest and the largest, so that a fast transfer is limited for
+// a few round trips only.
+const windowGrowth = 4
+
+// Consumed takes n into account, which the reader has taken, and returns true
+// when half of the window was consumed since it returned true last: the time
+// to tell the other side. The window has grown, up to limit, if that took less
+// than two round trips.
+func (w *Window) Consumed(n, limit int, rtt time.Duration) bool {
+	w.used += n
+	if w.used < w.Size/2 {
+		return false
+	}
+	now := time.Now()
+	if !w.since.IsZero() && now.Sub(w.since) < 2*rtt {
+		w.Size = max(w.Size, min(w.Size*windowGrowth, limit))
+	}
+	w.used, w.since = 0, now
+	return true
+}
