@@ -179,7 +179,7 @@ func (n *Network) prepare(ctx context.Context) error {
 		n.bridgeAddr = fmt.Sprintf("127.0.0.1:%d", ports[len(ports)-1])
 	}
 	if n.opts.Transport == "" {
-		n.bridgeAddr = fmt.Sprintf("127.0.0.1:%d", b.orPort)
+		n.bridgeAddr = n.ORAddr()
 	}
 	return b.write(n.authLines, bridgeLines(n.opts, b, geoip, n.bridgeAddr))
 }
@@ -286,6 +286,9 @@ func (n *Network) BridgeArgs(file string) (string, error) {
 	}
 	return "", fmt.Errorf("%s has no bridge line: %q", name, text)
 }
+
+// ORAddr is the host:port of the bridge itself, without its transport.
+func (n *Network) ORAddr() string { return fmt.Sprintf("127.0.0.1:%d", n.bridge.orPort) }
 
 // ClientsSeen is how many clients the bridge has seen from each country of
 // Options.GeoIP; tor rounds up to a multiple of eight.

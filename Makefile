@@ -1,0 +1,55 @@
+# Needs Go (see go.mod) and, for tests and the demo, Debian. What else is
+# missing is installed as root or by sudo; without either, make says what to run.
+
+# The linters, pinned. go run fetches and builds them once.
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOFUMPT = mvdan.cc/gofumpt@v0.12.0
+
+# Debian packages. gcc and libc6-dev are for the race detector.
+TEST_PACKAGES = tor obfs4proxy nginx-light ncat microsocks curl gcc libc6-dev
+
+# How long each fuzz target runs.
+FUZZTIME = 30s
+
+.PHONY: all build test test-short lint fuzz demo clean
+
+all: build
+
+build:
+	go build -o turbotunnel-client ./client
+	go build -o turbotunnel-server ./server
+
+# Everything, with real tor, proxies and programs: some minutes. A test whose
+# tools are missing fails.
+test:
+	test/install.sh $(TEST_PACKAGES)
+	go vet ./...
+	go test -race -timeout 15m ./...
+
+# What needs nothing but Go, without the race detector: some seconds.
+test-short:
+	go test -short ./...
+
+lint:
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	@unformatted=$$(go run $(GOFUMPT) -l .) || exit 1; \
+	if [ -n "$$unformatted" ]; then \
+		echo "Not formatted; run: go run $(GOFUMPT) -w ."; echo "$$unformatted"; exit 1; \
+	fi
+
+# go test fuzzes one target of one package at a time.
+fuzz:
+	@set -e; for dir in $$(go list -f '{{.Dir}}' ./...); do \
+		for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$$dir"/*_test.go 2>/dev/null | cut -d' ' -f2); do \
+			echo "$$dir $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir"; \
+		done; \
+	done
+
+# exec: the demo itself gets make's signals, and cleans up.
+demo:
+	@mkdir -p bin && go build -o bin/demo ./test/demo && exec bin/demo
+
+clean:
+	rm -rf bin turbotunnel-client turbotunnel-server
