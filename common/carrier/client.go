@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"turbotunnel/common/handshake"
@@ -78,11 +79,14 @@ type Client struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	ready   chan struct{} // closed when the server has answered
-	isReady sync.Once
-	suspect chan struct{} // closed when the server seems not to know the session
-	done    chan struct{}
-	err     error // why it ended; set before done is closed
+	ready     chan struct{} // closed when the server has answered
+	isReady   sync.Once
+	isSuspect sync.Once
+	suspect   chan struct{} // closed when the server seems not to know the session
+	forgot    atomic.Bool   // suspect, and nothing good has come since
+	ending    chan struct{} // closed when the session is going to end
+	done      chan struct{}
+	err       error // why it ended; set before ending is closed
 
 	results chan result
 	wg      sync.WaitGroup // exchanges
@@ -99,8 +103,7 @@ type Client struct {
 	lastFailure time.Time
 	lastSuccess time.Time
 	notBefore   time.Time // the next exchange
-	suspected   bool
-	failure     error // the last one
+	failure     error     // the last one
 }
 
 // NewClient starts a session. It does not wait for the server.
@@ -120,6 +123,7 @@ func NewClient(cfg ClientConfig) *Client {
 		cancel:    cancel,
 		ready:     make(chan struct{}),
 		suspect:   make(chan struct{}),
+		ending:    make(chan struct{}),
 		done:      make(chan struct{}),
 		results:   make(chan result, maxUploads+maxDownloads+1),
 		exchanges: 1, // 0 is the handshake
@@ -141,13 +145,17 @@ func (c *Client) Ready() <-chan struct{} { return c.ready }
 // server does not know the session any more. The session goes on trying.
 func (c *Client) Suspect() <-chan struct{} { return c.suspect }
 
+// Suspected tells whether the path answers like a web site now.
+func (c *Client) Suspected() bool { return c.forgot.Load() }
+
 // Done is closed when the session has ended and nothing of it is left.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Err says why the session ended, after Done: nil if this side closed it.
+// Err says why the session has ended, or, just before that, is about to: nil
+// if this side closed it. It is set before the Conn fails.
 func (c *Client) Err() error {
 	select {
-	case <-c.done:
+	case <-c.ending:
 		return c.err
 	default:
 		return nil
@@ -168,13 +176,11 @@ func (c *Client) run() {
 	if err == nil {
 		err = c.carry()
 	}
+	c.err = err
+	close(c.ending)
 	c.cancel()
 	c.link.drop()
 	c.wg.Wait()
-	if isClosed(c.ready) || c.ctx.Err() == nil {
-		c.log.Debug("session ended", "error", err)
-	}
-	c.err = err
 }
 
 // established is called when message 2 has come.
@@ -239,11 +245,13 @@ func (c *Client) handshake() error {
 			return err
 		case errors.Is(err, ErrNotServer):
 			foreign++
-			if off, wrong := wrongClock(a.date, clock); wrong {
-				c.log.Warn("the clock of this computer seems wrong: using the server's", "off", off.Round(time.Second))
+			if off, wrong := wrongClock(a.date, clock); wrong && foreign < handshakeTries {
+				if off.Abs() > handshake.Skew/2 {
+					c.log.Warn("the clock of this computer seems wrong: using the server's", "off", off.Round(time.Second))
+				}
 				clock = off
 				a = c.newAttempt(clock, &hello)
-				continue // at once, and once: the next Date will agree
+				continue // at once
 			}
 		default:
 			unreachable++
@@ -262,14 +270,16 @@ func (c *Client) handshake() error {
 }
 
 // wrongClock tells by the Date of a foreign answer how far this clock is
-// behind, and whether that is more than clock says already.
+// behind, and whether that differs from what clock says already by more than
+// Date's resolution of a second can explain. A second is added: a server
+// refuses what was made before it started, and its own Date is rounded down.
 func wrongClock(date string, clock time.Duration) (off time.Duration, wrong bool) {
 	t, err := http.ParseTime(date)
 	if err != nil {
 		return 0, false
 	}
-	off = time.Until(t)
-	return off, (off - clock).Abs() > handshake.Skew/4
+	off = time.Until(t) + time.Second
+	return off, (off - clock).Abs() > 2*time.Second
 }
 
 // refusal is the error that a server's answer means.
@@ -432,6 +442,7 @@ func (c *Client) observe(res result) {
 			c.log.Info("carrying again", "after", now.Sub(c.failingFrom).Round(time.Millisecond))
 		}
 		c.failures, c.foreigns, c.lastSuccess, c.notBefore = 0, 0, now, time.Time{}
+		c.forgot.Store(false)
 	}
 	if res.err == nil {
 		if res.kind == download {
@@ -465,9 +476,9 @@ func (c *Client) observe(res result) {
 	}
 	c.failures++
 	if res.foreign {
-		if c.foreigns++; c.foreigns >= foreignAnswers && !c.suspected {
-			c.suspected = true
-			close(c.suspect)
+		if c.foreigns++; c.foreigns >= foreignAnswers {
+			c.forgot.Store(true)
+			c.isSuspect.Do(func() { close(c.suspect) })
 		}
 	}
 	if c.failures > 1 {

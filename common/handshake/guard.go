@@ -22,7 +22,7 @@ const (
 // those that were made before it was: another process may have seen them.
 // Safe for concurrent use.
 type Guard struct {
-	since time.Time
+	since time.Time // whole milliseconds, as times on the wire are
 
 	mu      sync.Mutex
 	buckets map[int64]map[[16]byte]struct{} // by minute of the hello's time; guarded by mu
@@ -30,7 +30,7 @@ type Guard struct {
 
 // NewGuard returns a Guard that refuses what was made before now.
 func NewGuard(now time.Time) *Guard {
-	return &Guard{since: now, buckets: make(map[int64]map[[16]byte]struct{})}
+	return &Guard{since: now.Truncate(time.Millisecond), buckets: make(map[int64]map[[16]byte]struct{})}
 }
 
 // Admit returns an error if a first message that begins with ephemeral and was

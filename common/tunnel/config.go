@@ -1,0 +1,157 @@
+package tunnel
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+
+	"turbotunnel/common/carrier"
+	"turbotunnel/common/engines"
+	"turbotunnel/common/front"
+	"turbotunnel/common/handshake"
+)
+
+// Config says how a client reaches its server. Its fields are the arguments of
+// a bridge line, as text. The zero value of a field is its default. Two equal
+// values reach the same server in the same way.
+type Config struct {
+	URL    string // of the server, as its CDN or DNS knows it; required
+	Key    string // the server's public key, base64url without padding; empty: unauthenticated
+	Fronts string // comma-separated domains to dial and to name in SNI; empty: the URL's host
+	Addr   string // host:port to dial instead of resolving the front
+	Engine string // one of engines.Names; empty: engines.Default
+	Mode   string // auto, poll or stream; empty: auto
+	UTLS   string // TLS ClientHello to imitate, none for Go's own; empty: chrome
+}
+
+// Arguments are the names that Set knows, in the order of the manual.
+var Arguments = []string{"url", "key", "front", "fronts", "addr", "engine", "mode", "utls"}
+
+var modes = []string{string(carrier.Auto), string(carrier.Poll), string(carrier.Stream)}
+
+// Set sets the field that a bridge line's argument names: one of Arguments. An
+// unknown name or a malformed value is an error that says what is accepted.
+func (c *Config) Set(name, value string) error {
+	next := *c
+	switch name {
+	case "url":
+		next.URL = value
+	case "key":
+		next.Key = value
+	case "front":
+		if strings.Contains(value, ",") {
+			return fmt.Errorf("front: one domain, not %.100q; fronts takes several", value)
+		}
+		next.Fronts = value
+	case "fronts":
+		next.Fronts = value
+	case "addr":
+		next.Addr = value
+	case "engine":
+		next.Engine = value
+	case "mode":
+		next.Mode = value
+	case "utls":
+		next.UTLS = value
+	default:
+		return fmt.Errorf("unknown argument %.40q: the known ones are %s", name, strings.Join(Arguments, ", "))
+	}
+	if value == "" {
+		return fmt.Errorf("%s: empty: give a value, or leave the argument out", name)
+	}
+	if next.URL == "" {
+		// The others can be checked without: any server will do.
+		probe := next
+		probe.URL = "https://server.invalid/"
+		if err := probe.Check(); err != nil {
+			return err
+		}
+	} else if err := next.Check(); err != nil {
+		return err
+	}
+	*c = next
+	return nil
+}
+
+// Check tells whether a client can be made from c. Its error begins with the
+// name of the argument that is wrong.
+func (c Config) Check() error {
+	_, err := c.parse()
+	return err
+}
+
+// parsed is a Config that was checked.
+type parsed struct {
+	url    *url.URL
+	key    handshake.PublicKey
+	fronts []front.Config
+	engine string
+	mode   carrier.Mode
+}
+
+func (c Config) parse() (*parsed, error) {
+	p := &parsed{engine: c.Engine, mode: carrier.Mode(c.Mode), key: handshake.WellKnown.Public()}
+	if c.URL == "" {
+		return nil, fmt.Errorf("url: missing: give the server's URL, such as https://cdn.example/path")
+	}
+	u, err := parseURL(c.URL)
+	if err != nil {
+		return nil, err
+	}
+	p.url = u
+	if c.Key != "" {
+		if p.key, err = handshake.ParsePublicKey(c.Key); err != nil {
+			return nil, fmt.Errorf("key: %w", err)
+		}
+	}
+	if p.engine == "" {
+		p.engine = engines.Default
+	}
+	if _, ok := engines.Find(p.engine); !ok {
+		return nil, fmt.Errorf("engine: unknown: %.40q: one of %s", p.engine, strings.Join(engines.Names(), ", "))
+	}
+	if p.mode == "" {
+		p.mode = carrier.Auto
+	}
+	if !slices.Contains(modes, string(p.mode)) {
+		return nil, fmt.Errorf("mode: unknown: %.40q: one of %s", c.Mode, strings.Join(modes, ", "))
+	}
+	for _, name := range strings.Split(c.Fronts, ",") {
+		cfg := front.Config{URL: u, Front: strings.TrimSpace(name), Addr: c.Addr, UTLS: c.UTLS}
+		if cfg.Front == "" && c.Fronts != "" {
+			return nil, fmt.Errorf("fronts: an empty name in %.200q", c.Fronts)
+		}
+		f, err := front.New(cfg)
+		if err != nil {
+			return nil, err
+		}
+		f.Close()
+		p.fronts = append(p.fronts, cfg)
+	}
+	return p, nil
+}
+
+func parseURL(s string) (*url.URL, error) {
+	if !strings.Contains(s, "://") {
+		return nil, fmt.Errorf("url: %.100q has no scheme: write https:// or http:// before it", s)
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("url: %.100q cannot be read as a URL", s)
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, fmt.Errorf("url: scheme %.20q: only http and https are possible", u.Scheme)
+	case u.Hostname() == "":
+		return nil, fmt.Errorf("url: %.100q names no host", s)
+	case u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		return nil, fmt.Errorf("url: only scheme, host, port and path can stand in it, not %.100q", u.Redacted())
+	}
+	if port := u.Port(); port != "" {
+		if _, err := net.LookupPort("tcp", port); err != nil {
+			return nil, fmt.Errorf("url: port %.20q is none", port)
+		}
+	}
+	return u, nil
+}

@@ -1,0 +1,303 @@
+// Package tunnel is turbotunnel as a library: a Dialer opens byte streams to a
+// server through HTTP, and a Server, which is an http.Handler, accepts them.
+//
+// It knows neither Tor nor flags nor sockets to listen on.
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"turbotunnel/common/carrier"
+	"turbotunnel/common/engine"
+	"turbotunnel/common/engines"
+	"turbotunnel/common/front"
+)
+
+// Errors of a Dialer and its streams, to be tested with errors.Is. Each is
+// wrapped in one that says what failed and how.
+var (
+	ErrUnreachable = carrier.ErrUnreachable // no front could be reached, or the CDN cannot reach the server
+	ErrNotServer   = carrier.ErrNotServer   // what answered does not have the server's key
+	ErrRefused     = carrier.ErrRefused     // the server lacks the engine, or speaks another version
+	ErrSessionLost = carrier.ErrLost        // the session ended under the stream
+)
+
+// errDialerClosed matches net.ErrClosed.
+var errDialerClosed = fmt.Errorf("tunnel: dialer: %w", net.ErrClosed)
+
+// replaceEvery is how often a session that the server seems to have forgotten
+// is tried to be replaced.
+const replaceEvery = 10 * time.Second
+
+// Options are a Dialer's settings that are not the server's affair.
+type Options struct {
+	// Proxy, if not nil, is used for every connection, names included. Its
+	// scheme is http, socks4a or socks5.
+	Proxy *url.URL
+
+	// Log receives what happens. Nil: nothing is logged. Messages hold no
+	// secret; network addresses stand in errors and attributes only.
+	Log *slog.Logger
+}
+
+// A Dialer opens streams to one server. Streams share a session where the
+// engine has streams; otherwise each has one of its own. A session that was
+// lost is replaced. Safe for concurrent use.
+type Dialer struct {
+	cfg    *parsed
+	engine engine.Engine
+	path   *path
+	log    *slog.Logger
+	ctx    context.Context // ends when the Dialer is closed
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // watchers of sessions
+
+	mu      sync.Mutex
+	current *session // shared by new streams; guarded by mu, like what follows
+	closed  bool
+}
+
+// session is one session and the engine on it.
+type session struct {
+	client *carrier.Client
+	engine engine.Session
+}
+
+// NewDialer returns a Dialer. It does not use the network yet.
+func NewDialer(cfg Config, opts Options) (*Dialer, error) {
+	p, err := cfg.parse()
+	if err != nil {
+		return nil, err
+	}
+	e, _ := engines.Find(p.engine)
+	log := opts.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	path := &path{log: log}
+	for _, f := range p.fronts {
+		f.Proxy = opts.Proxy
+		front, err := front.New(f)
+		if err != nil {
+			path.close()
+			return nil, err
+		}
+		path.fronts = append(path.fronts, front)
+	}
+	d := &Dialer{cfg: p, engine: e, path: path, log: log}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	return d, nil
+}
+
+// Dial returns a new stream after the server has answered under its key.
+func (d *Dialer) Dial(ctx context.Context) (Stream, error) {
+	s, err := d.session()
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-s.client.Ready():
+	case <-s.client.Done():
+		return nil, s.failure()
+	case <-ctx.Done():
+		if !d.engine.Multiplexes() {
+			s.engine.Close()
+		}
+		return nil, fmt.Errorf("%w: no answer: %w", ErrUnreachable, context.Cause(ctx))
+	}
+	return s.open(ctx)
+}
+
+// DialEarly returns a new stream at once: what is written to it travels with
+// the session's first message, and when that fails Read and Write return the
+// error that Dial would have returned.
+func (d *Dialer) DialEarly(ctx context.Context) (Stream, error) {
+	s, err := d.session()
+	if err != nil {
+		return nil, err
+	}
+	return s.open(ctx)
+}
+
+// Close ends all streams and sessions, tells the server as far as it can be
+// reached within a few seconds, and returns when nothing is left. Calls under
+// way fail. Closing twice is allowed.
+func (d *Dialer) Close() error {
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	d.cancel()
+	d.wg.Wait()
+	return d.path.close()
+}
+
+func (s *session) open(ctx context.Context) (Stream, error) {
+	st, err := s.engine.Open(ctx)
+	if err != nil {
+		if cause := s.client.Err(); cause != nil {
+			err = cause
+		}
+		return nil, err
+	}
+	return &clientStream{Stream: st, session: s}, nil
+}
+
+// failure is why the session ended.
+func (s *session) failure() error {
+	if err := s.client.Err(); err != nil {
+		return err
+	}
+	return errDialerClosed
+}
+
+// session returns the session for a new stream.
+func (d *Dialer) session() (*session, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, errDialerClosed
+	}
+	if !d.engine.Multiplexes() {
+		return d.start()
+	}
+	if d.current == nil || ended(d.current.engine.Done()) {
+		s, err := d.start()
+		if err != nil {
+			return nil, err
+		}
+		d.current = s
+	}
+	return d.current, nil
+}
+
+// start starts a session and its watcher. mu is held.
+func (d *Dialer) start() (*session, error) {
+	if d.closed {
+		return nil, errDialerClosed
+	}
+	c := carrier.NewClient(carrier.ClientConfig{
+		Transport: d.path,
+		URL:       d.cfg.url,
+		Key:       d.cfg.key,
+		Engine:    d.engine.Name(),
+		Mode:      d.cfg.mode,
+		Log:       d.log,
+	})
+	e, err := d.engine.Client(c.Conn())
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	s := &session{c, e}
+	d.wg.Go(func() { d.watch(s) })
+	return s, nil
+}
+
+// watch ends the session's engine or client when the other has ended, or both
+// with the Dialer, and has a session replaced that the server has forgotten.
+func (d *Dialer) watch(s *session) {
+	defer func() {
+		s.engine.Close()
+		<-s.client.Done() // the farewell is bounded
+	}()
+	suspect := s.client.Suspect()
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-s.client.Done():
+			if err := s.client.Err(); err != nil {
+				d.log.Warn("session ended", "error", err)
+			}
+			return
+		case <-s.engine.Done():
+			return
+		case <-d.ctx.Done():
+			return
+		case <-suspect:
+			suspect = nil
+		case <-retry:
+		}
+		if suspect == nil && s.client.Suspected() {
+			if d.replace(s) {
+				return
+			}
+			retry = time.After(replaceEvery)
+		}
+	}
+}
+
+// replace tries to make a session in place of old, and tells whether the server
+// accepts it: old is over then.
+func (d *Dialer) replace(old *session) bool {
+	d.log.Info("the server does not know the session any more: starting a new one")
+	d.mu.Lock()
+	s, err := d.start()
+	d.mu.Unlock()
+	if err != nil {
+		return false
+	}
+	select {
+	case <-s.client.Ready():
+	case <-s.client.Done():
+		return false
+	case <-d.ctx.Done():
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.current == old {
+		d.current = s
+	} else {
+		d.wg.Go(func() { s.engine.Close() }) // its watcher waits for it
+	}
+	return true
+}
+
+func ended(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// path is the way to the server: one front at a time, another one when that
+// fails.
+type path struct {
+	log     *slog.Logger
+	fronts  []*front.Front
+	current atomic.Int64
+}
+
+// RoundTrip makes an exchange through the current front.
+func (p *path) RoundTrip(r *http.Request) (*http.Response, error) {
+	i := p.current.Load()
+	f := p.fronts[i]
+	resp, err := f.RoundTrip(r)
+	if err != nil && len(p.fronts) > 1 && r.Context().Err() == nil {
+		next := (i + 1) % int64(len(p.fronts))
+		if p.current.CompareAndSwap(i, next) {
+			p.log.Info("leaving a front for another", "front", f.Name(), "next", p.fronts[next].Name(), "error", err)
+		}
+	}
+	return resp, err
+}
+
+// MaxInFlight is that of the current front.
+func (p *path) MaxInFlight() int { return p.fronts[p.current.Load()].MaxInFlight() }
+
+func (p *path) close() error {
+	for _, f := range p.fronts {
+		f.Close()
+	}
+	return nil
+}

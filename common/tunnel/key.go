@@ -1,0 +1,46 @@
+package tunnel
+
+import (
+	"encoding/base64"
+	"errors"
+	"strings"
+
+	"turbotunnel/common/handshake"
+)
+
+// Key is a server's key pair. Printing it shows the public half only. It does
+// not change and is safe for concurrent use.
+type Key struct{ private handshake.PrivateKey }
+
+const keyPrefix = "turbotunnel-private-key-1 "
+
+// NewKey makes a key.
+func NewKey() (*Key, error) { return &Key{handshake.GenerateKey()}, nil }
+
+// ParseKey reads what Marshal wrote: the content of a turbo_key file.
+func ParseKey(text []byte) (*Key, error) {
+	line, found := strings.CutPrefix(strings.TrimSuffix(string(text), "\n"), keyPrefix)
+	if !found {
+		return nil, errors.New("not a turbotunnel private key")
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(line)
+	if err != nil || len(b) != len(handshake.PrivateKey{}) {
+		return nil, errors.New("a turbotunnel private key that is damaged")
+	}
+	return &Key{handshake.PrivateKey(b)}, nil
+}
+
+// Marshal is the content of a turbo_key file: a line of a prefix that names
+// the format and the 32 bytes of the key in base64url. It is secret.
+func (k *Key) Marshal() []byte {
+	return []byte(keyPrefix + base64.RawURLEncoding.EncodeToString(k.private[:]) + "\n")
+}
+
+// Public is the public half as a bridge line's key= gives it.
+func (k *Key) Public() string { return k.private.Public().String() }
+
+// String is the public half.
+func (k *Key) String() string { return k.Public() }
+
+// GoString is the public half.
+func (k *Key) GoString() string { return k.Public() }

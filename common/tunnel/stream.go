@@ -1,0 +1,67 @@
+package tunnel
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+
+	"turbotunnel/common/carrier"
+	"turbotunnel/common/engine"
+)
+
+// A Stream is one byte stream through the tunnel. See engine.Stream: what was
+// written before a close arrives before the end, half-close passes in both
+// directions, and one stream that stalls does not stall another.
+type Stream interface {
+	net.Conn
+
+	// CloseWrite ends this side's direction. The other goes on.
+	CloseWrite() error
+}
+
+// clientStream is an engine's stream that knows why its session ended.
+type clientStream struct {
+	engine.Stream
+	session *session
+}
+
+// explain turns the error of an engine whose session has ended into the reason
+// for that.
+func (s *clientStream) explain(err error) error {
+	if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, engine.ErrClosed) {
+		return err
+	}
+	if cause := s.session.client.Err(); cause != nil {
+		return cause
+	}
+	return err
+}
+
+func (s *clientStream) Read(p []byte) (int, error) {
+	n, err := s.Stream.Read(p)
+	return n, s.explain(err)
+}
+
+func (s *clientStream) Write(p []byte) (int, error) {
+	n, err := s.Stream.Write(p)
+	return n, s.explain(err)
+}
+
+// ServerStream is a Stream with what is known of its client.
+type ServerStream struct {
+	engine.Stream
+	session *carrier.Session
+	once    sync.Once
+	closed  func()
+}
+
+// Session is a short name of the stream's session for the log.
+func (s *ServerStream) Session() string { return s.session.Name() }
+
+// Close ends both directions; what was written is still delivered.
+func (s *ServerStream) Close() error {
+	s.once.Do(s.closed)
+	return s.Stream.Close()
+}
