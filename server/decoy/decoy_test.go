@@ -13,8 +13,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -583,6 +585,82 @@ func FuzzFolder(f *testing.F) {
 		}
 		if w.Header().Get("Server") != "nginx" || w.Header().Get("X-Content-Type-Options") != "" {
 			t.Errorf("%q: headers %v", path, w.Header())
+		}
+	})
+}
+
+// pipe serves d over one in-memory connection, whose client's end it returns.
+func pipe(t *testing.T, d *Decoy) net.Conn {
+	near, far := net.Pipe()
+	ln := &oneConn{conn: make(chan net.Conn, 1)}
+	ln.conn <- far
+	s := &http.Server{Handler: d}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(ln)
+	}()
+	t.Cleanup(func() {
+		near.Close()
+		s.Close()
+		<-done
+	})
+	return near
+}
+
+// oneConn is a listener with one connection.
+type oneConn struct {
+	conn chan net.Conn
+	once sync.Once
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if c, ok := <-l.conn; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (l *oneConn) Close() error   { l.once.Do(func() { close(l.conn) }); return nil }
+func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+// A body that trickles, and a reader that does not read, do not hold a
+// connection for ever.
+func TestSlowPeersAreCut(t *testing.T) {
+	dir := siteFolder(t)
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		conn := pipe(t, newDecoy(t, ""))
+		io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx")
+		if answer, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 405 ") {
+			t.Errorf("got %q, %v", answer, err)
+		}
+		if d := time.Since(start); d != bodyTimeout {
+			t.Errorf("a body that does not come was waited for %v, want %v", d, bodyTimeout)
+		}
+
+		conn = pipe(t, newDecoy(t, dir))
+		io.WriteString(conn, "GET /data HTTP/1.1\r\nHost: a\r\n\r\n")
+		time.Sleep(sendTimeout + time.Nanosecond) // of the bubble's clock
+		synctest.Wait()
+		if answer, err := io.ReadAll(conn); err != nil || len(answer) > 16<<10 {
+			t.Errorf("%d bytes came after %v, %v", len(answer), sendTimeout, err)
+		}
+
+		// A reader that is slow, but reads, gets all of it.
+		conn = pipe(t, newDecoy(t, dir))
+		io.WriteString(conn, "GET /data HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+		var got int
+		for buf := make([]byte, 4<<10); ; {
+			n, err := conn.Read(buf)
+			got += n
+			if err != nil {
+				break
+			}
+			time.Sleep(sendTimeout / 20)
+		}
+		if got < 50_000 {
+			t.Errorf("a slow reader got %d bytes", got)
 		}
 	})
 }

@@ -1,0 +1,324 @@
+// Command turbotunnel-server is the server of the pluggable transport "turbo".
+// It serves HTTP, finds the requests of clients among those of everybody else,
+// and connects each stream of theirs to tor, or to an address of its own.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"turbotunnel/common/ptproc"
+	"turbotunnel/common/tunnel"
+	"turbotunnel/server/decoy"
+
+	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
+)
+
+// method is the transport's name in tor's configuration.
+const method = "turbo"
+
+const (
+	// closeTime is how long the last responses may take when the server ends.
+	closeTime = 2 * time.Second
+
+	// lingerTime is how long the sessions go on after the last stream has
+	// ended: what was written last may still be on its way. It is several
+	// round trips of a slow path, repair included. Nobody waits when there is
+	// no session, or when the last stream ended earlier.
+	lingerTime = 5 * time.Second
+
+	// lingerPoll is how often the end of the last session is looked for.
+	lingerPoll = 50 * time.Millisecond
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run returns the exit code: 0 after a stop that was asked for, 1 when the
+// server cannot start, 2 when the command line is wrong.
+func run(args []string) int {
+	var set settings
+	flags := set.flags()
+	flagErr := flags.Parse(args)
+
+	p := ptproc.Start("turbotunnel-server", flags.NArg() == 0)
+	defer p.Close()
+	switch {
+	case errors.Is(flagErr, flag.ErrHelp):
+		p.Print(help)
+		return 0
+	case set.version && flagErr == nil:
+		p.Print("turbotunnel-server " + ptproc.Version() + "\n")
+		return 0
+	case flagErr == nil && flags.NArg() != 0 && flags.NArg() != 2:
+		flagErr = fmt.Errorf("%d arguments; want LISTEN and FORWARD, or none under tor", flags.NArg())
+	}
+	if flagErr != nil {
+		p.Say("%v; -h shows what there is", p.EnvError(flagErr))
+		return 2
+	}
+	if flags.NArg() == 0 {
+		return managed(p, set)
+	}
+	return forwarding(p, set, flags.Arg(0), flags.Arg(1))
+}
+
+// forwarding serves without tor.
+func forwarding(p *ptproc.Process, set settings, listen, forward string) int {
+	err := p.OpenLog(set.log, set.unsafeLogging)
+	if err == nil {
+		err = checkForward(forward)
+	}
+	if err != nil {
+		p.Say("%v", err)
+		return 1
+	}
+	if set.tlsCert == "" && set.tlsKey == "" {
+		set.disableTLS = true
+	}
+	s, err := newService(set, dialForward(forward), p)
+	if err != nil {
+		p.Say("%v", err)
+		return 1
+	}
+	if err := s.listen(listen); err != nil {
+		s.close()
+		p.Say("%v", err)
+		return 1
+	}
+	if s.key == nil {
+		p.Say("WARNING: without -state-dir the server has no key of its own; whoever finds it can use it, and whoever is in between can read along")
+	} else {
+		p.Say("clients need -key %s", s.key.Public())
+	}
+	p.Say("serving on %s, streams go to %s", s.ln.Addr(), forward)
+	return s.serve()
+}
+
+// managed serves under tor.
+func managed(p *ptproc.Process, set settings) int {
+	if !ptproc.HasParent() {
+		p.Say("not started by tor; without it, give LISTEN and FORWARD (-h explains)")
+	}
+	info, err := p.ServerSetup()
+	if err != nil {
+		p.Say("%v", err)
+		return 1
+	}
+	pt.ReportVersion("turbotunnel-server", ptproc.Version())
+	s, err := startManaged(p, set, info)
+	if err != nil {
+		p.SmethodError(method, err)
+	} else if s != nil {
+		args := pt.Args{}
+		args.Add("key", s.key.Public())
+		if s.set.url != "" {
+			args.Add("url", s.set.url)
+		}
+		pt.SmethodArgs(method, s.ln.Addr(), args)
+	}
+	pt.SmethodsDone()
+	switch {
+	case err != nil:
+		p.Say("%v", err)
+		return 1
+	case s == nil:
+		p.Say("tor asked for no transport called %s", method)
+		return 1
+	}
+	return s.serve()
+}
+
+// startManaged returns a service that listens where tor wants it, or nil when
+// tor does not ask for the method.
+func startManaged(p *ptproc.Process, set settings, info pt.ServerInfo) (*service, error) {
+	for _, bind := range info.Bindaddrs {
+		if bind.MethodName != method {
+			continue
+		}
+		if err := set.apply(bind.Options); err != nil {
+			return nil, err
+		}
+		if err := p.OpenLog(set.log, set.unsafeLogging); err != nil {
+			return nil, err
+		}
+		if set.stateDir == "" {
+			set.stateDir = os.Getenv("TOR_PT_STATE_LOCATION")
+		}
+		if set.stateDir == "" {
+			return nil, errors.New("no place for the server's key: tor names one in TOR_PT_STATE_LOCATION; else give -state-dir")
+		}
+		s, err := newService(set, dialOR(info), p)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.listen(bind.Addr.String()); err != nil {
+			s.close()
+			return nil, err
+		}
+		if set.url == "" {
+			p.Log().Log(context.Background(), ptproc.LevelNotice, "the published bridge line will lack url=, without which clients cannot use it: set -url, or url= in ServerTransportOptions")
+		}
+		return s, nil
+	}
+	return nil, nil
+}
+
+// A service is everything that serves.
+type service struct {
+	set     settings
+	process *ptproc.Process
+	key     *tunnel.Key // nil: the well-known one
+
+	decoy   *decoy.Decoy
+	tunnel  *tunnel.Server
+	streams *forwarder
+	web     *http.Server
+	ln      net.Listener
+}
+
+// newService checks set and makes what it asks for.
+func newService(set settings, dial dialFunc, p *ptproc.Process) (*service, error) {
+	s := &service{set: set, process: p}
+	log := p.Log()
+	proxies, err := parsePrefixes(set.trustedProxies)
+	if err != nil {
+		return nil, err
+	}
+	var cert *certificate
+	switch {
+	case set.disableTLS && (set.tlsCert != "" || set.tlsKey != ""):
+		return nil, errors.New("-disable-tls and -tls-cert or -tls-key contradict each other: give one kind only")
+	case set.disableTLS:
+	case set.tlsCert == "" && set.tlsKey == "":
+		return nil, errors.New("TLS needs a certificate: give -tls-cert and -tls-key; behind a proxy that does TLS, give -disable-tls")
+	case set.tlsCert == "" || set.tlsKey == "":
+		return nil, errors.New("-tls-cert and -tls-key belong together: give both")
+	default:
+		if cert, err = newCertificate(set.tlsCert, set.tlsKey, log); err != nil {
+			return nil, err
+		}
+	}
+	// The placeholder page is as old as the server's key: neither the same on
+	// every server nor new at every start.
+	born := time.Now()
+	publicKey := ""
+	if set.stateDir != "" {
+		if s.key, err = loadKey(set.stateDir); err != nil {
+			return nil, err
+		}
+		publicKey = s.key.Public()
+		if info, err := os.Stat(filepath.Join(set.stateDir, keyFile)); err == nil {
+			born = info.ModTime()
+		}
+	}
+	if set.url != "" {
+		if err := checkURL(set.url, publicKey); err != nil {
+			return nil, err
+		}
+	}
+	if set.stateDir != "" {
+		if err := writeBridgeLine(set.stateDir, set.url, publicKey); err != nil {
+			return nil, err
+		}
+	}
+	if s.decoy, err = decoy.New(set.decoy, born, log); err != nil {
+		return nil, fmt.Errorf("-decoy: %w", err)
+	}
+	s.tunnel, err = tunnel.NewServer(tunnel.ServerConfig{Key: s.key, Decoy: s.decoy, TrustedProxies: proxies, Log: log})
+	if err != nil {
+		s.decoy.Close()
+		return nil, err
+	}
+	s.streams = newForwarder(func() (stream, error) {
+		st, err := s.tunnel.Accept()
+		if err != nil {
+			return nil, err
+		}
+		return st, nil
+	}, dial, log)
+	s.web = newWebServer(s.tunnel, cert, log)
+	return s, nil
+}
+
+// listen takes the address.
+func (s *service) listen(address string) error {
+	var err error
+	s.ln, err = net.Listen("tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("cannot serve on %s: another program does; stop it or take another port: %w", address, err)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("cannot serve on %s: ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one: %w", address, err)
+	case err != nil:
+		return fmt.Errorf("cannot serve on %s: %w", address, err)
+	}
+	return nil
+}
+
+// serve serves until the process shall stop, and returns its exit code.
+func (s *service) serve() int {
+	p := s.process
+	var running sync.WaitGroup
+	failed := make(chan error, 1)
+	running.Go(func() {
+		if err := serveWeb(s.web, s.ln); !errors.Is(err, http.ErrServerClosed) {
+			failed <- err
+		}
+	})
+	running.Go(func() { s.streams.run(p.Draining()) })
+
+	code := 0
+	select {
+	case err := <-failed:
+		p.Say("cannot serve any longer: %v", err)
+		code = 1
+	case <-p.Stopping().Done():
+		// The web server goes on: it carries the streams that still run.
+		idle := s.streams.drain()
+		p.Log().Info("stopping", "cause", context.Cause(p.Stopping()), "streams", s.streams.openStreams(), "limit", ptproc.DrainTime)
+		select {
+		case <-idle:
+			s.linger()
+		case <-p.Draining().Done():
+		}
+	}
+	s.close()
+	running.Wait()
+	return code
+}
+
+// linger waits until what the last stream has written has surely arrived.
+func (s *service) linger() {
+	until := s.streams.lastEnd().Add(lingerTime)
+	for time.Now().Before(until) && s.tunnel.Stats().Sessions > 0 {
+		select {
+		case <-time.After(lingerPoll):
+		case <-s.process.Draining().Done():
+			return
+		}
+	}
+}
+
+// close ends everything. Responses under way get a moment to arrive.
+func (s *service) close() {
+	s.streams.drain()
+	s.tunnel.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+	defer cancel()
+	if s.web.Shutdown(ctx) != nil {
+		s.web.Close()
+	}
+	s.decoy.Close()
+	if s.ln != nil {
+		s.ln.Close() // where serve was not reached
+	}
+}

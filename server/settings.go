@@ -1,0 +1,169 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"turbotunnel/common/tunnel"
+
+	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
+)
+
+const help = `Usage:
+  turbotunnel-server [flags]                  started by tor, from its torrc
+  turbotunnel-server [flags] LISTEN FORWARD   serve HTTP on LISTEN and connect
+                                              each stream to FORWARD
+
+Example, without tor: make the SSH server of this machine reachable
+  turbotunnel-server -state-dir /var/lib/turbotunnel 127.0.0.1:8000 127.0.0.1:22
+and on the other side, with the key from turbo_bridgeline.txt in that folder
+  turbotunnel-client -key KEY 127.0.0.1:2000 http://127.0.0.1:8000
+
+Flags:
+  -tls-cert FILE        certificate chain (PEM) to serve HTTPS with
+  -tls-key FILE         its private key; both are read again when they change
+  -disable-tls          serve plain HTTP, behind a proxy that does TLS
+                        (the default without tor)
+  -state-dir FOLDER     where the server's key is kept; made on first start
+                        (under tor: tor's; else none, and no authentication)
+  -url URL              how clients reach the server, for the bridge line
+  -trusted-proxies LIST addresses and networks (10.0.0.0/8,2001:db8::/32) that
+                        may say by X-Forwarded-For who the client is
+  -decoy URL|FOLDER     site shown to whoever is not a client
+                        (default: a placeholder page)
+  -log FILE             write the log there and not to stderr
+  -unsafe-logging       show addresses in the log
+  -version              print the version
+  -h                    print this help
+
+Under tor each flag can also stand in ServerTransportOptions, as in
+  ServerTransportOptions turbo disable-tls=1 url=https://www.example.com/x
+`
+
+// settings are the flags, as they were given.
+type settings struct {
+	tlsCert, tlsKey string
+	disableTLS      bool
+	stateDir        string
+	url             string
+	trustedProxies  string
+	decoy           string
+	log             string
+	unsafeLogging   bool
+	version         bool
+}
+
+// flags returns a set of flags that writes to s, whose fields are the defaults.
+func (s *settings) flags() *flag.FlagSet {
+	fs := flag.NewFlagSet("turbotunnel-server", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.StringVar(&s.tlsCert, "tls-cert", s.tlsCert, "")
+	fs.StringVar(&s.tlsKey, "tls-key", s.tlsKey, "")
+	fs.BoolVar(&s.disableTLS, "disable-tls", s.disableTLS, "")
+	fs.StringVar(&s.stateDir, "state-dir", s.stateDir, "")
+	fs.StringVar(&s.url, "url", s.url, "")
+	fs.StringVar(&s.trustedProxies, "trusted-proxies", s.trustedProxies, "")
+	fs.StringVar(&s.decoy, "decoy", s.decoy, "")
+	fs.StringVar(&s.log, "log", s.log, "")
+	fs.BoolVar(&s.unsafeLogging, "unsafe-logging", s.unsafeLogging, "")
+	fs.BoolVar(&s.version, "version", s.version, "")
+	return fs
+}
+
+// apply sets what ServerTransportOptions hold. They override the flags.
+func (s *settings) apply(options pt.Args) error {
+	fs := s.flags()
+	valid := []string{}
+	fs.VisitAll(func(f *flag.Flag) {
+		if f.Name != "version" {
+			valid = append(valid, f.Name)
+		}
+	})
+	names := make([]string, 0, len(options))
+	for name := range options {
+		names = append(names, name)
+	}
+	slices.Sort(names) // the same error every time
+	for _, name := range names {
+		if !slices.Contains(valid, name) {
+			return fmt.Errorf("unknown option %+q in ServerTransportOptions; valid are %s", name, strings.Join(valid, ", "))
+		}
+		values := options[name]
+		if len(values) > 1 {
+			return fmt.Errorf("option %s stands %d times in ServerTransportOptions", name, len(values))
+		}
+		if err := fs.Set(name, values[0]); err != nil {
+			// Only a switch can fail.
+			return fmt.Errorf("option %s=%+q in ServerTransportOptions: %w; want 1 or 0", name, values[0], err)
+		}
+	}
+	return nil
+}
+
+// bridgeArgsMax is the size in bytes of the arguments of a bridge line that
+// tor can hand to a client: a SOCKS user name and password, less the byte that
+// fills an empty password (pt-spec, "Per-connection client arguments").
+const bridgeArgsMax = 510
+
+// checkURL tells whether clients can use url in a bridge line with this key.
+func checkURL(url, key string) error {
+	for _, c := range []byte(url) {
+		if c <= ' ' || c > '~' {
+			return fmt.Errorf("-url %+q holds a character that is not printable ASCII: percent-encode it", url)
+		}
+	}
+	var client tunnel.Config
+	if err := client.Set("url", url); err != nil {
+		return fmt.Errorf("-url: %w", err)
+	}
+	if n := len("url=;key=") + len(url) + len(key); n > bridgeArgsMax {
+		return fmt.Errorf("-url is too long: url= and key= have %d bytes together, and tor can hand over %d", n, bridgeArgsMax)
+	}
+	return nil
+}
+
+var errMixedAddress = errors.New("leave out the ::ffff: of an IPv4 network")
+
+// parsePrefixes reads a comma-separated list of addresses and CIDR networks.
+// An empty list is none.
+func parsePrefixes(list string) ([]netip.Prefix, error) {
+	if strings.TrimSpace(list) == "" {
+		return nil, nil
+	}
+	var prefixes []netip.Prefix
+	for item := range strings.SplitSeq(list, ",") {
+		prefix, err := parsePrefix(strings.TrimSpace(item))
+		if err != nil {
+			return nil, fmt.Errorf("-trusted-proxies: %+q is neither an address nor a network such as 10.0.0.0/8: %w", item, err)
+		}
+		prefixes = append(prefixes, prefix)
+	}
+	return prefixes, nil
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	if strings.Contains(s, "/") {
+		prefix, err := netip.ParsePrefix(s)
+		if err != nil {
+			return netip.Prefix{}, err
+		}
+		if prefix.Addr().Is4In6() {
+			return netip.Prefix{}, errMixedAddress
+		}
+		return prefix.Masked(), nil
+	}
+	addr, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if addr.Zone() != "" {
+		return netip.Prefix{}, errors.New("an address with a zone cannot be trusted")
+	}
+	addr = addr.Unmap()
+	return netip.PrefixFrom(addr, addr.BitLen()), nil
+}

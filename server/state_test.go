@@ -1,0 +1,156 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"turbotunnel/common/tunnel"
+)
+
+func TestKeyIsMadeOnceAndKept(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "made", "too")
+	var wg sync.WaitGroup
+	keys := make([]string, 32)
+	for i := range keys {
+		wg.Go(func() {
+			key, err := loadKey(dir)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			keys[i] = key.Public()
+		})
+	}
+	wg.Wait()
+	for _, k := range keys {
+		if k != keys[0] {
+			t.Fatalf("two keys: %s, %s", k, keys[0])
+		}
+	}
+	info, err := os.Stat(filepath.Join(dir, keyFile))
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("the folder holds %v, %v; want %s only", entries, err, keyFile)
+	}
+}
+
+func TestUnusableKeys(t *testing.T) {
+	key, err := tunnel.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := string(key.Marshal())
+	for name, c := range map[string]struct {
+		make func(path string) error
+		want string
+	}{
+		"empty":   {func(p string) error { return os.WriteFile(p, nil, 0o600) }, "empty"},
+		"damaged": {func(p string) error { return os.WriteFile(p, []byte("junk\x00\xff"), 0o600) }, "damaged"},
+		"cut":     {func(p string) error { return os.WriteFile(p, []byte(good[:len(good)/2]), 0o600) }, "damaged"},
+		"long":    {func(p string) error { return os.WriteFile(p, []byte(strings.Repeat(good, 1000)), 0o600) }, "more than"},
+		"open":    {func(p string) error { return os.WriteFile(p, []byte(good), 0o644) }, "chmod 600"},
+		"group":   {func(p string) error { return os.WriteFile(p, []byte(good), 0o640) }, "chmod 600"},
+		"folder":  {func(p string) error { return os.Mkdir(p, 0o700) }, "not a file"},
+		"fifo":    {func(p string) error { return syscall.Mkfifo(p, 0o600) }, "not a file"},
+		"nowhere": {func(p string) error { return os.Symlink("gone", p) }, "no such file"},
+		"closed": {func(p string) error {
+			if os.Geteuid() == 0 {
+				return nil // nothing is closed to root
+			}
+			return os.WriteFile(p, []byte(good), 0o200)
+		}, "permission denied"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, keyFile)
+			if err := c.make(path); err != nil {
+				t.Fatal(err)
+			}
+			before, err := os.Lstat(path)
+			if err != nil {
+				t.Skip("cannot be made by root")
+			}
+			_, err = loadKey(dir)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("the error lacks the file or %q: %v", c.want, err)
+			}
+			if strings.Contains(err.Error(), good[:len(good)/2]) {
+				t.Errorf("the error shows the key: %v", err)
+			}
+			after, err := os.Lstat(path)
+			if err != nil || !os.SameFile(before, after) || before.Size() != after.Size() {
+				t.Errorf("the file was touched: %v, %v, %v", before, after, err)
+			}
+		})
+	}
+}
+
+// A key on a volume of secrets is a link.
+func TestKeyMayBeALink(t *testing.T) {
+	elsewhere, dir := t.TempDir(), t.TempDir()
+	key, err := loadKey(elsewhere)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(elsewhere, keyFile), filepath.Join(dir, keyFile)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := loadKey(dir)
+	if err != nil || again.Public() != key.Public() {
+		t.Errorf("got %v, %v", again, err)
+	}
+}
+
+func TestBridgeLine(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, bridgeLineFile)
+	check := func(want string) os.FileInfo {
+		t.Helper()
+		text, err := os.ReadFile(path)
+		if err != nil || string(text) != want {
+			t.Fatalf("got %q, %v; want %q", text, err, want)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info
+	}
+	write := func(url, key string) {
+		t.Helper()
+		if err := writeBridgeLine(dir, url, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("", "KEY")
+	check("Bridge turbo <ADDRESS> <FINGERPRINT> url=<URL> key=KEY\n")
+	write("https://www.example.com/x", "KEY")
+	want := "Bridge turbo <ADDRESS> <FINGERPRINT> url=https://www.example.com/x key=KEY\n"
+	before := check(want)
+	old := time.Unix(1e9, 0)
+	if err := os.Chtimes(path, old, old); err != nil {
+		t.Fatal(err)
+	}
+	write("https://www.example.com/x", "KEY")
+	if after := check(want); !os.SameFile(before, after) || !after.ModTime().Equal(old) {
+		t.Error("a file that says the same was written again")
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("the folder holds %v, %v", entries, err)
+	}
+	if err := writeBridgeLine(filepath.Join(dir, "gone"), "", "KEY"); err == nil || !strings.Contains(err.Error(), "gone") {
+		t.Errorf("a folder that is not there: %v", err)
+	}
+}

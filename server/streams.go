@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"turbotunnel/common/relay"
+
+	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// dialTimeout is how long FORWARD or the ORPort may take to accept a
+	// connection. goptlib gives the ExtORPort 5 s more for its handshake.
+	dialTimeout = 10 * time.Second
+
+	// maxDials bounds the connections that are being made at once. When all
+	// hang, other streams wait with the tunnel.
+	maxDials = 128
+
+	// Log lines about failed dials: the first few, then one in an interval.
+	// Clients decide how many streams there are.
+	complaintsFirst    = 5
+	complaintsInterval = 10 * time.Second
+)
+
+// A stream is a *tunnel.ServerStream.
+type stream interface {
+	relay.Conn
+	Client() netip.Addr
+	Session() string
+}
+
+// A dialFunc connects to where streams go, on behalf of client, which may be
+// the zero Addr.
+type dialFunc func(client netip.Addr) (relay.Conn, error)
+
+// dialForward returns a dialFunc for an address.
+func dialForward(address string) dialFunc {
+	dialer := net.Dialer{Timeout: dialTimeout}
+	return func(netip.Addr) (relay.Conn, error) {
+		conn, err := dialer.Dial("tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		return conn.(*net.TCPConn), nil
+	}
+}
+
+// dialOR returns a dialFunc for tor's ExtORPort, or its ORPort where that is
+// all there is. The cookie is read anew for each connection.
+func dialOR(info pt.ServerInfo) dialFunc {
+	dialer := net.Dialer{Timeout: dialTimeout}
+	return func(client netip.Addr) (relay.Conn, error) {
+		conn, err := pt.DialOrWithDialer(&dialer, &info, userAddr(client), method)
+		if err != nil {
+			return nil, err
+		}
+		return conn.(*net.TCPConn), nil
+	}
+}
+
+// userAddr is what tor is told of the client, or empty for nothing. tor wants
+// a port too; nobody knows the one behind a proxy, so it is always 1.
+func userAddr(client netip.Addr) string {
+	if !client.IsValid() {
+		return ""
+	}
+	return netip.AddrPortFrom(client.Unmap().WithZone(""), 1).String()
+}
+
+// A forwarder joins each stream of the tunnel with a connection of its own.
+type forwarder struct {
+	accept func() (stream, error) // ends with the tunnel
+	dial   dialFunc
+	log    *slog.Logger
+
+	complaints rate.Sometimes
+
+	mu    sync.Mutex    // guards what follows
+	open  int           // streams that are joined or about to be
+	ended bool          // new streams are refused
+	idle  chan struct{} // closed when ended and open is 0
+	last  time.Time     // when a stream ended last
+}
+
+func newForwarder(accept func() (stream, error), dial dialFunc, log *slog.Logger) *forwarder {
+	return &forwarder{
+		accept:     accept,
+		dial:       dial,
+		log:        log,
+		complaints: rate.Sometimes{First: complaintsFirst, Interval: complaintsInterval},
+		idle:       make(chan struct{}),
+	}
+}
+
+// run accepts streams until accept fails, and returns when all have ended. At
+// the end of ctx all are cut.
+func (f *forwarder) run(ctx context.Context) {
+	var streams sync.WaitGroup
+	defer streams.Wait()
+	dials := make(chan struct{}, maxDials)
+	for {
+		s, err := f.accept()
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				f.log.Error("no more streams can be accepted", "err", err)
+			}
+			return
+		}
+		if !f.begin() {
+			s.Close()
+			continue
+		}
+		select {
+		case dials <- struct{}{}:
+		case <-ctx.Done():
+			s.Close()
+			f.end()
+			continue
+		}
+		streams.Go(func() {
+			defer f.end()
+			conn, err := f.dial(s.Client())
+			<-dials
+			if err != nil {
+				f.complaints.Do(func() {
+					f.log.Warn("a stream was refused because its destination cannot be reached", "session", s.Session(), "err", err)
+				})
+				s.Close()
+				return
+			}
+			if err := relay.Join(ctx, s, conn); err != nil {
+				f.log.Debug("a stream was cut", "session", s.Session(), "err", err)
+			}
+		})
+	}
+}
+
+func (f *forwarder) begin() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended {
+		return false
+	}
+	f.open++
+	return true
+}
+
+func (f *forwarder) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.open--
+	f.last = time.Now()
+	f.settle()
+}
+
+func (f *forwarder) settle() {
+	if f.ended && f.open == 0 {
+		select {
+		case <-f.idle:
+		default:
+			close(f.idle)
+		}
+	}
+}
+
+// drain refuses new streams. The channel is closed when the others have ended.
+func (f *forwarder) drain() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended = true
+	f.settle()
+	return f.idle
+}
+
+// lastEnd is when a stream ended last, or the zero time.
+func (f *forwarder) lastEnd() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last
+}
+
+// openStreams is the number of streams now.
+func (f *forwarder) openStreams() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.open
+}
+
+// checkForward tells whether address can be dialed as it stands.
+func checkForward(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("FORWARD %q is not host:port: %w", address, err)
+	}
+	if host == "" {
+		return fmt.Errorf("FORWARD %q has no host", address)
+	}
+	if n, err := net.LookupPort("tcp", port); err != nil || n == 0 {
+		return fmt.Errorf("FORWARD %q: the port is not a number from 1 to 65535", address)
+	}
+	return nil
+}

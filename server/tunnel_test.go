@@ -1,0 +1,157 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log"
+	"net"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"turbotunnel/common/tunnel"
+)
+
+// quietLog is for proxies, which complain about clients that have gone.
+var quietLog = log.New(io.Discard, "", 0)
+
+// dialer returns a client of the server at addr.
+func dialer(t *testing.T, addr, key string) *tunnel.Dialer {
+	t.Helper()
+	d, err := tunnel.NewDialer(tunnel.Config{URL: "http://" + addr + "/", Key: key}, tunnel.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func dial(t *testing.T, d *tunnel.Dialer) tunnel.Stream {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	s, err := d.Dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = s.SetDeadline(time.Now().Add(patience))
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// From a client through the tunnel to tor's ExtORPort: the address of the
+// client and the bytes arrive, and a refusal costs only its own stream.
+func TestTunnelToExtORPort(t *testing.T) {
+	dir := t.TempDir()
+	cookieFile := filepath.Join(dir, "cookie")
+	cookie := writeCookie(t, cookieFile)
+	reports := make(chan orReport, 8)
+	behaviour := make(chan int, 8)
+	address := destination(t, func(c *net.TCPConn) {
+		r, ok := extORServe(c, cookie, <-behaviour)
+		reports <- r
+		if ok {
+			io.Copy(c, c)
+		}
+	})
+	env := append(torEnv(dir, "127.0.0.1:1"), "TOR_PT_EXTENDED_SERVER_PORT="+address, "TOR_PT_AUTH_COOKIE_FILE="+cookieFile)
+	p := start(t, env, "-disable-tls", "-trusted-proxies", "127.0.0.1")
+	m := smethod.FindStringSubmatch(p.line("SMETHOD "))
+	front := httptest.NewServer(&httputil.ReverseProxy{
+		FlushInterval: -1,
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: m[1]})
+			r.Out.Header.Set("X-Forwarded-For", "198.51.100.9, 192.0.2.7")
+		},
+		ErrorLog: quietLog,
+	})
+	t.Cleanup(front.Close)
+	d := dialer(t, front.Listener.Addr().String(), m[2])
+	echo := func() {
+		t.Helper()
+		behaviour <- orAccepts
+		s := dial(t, d)
+		want := bytes.Repeat([]byte("turbo"), 10_000)
+		go func() {
+			s.Write(want)
+			s.CloseWrite()
+		}()
+		got, err := io.ReadAll(s)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes came back of %d: %v", len(got), len(want), err)
+		}
+		if r := <-reports; r.userAddr != "192.0.2.7:1" || r.transport != "turbo" {
+			t.Errorf("tor was told %+v", r)
+		}
+	}
+	echo()
+	behaviour <- orDenies
+	s := dial(t, d)
+	if n, err := s.Read(make([]byte, 1)); err == nil {
+		t.Errorf("%d bytes came from nowhere", n)
+	}
+	<-reports
+	echo()
+	p.said("a stream was refused .*DENY")
+}
+
+// A stream that runs when the server is told to stop goes on to its end, and
+// what was sent last arrives.
+func TestStopWaitsForStreams(t *testing.T) {
+	last := bytes.Repeat([]byte("the end "), 1<<16)
+	ended := make(chan struct{})
+	address := destination(t, func(c *net.TCPConn) {
+		io.WriteString(c, "go")
+		io.Copy(io.Discard, c) // until the client has ended its direction
+		c.Write(last)
+		close(ended)
+	})
+	dir := t.TempDir()
+	p := start(t, nil, "-state-dir", dir, "127.0.0.1:0", address)
+	key := p.said(`clients need -key (\S+)`)
+	addr := p.said(`serving on (127\.0\.0\.1:\d+)`)
+	s := dial(t, dialer(t, addr, key))
+	if _, err := io.ReadFull(s, make([]byte, 2)); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	p.said("stopping")
+	s.CloseWrite()
+	got, err := io.ReadAll(s)
+	if err != nil || !bytes.Equal(got, last) {
+		t.Errorf("%d bytes came of %d: %v", len(got), len(last), err)
+	}
+	<-ended
+	if code := p.exit(); code != 0 {
+		t.Errorf("exit code %d; stderr:\n%s", code, p.stderr)
+	}
+}
+
+// FORWARD that refuses resets the stream; the server goes on.
+func TestTunnelForwardRefuses(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := ln.Addr().String()
+	ln.Close()
+	p := start(t, nil, "-state-dir", t.TempDir(), "127.0.0.1:0", forward)
+	key := p.said(`clients need -key (\S+)`)
+	d := dialer(t, p.said(`serving on (127\.0\.0\.1:\d+)`), key)
+	for range 3 {
+		s := dial(t, d)
+		if n, err := s.Read(make([]byte, 1)); err == nil {
+			t.Errorf("%d bytes came from nowhere", n)
+		}
+	}
+	p.said("a stream was refused .*refused")
+	if text := p.stderr.String(); strings.Contains(strings.SplitAfter(text, "streams go to")[1], forward+" ") {
+		t.Errorf("the log shows the address:\n%s", text)
+	}
+}

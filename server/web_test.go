@@ -1,0 +1,201 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestProtocols(t *testing.T) {
+	log, _ := newLog()
+	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %s", r.Proto, body)
+	})
+	dir := t.TempDir()
+	certPEM, keyPEM := newPair(t, 1, time.Now().Add(time.Hour))
+	replaceFile(t, filepath.Join(dir, "cert"), certPEM)
+	replaceFile(t, filepath.Join(dir, "key"), keyPEM)
+	cert, err := newCertificate(filepath.Join(dir, "cert"), filepath.Join(dir, "key"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := "http://" + startWeb(t, echo, nil, log)
+	secure := "https://" + startWeb(t, echo, cert, log)
+	for _, c := range []struct {
+		url, want string
+		protocol  func(*http.Protocols)
+	}{
+		{plain, "HTTP/1.1 body", func(p *http.Protocols) { p.SetHTTP1(true) }},
+		{plain, "HTTP/2.0 body", func(p *http.Protocols) { p.SetUnencryptedHTTP2(true) }},
+		{secure, "HTTP/1.1 body", func(p *http.Protocols) { p.SetHTTP1(true) }},
+		{secure, "HTTP/2.0 body", func(p *http.Protocols) { p.SetHTTP2(true) }},
+	} {
+		tr := &http.Transport{Protocols: new(http.Protocols), TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+		c.protocol(tr.Protocols)
+		resp, err := (&http.Client{Transport: tr}).Post(c.url, "text/plain", strings.NewReader("body"))
+		if err != nil {
+			t.Errorf("%s, %s: %v", c.url, c.want, err)
+			continue
+		}
+		got, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		tr.CloseIdleConnections()
+		if string(got) != c.want {
+			t.Errorf("%s: got %q, want %q", c.url, got, c.want)
+		}
+	}
+
+	// HTTP/1.0, as nginx speaks it to an origin by default.
+	conn, err := net.Dial("tcp", strings.TrimPrefix(plain, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	io.WriteString(conn, "POST / HTTP/1.0\r\nContent-Length: 4\r\n\r\nbody")
+	answer, err := io.ReadAll(conn)
+	if err != nil || !strings.HasSuffix(string(answer), "\r\n\r\nHTTP/1.0 body") {
+		t.Errorf("HTTP/1.0: %q, %v", answer, err)
+	}
+}
+
+func TestLargeHeadIsRefused(t *testing.T) {
+	log, _ := newLog()
+	addr := startWeb(t, http.NotFoundHandler(), nil, log)
+	req, err := http.NewRequest("GET", "http://"+addr, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X", strings.Repeat("x", 2*maxHeader))
+	tr := new(http.Transport)
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("got %s", resp.Status)
+	}
+}
+
+// A pipeListener accepts the server's ends of in-memory connections.
+type pipeListener struct {
+	conns  chan net.Conn
+	closed context.Context
+	close  context.CancelFunc
+}
+
+func newPipeListener() *pipeListener {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &pipeListener{make(chan net.Conn), ctx, cancel}
+}
+
+func (l *pipeListener) dial() net.Conn {
+	near, far := net.Pipe()
+	l.conns <- far
+	return near
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error   { l.close(); return nil }
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+// Whoever sends a head slowly, or no further request, is cut; whoever sends a
+// body slowly is not, since that is for the handler to decide.
+func TestSlowPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, _ := newLog()
+		ln := newPipeListener()
+		web := newWebServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+		}), nil, log)
+		done := make(chan error)
+		go func() { done <- serveWeb(web, ln) }()
+		defer func() {
+			web.Close()
+			<-done
+		}()
+
+		start := time.Now()
+		conn := ln.dial()
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\n")
+		if _, err := io.ReadAll(conn); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(start); d != headerTimeout {
+			t.Errorf("a slow head was cut after %v, want %v", d, headerTimeout)
+		}
+
+		conn = ln.dial()
+		io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\na")
+		time.Sleep(time.Hour) // of the bubble's clock
+		io.WriteString(conn, "b")
+		br := bufio.NewReader(conn)
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("a slow body: %v, %v", resp, err)
+		}
+		start = time.Now()
+		if _, err := io.ReadAll(br); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(start); d != idleTimeout {
+			t.Errorf("an idle connection was closed after %v, want %v", d, idleTimeout)
+		}
+	})
+}
+
+// More connections than the limit wait; none is lost.
+func TestConnectionsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, _ := newLog()
+		ln := newPipeListener()
+		web := newWebServer(http.NotFoundHandler(), nil, log)
+		done := make(chan error)
+		go func() { done <- serveWeb(web, ln) }()
+		defer func() {
+			web.Close()
+			<-done
+		}()
+		conns := make([]net.Conn, maxConns)
+		for i := range conns {
+			conns[i] = ln.dial()
+		}
+		dialed := make(chan net.Conn)
+		go func() { dialed <- ln.dial() }()
+		synctest.Wait()
+		select {
+		case <-dialed:
+			t.Fatal("one more than the limit was accepted")
+		default:
+		}
+		conns[0].Close()
+		conn := <-dialed
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+		if answer, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 404") {
+			t.Errorf("the one that waited got %q, %v", answer, err)
+		}
+		for _, c := range conns {
+			c.Close()
+		}
+	})
+}
