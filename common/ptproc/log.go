@@ -19,8 +19,9 @@ import (
 // those who asked tor for more.
 const LevelNotice = slog.Level(2)
 
-// AddrKey is the key of attributes that hold network addresses. Their values
-// are hidden unless the operator asked for unsafe logging.
+// AddrKey is the key of attributes that hold network addresses of any form.
+// Their values are hidden unless the operator asked for unsafe logging, as is
+// everything else that looks like an address.
 const AddrKey = "addr"
 
 // A handler writes each record as one line: time, level, message, attributes
@@ -61,6 +62,9 @@ func (s *sink) replace(groups []string, a slog.Attr) slog.Attr {
 			text = scrub.Error(err)
 		}
 		return slog.String(a.Key, oneLine(text))
+	}
+	if a.Value.Kind() == slog.KindString && !s.unsafe {
+		return slog.String(a.Key, scrub.Name(a.Value.String()))
 	}
 	return a
 }

@@ -27,15 +27,15 @@ func TestLogLine(t *testing.T) {
 	tor := capture(t)
 	var file bytes.Buffer
 	log := slog.New(newHandler(&file, false, true))
-	log.With("session", "abc").WithGroup("g").Warn("peer at 192.0.2.1 said \"hé\x1b\n\"", AddrKey, "front.example",
+	log.With("session", "abc").WithGroup("g").Warn("peer at 192.0.2.1 said \"hé\x1b\n\"", AddrKey, "front", "next", "b.example",
 		"err", &net.DNSError{Err: "no such host", Name: "front.example"}, "n", 7)
 	// The file's line begins with the time.
 	_, line, _ := strings.Cut(file.String(), " warning ")
-	want := `peer at [scrubbed] said "hé\x1b\n" session=abc g.addr=[scrubbed] g.err="lookup [scrubbed]: no such host" g.n=7` + "\n"
+	want := `peer at [scrubbed] said "hé\x1b\n" session=abc g.addr=[scrubbed] g.next=[scrubbed] g.err="lookup [scrubbed]: no such host" g.n=7` + "\n"
 	if line != want {
 		t.Errorf("file:\n got %q\nwant %q", line, want)
 	}
-	want = `LOG SEVERITY=warning MESSAGE="peer at [scrubbed] said \042h\134u00e9\134x1b\134n\042 session=abc g.addr=[scrubbed] g.err=\042lookup [scrubbed]: no such host\042 g.n=7"` + "\n"
+	want = `LOG SEVERITY=warning MESSAGE="peer at [scrubbed] said \042h\134u00e9\134x1b\134n\042 session=abc g.addr=[scrubbed] g.next=[scrubbed] g.err=\042lookup [scrubbed]: no such host\042 g.n=7"` + "\n"
 	if tor.String() != want {
 		t.Errorf("tor:\n got %q\nwant %q", tor.String(), want)
 	}

@@ -36,6 +36,9 @@ var (
 	// server that was asked.
 	lookup = regexp.MustCompile(`(\blookup )[^\s:]+`)
 
+	// A front that an error names.
+	front = regexp.MustCompile(`(\bfront )"[^"]*"`)
+
 	// A bracketed IPv6 address, as in host:port.
 	bracketed = regexp.MustCompile(`\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[^\]\s]*)?\](?::[0-9]+)?`)
 
@@ -52,10 +55,11 @@ var (
 
 // Addresses returns s with every network address replaced by Hidden: IPv4 and
 // IPv6 addresses, with or without a port, domain names with a port, all of a
-// URL but its scheme, and the names in a resolver's errors.
+// URL but its scheme, and the names in errors of resolvers and fronts.
 func Addresses(s string) string {
 	s = location.ReplaceAllString(s, "${1}"+Hidden)
 	s = lookup.ReplaceAllString(s, "${1}"+Hidden)
+	s = front.ReplaceAllString(s, "${1}"+Hidden)
 	s = bracketed.ReplaceAllString(s, Hidden)
 	s = colonRun.ReplaceAllStringFunc(s, func(run string) string {
 		if looksLikeIPv6(run) {
@@ -65,6 +69,19 @@ func Addresses(s string) string {
 	})
 	s = quad.ReplaceAllString(s, Hidden)
 	return hostPort.ReplaceAllString(s, Hidden)
+}
+
+// name is a domain name of two labels or more, and nothing else.
+var name = regexp.MustCompile(`^(?:[A-Za-z0-9_-]+\.)+[A-Za-z][A-Za-z0-9-]+\.?$`)
+
+// Name returns Hidden for a text that is a domain name, and any other text
+// without the network addresses in it. A file name with an extension counts as
+// a domain name.
+func Name(s string) string {
+	if name.MatchString(s) {
+		return Hidden
+	}
+	return Addresses(s)
 }
 
 // looksLikeIPv6 tells an address from a time of day: an address has eight

@@ -28,10 +28,24 @@ func TestAddresses(t *testing.T) {
 		{`Post "https://user:pw@front.example/a/b?c": EOF`, `Post "https://[scrubbed]": EOF`},
 		{"proxy socks5://10.0.0.1:1080 is slow", "proxy socks5://[scrubbed] is slow"},
 		{"connect to front.example:443 failed", "connect to [scrubbed] failed"},
+		{`front "cdn.example": TLS handshake: EOF`, `front [scrubbed]: TLS handshake: EOF`},
 		{"net::x and 12:30", "net::x and 12:30"},
 	} {
 		if got := Addresses(c.in); got != c.want {
 			t.Errorf("Addresses(%q)\n got %q\nwant %q", c.in, got, c.want)
+		}
+	}
+}
+
+func TestName(t *testing.T) {
+	for _, hidden := range []string{"cdn.example", "xn--a.b-c.example.", "192.0.2.1"} {
+		if got := Name(hidden); got != Hidden {
+			t.Errorf("Name(%q) = %q", hidden, got)
+		}
+	}
+	for _, shown := range []string{"", "kcp-smux", "1.5s", "30.25", "two words. And more", "/etc/tor/torrc.d"} {
+		if got := Name(shown); got != shown {
+			t.Errorf("Name(%q) = %q", shown, got)
 		}
 	}
 }
@@ -42,7 +56,7 @@ func TestErrorKnowsTypedNames(t *testing.T) {
 		want string
 	}{
 		{&net.DNSError{Err: "no such host", Name: "front.example", Server: "ns.example"}, "lookup [scrubbed] on [scrubbed]: no such host"},
-		{fmt.Errorf("front %q: %w", "front.example", &net.DNSError{Err: "no such host", Name: "front.example"}), `front "[scrubbed]": lookup [scrubbed]: no such host`},
+		{fmt.Errorf("front %q: %w", "front.example", &net.DNSError{Err: "no such host", Name: "front.example"}), `front [scrubbed]: lookup [scrubbed]: no such host`},
 		{&net.OpError{Op: "dial", Net: "tcp", Addr: &net.UnixAddr{Name: "/run/secret"}, Err: errors.New("refused")}, "dial tcp [scrubbed]: refused"},
 		{&url.Error{Op: "Post", URL: "https://front.example/x", Err: errors.New("front.example is down")}, `Post "https://[scrubbed]": [scrubbed] is down`},
 		{errors.Join(x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"cdn.example"}}, Host: "front.example"}, errors.New("last")), "x509: certificate is valid for [scrubbed], not [scrubbed]\nlast"},

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+
+	"turbotunnel/common/ptproc"
+	"turbotunnel/common/relay"
+)
+
+// runForward is the life of the program without tor.
+func runForward(p *ptproc.Process, s settings) int {
+	d, err := open(s.tunnel, nil, p.Log())
+	if err != nil {
+		p.Say("%v; see %s -h", err, program)
+		return exitUsage
+	}
+	defer d.Close()
+	ln, err := net.Listen("tcp", s.listen)
+	if err != nil {
+		p.Say("%v", listenError(s.listen, err))
+		return exitFailure
+	}
+	if s.tunnel.Key == "" {
+		p.Say("WARNING: no -key, so nothing proves who the server is, and whoever stands between can read and change everything. This is for test benches only.")
+	}
+	f := &forwarder{process: p, dialer: d, streams: p.Draining()}
+	a := &acceptor{ln: ln, log: p.Log(), handle: f.handle}
+	p.Say("Forwarding %s through %s", ln.Addr(), s.tunnel.URL)
+	a.serve(p.Stopping(), func(open int64) {
+		p.Say("Stopping: waiting up to %v for %d open connections. A second signal ends them at once.", ptproc.DrainTime, open)
+	})
+	return exitOK
+}
+
+// A forwarder turns connections into streams.
+type forwarder struct {
+	process *ptproc.Process
+	dialer  dialer
+	streams context.Context // ends them
+}
+
+// handle forwards one connection.
+func (f *forwarder) handle(conn *net.TCPConn) {
+	// The server may be the one to speak first, so the stream is opened
+	// without waiting for a byte of the client.
+	stream, err := f.dialer.DialEarly(f.streams)
+	if err == nil {
+		err = relay.Join(f.streams, conn, stream)
+	} else {
+		conn.SetLinger(0) // a reset: the client shall not take it for an empty answer
+		conn.Close()
+	}
+	if err != nil {
+		f.process.Log().Warn("connection cut", "err", err)
+	}
+}
+
+// listenError says what is wrong with a LISTEN argument, and what to do.
+func listenError(addr string, err error) error {
+	var addrErr *net.AddrError
+	var dnsErr *net.DNSError
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("cannot listen on %s: the port is in use; choose another, or end the program that has it", addr)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("cannot listen on %s: this machine does not have that address; 127.0.0.1 always works", addr)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("cannot listen on %s: not permitted; choose a port from 1024 up", addr)
+	case errors.As(err, &dnsErr):
+		return fmt.Errorf("cannot listen on %s: %q is no known host or port; write HOST:PORT, such as 127.0.0.1:2000", addr, dnsErr.Name)
+	case errors.As(err, &addrErr):
+		return fmt.Errorf("cannot listen on %q: %s; write HOST:PORT, such as 127.0.0.1:2000", addr, addrErr.Err)
+	default:
+		return fmt.Errorf("cannot listen on %s: %w", addr, err)
+	}
+}

@@ -1,0 +1,182 @@
+// Command turbotunnel-client is the client's end of a turbotunnel: a pluggable
+// transport for tor, or a TCP forwarder.
+//
+// Under tor it offers the transport turbo as a SOCKS5 proxy on the loopback
+// interface. The arguments of the bridge line come with each SOCKS request and
+// override the flags. Requests with equal arguments share one dialer, and with
+// it one session where the engine has streams. A request is granted after the
+// server has answered under its key. Otherwise tor gets one of these codes,
+// which it shows in its log by the words of RFC 1928:
+//
+//	reply                        why
+//	1 general failure            anything else: the session broke, the program
+//	                             ends, too many bridges at once
+//	2 not allowed by ruleset     the server answered and refused
+//	3 network unreachable        this machine has no way to the front
+//	4 host unreachable           no front could be reached (DNS, TCP, proxy, TLS)
+//	5 connection refused         what answered is not the server with this key
+//	6 TTL expired                the front or the server took too long
+//	8 address type not supported the bridge line's arguments are wrong
+//
+// With two arguments it forwards: each TCP connection that it accepts is a
+// stream through the tunnel.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+
+	"turbotunnel/common/ptproc"
+)
+
+const (
+	program = "turbotunnel-client"
+
+	// method is the transport's name in bridge lines and CMETHOD lines.
+	method = "turbo"
+)
+
+// Exit codes. Two is what the flag package and most Unix tools use for a wrong
+// command line.
+const (
+	exitOK = iota
+	exitFailure
+	exitUsage
+)
+
+const help = `turbotunnel-client carries TCP through HTTP to a turbotunnel-server.
+
+Under tor:   turbotunnel-client [flags]
+             torrc: ClientTransportPlugin turbo exec /usr/bin/turbotunnel-client
+                    Bridge turbo ADDRESS FINGERPRINT url=... key=...
+Forwarding:  turbotunnel-client [flags] LISTEN URL
+             for example: turbotunnel-client 127.0.0.1:2000 http://127.0.0.1:8000
+
+How to reach the server (arguments of a bridge line override these):
+  -url URL          the server, as its CDN or DNS knows it
+  -key KEY          the server's public key
+  -front DOMAIN     domain to dial and to show instead of the URL's host
+  -fronts D1,D2,... several of them
+  -addr HOST:PORT   dial this instead of resolving the front
+  -engine NAME      reliable transport inside: kcp, kcp-smux
+  -mode MODE        use of HTTP: auto, poll, stream
+  -utls NAME        TLS ClientHello to imitate: chrome, firefox, safari, none
+
+Running:
+  -log FILE         append the log to FILE (default: stderr)
+  -unsafe-logging   show network addresses in the log
+  -version          show the version and exit
+  -h                show this help and exit
+`
+
+// tunnelFlags are the flags that are arguments of a bridge line as well.
+var tunnelFlags = []string{"url", "key", "front", "fronts", "addr", "engine", "mode", "utls"}
+
+// settings is what the command line says.
+type settings struct {
+	tunnel  config // from flags, and from URL in forwarding mode
+	logFile string
+	unsafe  bool
+	version bool
+	listen  string // empty: under tor
+}
+
+// parse reads the command line without the program's name. It returns
+// flag.ErrHelp when help was asked for.
+func parse(args []string) (settings, error) {
+	var s settings
+	given := make(map[string]string)
+	flags := flag.NewFlagSet(program, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.StringVar(&s.logFile, "log", "", "")
+	flags.BoolVar(&s.unsafe, "unsafe-logging", false, "")
+	flags.BoolVar(&s.version, "version", false, "")
+	for _, name := range tunnelFlags {
+		flags.Func(name, "", func(value string) error {
+			given[name] = value
+			return nil
+		})
+	}
+	if err := flags.Parse(args); err != nil {
+		return s, err
+	}
+	if s.version {
+		return s, nil
+	}
+	switch flags.NArg() {
+	case 0:
+	case 2:
+		s.listen = flags.Arg(0)
+		given["url"] = flags.Arg(1)
+	default:
+		return s, fmt.Errorf("%d arguments, but there are none under tor and two otherwise, LISTEN and URL, after all flags", flags.NArg())
+	}
+	var err error
+	s.tunnel, err = override(s.tunnel, given)
+	return s, err
+}
+
+// override returns c with the fields that args name set to its values.
+func override(c config, args map[string]string) (config, error) {
+	if _, both := args["front"]; both {
+		if _, both := args["fronts"]; both {
+			return c, errors.New("front and fronts are both given; name all domains in fronts")
+		}
+	}
+	// In a fixed order, so that of several errors the same is always shown.
+	for _, name := range slices.Sorted(maps.Keys(args)) {
+		if err := c.Set(name, args[name]); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	s, err := parse(args)
+	// A wrong command line under tor is told to tor too, and a right one
+	// without LISTEN means tor even when there is none: the specification
+	// wants an ENV-ERROR then.
+	managed := s.listen == "" && (err == nil || ptproc.HasParent())
+	p := ptproc.Start(program, managed && !s.version && !errors.Is(err, flag.ErrHelp))
+	defer p.Close()
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		p.Print(help)
+		return exitOK
+	case err != nil:
+		p.EnvError(err)
+		p.Say("%v; see %s -h", err, program)
+		return exitUsage
+	case s.version:
+		p.Print(fmt.Sprintf("%s %s (%s, %s/%s)\n", program, ptproc.Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH))
+		return exitOK
+	}
+	if err := p.OpenLog(s.logFile, s.unsafe); err != nil {
+		p.EnvError(err)
+		p.Say("%v", err)
+		return exitFailure
+	}
+	if s.listen != "" {
+		return runForward(p, s)
+	}
+	return runManaged(p, s)
+}
+
+// frontOf names where c's connections go first, for the log.
+func frontOf(c config) string {
+	for _, where := range []string{c.Addr, c.Fronts, c.URL} {
+		if where != "" {
+			return where
+		}
+	}
+	return ""
+}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// newFakePool returns a pool of fakes and the fakes that it has made so far.
+func newFakePool() (*pool, *[]*fakeDialer) {
+	var made []*fakeDialer
+	p := newPool(func(config) (dialer, error) {
+		d := newFakeDialer(func(context.Context) (stream, error) { return nil, errors.New("no") })
+		made = append(made, d)
+		return d, nil
+	})
+	return p, &made
+}
+
+func closed(d *fakeDialer) bool {
+	select {
+	case <-d.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+func TestEqualConfigsShareADialer(t *testing.T) {
+	p, made := newFakePool()
+	defer p.Close()
+	a, _ := p.acquire(config{URL: "http://a.example/"})
+	b, _ := p.acquire(config{URL: "http://a.example/"})
+	c, _ := p.acquire(config{URL: "http://a.example/", Mode: "poll"})
+	if a != b || a == c || len(*made) != 2 {
+		t.Errorf("%d dialers, shared: %v", len(*made), a == b)
+	}
+}
+
+func TestIdleDialersEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, made := newFakePool()
+		cfg := config{URL: "http://a.example/"}
+		l, _ := p.acquire(cfg)
+		time.Sleep(10 * idleTime)
+		if closed((*made)[0]) {
+			t.Fatal("closed while in use")
+		}
+		p.release(l)
+		time.Sleep(idleTime - 1)
+		again, _ := p.acquire(cfg)
+		if again != l {
+			t.Fatal("not kept long enough")
+		}
+		time.Sleep(10 * idleTime)
+		if closed((*made)[0]) {
+			t.Fatal("closed while in use again")
+		}
+		p.release(l)
+		time.Sleep(idleTime)
+		synctest.Wait()
+		if !closed((*made)[0]) {
+			t.Fatal("idle, and not closed")
+		}
+		if l, _ = p.acquire(cfg); len(*made) != 2 {
+			t.Error("a closed dialer was given out")
+		}
+		p.release(l)
+		p.Close()
+		if !closed((*made)[1]) {
+			t.Error("Close left a dialer open")
+		}
+		if _, err := p.acquire(cfg); err == nil {
+			t.Error("a closed pool made a dialer")
+		}
+	})
+}
+
+func TestPoolIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, made := newFakePool()
+		defer p.Close()
+		cfg := func(i int) config { return config{URL: fmt.Sprint("http://", i, ".example/")} }
+		var links []*link
+		for i := range maxLinks {
+			l, err := p.acquire(cfg(i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			links = append(links, l)
+		}
+		if _, err := p.acquire(cfg(maxLinks)); err == nil {
+			t.Fatal("no bound")
+		}
+		// The one that has been idle longest makes room.
+		p.release(links[7])
+		time.Sleep(1)
+		p.release(links[3])
+		if _, err := p.acquire(cfg(maxLinks)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if !closed((*made)[7]) || closed((*made)[3]) {
+			t.Error("the wrong dialer was closed")
+		}
+	})
+}

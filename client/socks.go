@@ -1,0 +1,358 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"turbotunnel/common/ptproc"
+	"turbotunnel/common/relay"
+	"turbotunnel/common/scrub"
+	"turbotunnel/common/tunnel"
+
+	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
+)
+
+const (
+	// maxHandshakes bounds the SOCKS clients that have not said yet what they
+	// want. Tor says it in one write. When there are more, the one that has
+	// been silent longest goes; goptlib gives each 5 seconds.
+	maxHandshakes = 128
+
+	// dialLimit is how long a SOCKS client waits for the server's answer. Tor
+	// gives up after two minutes, and should get its answer before that.
+	dialLimit = 100 * time.Second
+)
+
+var (
+	errDialLimit  = fmt.Errorf("no answer from the server within %v: %w", dialLimit, os.ErrDeadlineExceeded)
+	errClientGone = errors.New("the SOCKS client went away")
+)
+
+// runManaged is the life of the program under tor.
+func runManaged(p *ptproc.Process, s settings) int {
+	info, err := p.ClientSetup()
+	if err != nil {
+		p.Say("%v", err)
+		if !ptproc.HasParent() {
+			p.Say("tor did not start this program. To forward a port by hand, give it LISTEN and URL: %s 127.0.0.1:2000 http://127.0.0.1:8000. To use it with tor, see %s -h", program, program)
+		}
+		return exitFailure
+	}
+	pt.ReportVersion(program, ptproc.Version())
+	links := newPool(func(c config) (dialer, error) { return open(c, info.ProxyURL, p.Log()) })
+	defer links.Close()
+
+	var ln net.Listener
+	if slices.Contains(info.MethodNames, method) {
+		// Keep-alive probes between two programs on one machine find nothing
+		// out, and wake both.
+		lc := net.ListenConfig{KeepAlive: -1}
+		ln, err = lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			p.CmethodError(method, err)
+			p.Log().Error("cannot listen for tor", "err", err)
+		} else {
+			pt.Cmethod(method, "socks5", ln.Addr())
+		}
+	}
+	pt.CmethodsDone()
+	if ln == nil {
+		// Tor decides what becomes of a program without a transport.
+		<-p.Stopping().Done()
+		return exitOK
+	}
+	srv := &socksServer{
+		defaults: s.tunnel,
+		links:    links,
+		log:      p.Log(),
+		status:   func(pairs ...string) { p.Status(method, pairs...) },
+		stopping: p.Stopping(),
+		draining: p.Draining(),
+	}
+	srv.serve(ln)
+	return exitOK
+}
+
+// A socksServer answers tor's requests with streams through the tunnel.
+type socksServer struct {
+	defaults config // what the flags say
+	links    *pool
+	log      *slog.Logger
+	status   func(pairs ...string)
+
+	stopping context.Context // ends what is not a stream yet
+	draining context.Context // ends streams
+
+	shaking queue
+}
+
+// serve answers the requests that come to ln until stopping is done, and
+// returns when the streams have ended.
+func (s *socksServer) serve(ln net.Listener) {
+	a := &acceptor{ln: ln, log: s.log, handle: s.handle}
+	a.serve(s.stopping, func(open int64) {
+		s.log.Info("stopping", "why", context.Cause(s.stopping), "open", open)
+	})
+}
+
+// handle serves one SOCKS client.
+func (s *socksServer) handle(conn *net.TCPConn) {
+	defer conn.Close()
+	req, err := s.handshake(conn)
+	if err != nil {
+		if s.stopping.Err() == nil {
+			s.log.Warn("refused a SOCKS client", "err", err)
+		}
+		return
+	}
+	target := req.Req.Target
+	refuse := func(code byte, err error) {
+		s.log.Warn("refused tor's request", "err", err)
+		s.status("ADDRESS", target, "CONNECT", "Failed", "ERRSTR", scrub.Error(err))
+		conn.SetWriteDeadline(time.Now().Add(time.Second)) // ten bytes: only a broken client makes it wait
+		req.RejectReason(code)
+	}
+	cfg, err := configure(s.defaults, req.Req.Args)
+	if err != nil {
+		refuse(pt.SocksRepAddressNotSupported, err)
+		return
+	}
+	l, err := s.links.acquire(cfg)
+	if err != nil {
+		refuse(pt.SocksRepGeneralFailure, err)
+		return
+	}
+	defer s.links.release(l)
+	s.log.Info("connecting", "engine", cfg.Engine, ptproc.AddrKey, frontOf(cfg))
+	stream, early, err := s.dial(conn, l)
+	if errors.Is(err, errClientGone) {
+		s.log.Info("tor gave up before the server answered")
+		return
+	}
+	if err != nil {
+		s.links.setUp(l, false)
+		refuse(replyCode(err), err)
+		return
+	}
+	if s.links.setUp(l, true) {
+		s.log.Log(context.Background(), ptproc.LevelNotice, "connected", "engine", cfg.Engine, ptproc.AddrKey, frontOf(cfg))
+	}
+	s.status("ADDRESS", target, "CONNECT", "Success")
+	if err := req.Grant(&net.TCPAddr{IP: net.IPv4zero}); err != nil {
+		stream.Close()
+		return
+	}
+	err = relay.Join(s.draining, &primedConn{TCPConn: conn, first: early}, stream)
+	switch {
+	case errors.Is(err, tunnel.ErrSessionLost):
+		if s.links.setUp(l, false) {
+			s.log.Log(context.Background(), ptproc.LevelNotice, "session lost; the next connection makes a new one", "err", err)
+			s.status("ADDRESS", target, "CONNECT", "Lost", "ERRSTR", scrub.Error(err))
+		}
+	case err != nil:
+		s.log.Info("stream cut", "err", err)
+	}
+}
+
+// dial opens a stream while the SOCKS client is there. It returns what the
+// client sent before it had an answer, which is at most a byte.
+func (s *socksServer) dial(conn net.Conn, d dialer) (stream, []byte, error) {
+	limit, cancelLimit := context.WithTimeoutCause(s.stopping, dialLimit, errDialLimit)
+	defer cancelLimit()
+	ctx, cancel := context.WithCancelCause(limit)
+	defer cancel(nil)
+
+	// Only a read tells that the client has gone. The deadline ends it.
+	var early []byte
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		var b [1]byte
+		n, err := conn.Read(b[:])
+		early = b[:n]
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			cancel(errClientGone)
+		}
+	})
+	str, err := d.Dial(ctx)
+	conn.SetReadDeadline(time.Unix(1, 0))
+	watch.Wait()
+	conn.SetReadDeadline(time.Time{})
+
+	// The context knows better than the error that it caused.
+	cause := context.Cause(ctx)
+	switch {
+	case errors.Is(cause, errClientGone):
+		if err == nil {
+			str.Close()
+		}
+		return nil, nil, errClientGone
+	case err == nil:
+		return str, early, nil
+	case cause != nil:
+		return nil, nil, fmt.Errorf("%w: %w", cause, err)
+	default:
+		return nil, nil, err
+	}
+}
+
+// replyCode returns the SOCKS reply for an error of Dial; see the table in the
+// package comment.
+func replyCode(err error) byte {
+	var netErr net.Error
+	switch {
+	case errors.Is(err, tunnel.ErrNotServer):
+		return pt.SocksRepConnectionRefused
+	case errors.Is(err, tunnel.ErrRefused):
+		return pt.SocksRepConnectionNotAllowed
+	case errors.Is(err, syscall.ENETUNREACH):
+		return pt.SocksRepNetworkUnreachable
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &netErr) && netErr.Timeout():
+		return pt.SocksRepTTLExpired
+	case errors.Is(err, tunnel.ErrUnreachable):
+		return pt.SocksRepHostUnreachable
+	default:
+		return pt.SocksRepGeneralFailure
+	}
+}
+
+// configure returns the configuration that a bridge line's arguments make of
+// the flags'.
+func configure(defaults config, args pt.Args) (config, error) {
+	given := make(map[string]string)
+	for name, values := range args {
+		if len(values) != 1 {
+			return config{}, fmt.Errorf("the bridge line has %q %d times; once is enough", name, len(values))
+		}
+		given[name] = values[0]
+	}
+	cfg, err := override(defaults, given)
+	switch {
+	case err != nil:
+		return cfg, fmt.Errorf("bridge line: %w", err)
+	case cfg.URL == "":
+		return cfg, errors.New("the bridge line needs url=, the URL of the server")
+	case cfg.Key == "":
+		return cfg, errors.New("the bridge line needs key=, the server's public key, which turbo_bridgeline.txt in its state directory holds")
+	}
+	if err := cfg.Check(); err != nil {
+		return cfg, fmt.Errorf("bridge line: %w", err)
+	}
+	return cfg, nil
+}
+
+// handshake lets goptlib read the request that comes on conn. It runs for many
+// clients at once, which goptlib's own listener cannot do: it reads one
+// client's request before it accepts the next.
+func (s *socksServer) handshake(conn *net.TCPConn) (*pt.SocksConn, error) {
+	s.shaking.enter(conn)
+	defer s.shaking.leave(conn)
+	stop := context.AfterFunc(s.stopping, func() { conn.Close() })
+	defer stop()
+	w := &witness{Conn: conn}
+	req, err := pt.NewSocksListener(&singleListener{conn: w}).AcceptSocks()
+	if err != nil {
+		return nil, w.verdict()
+	}
+	return req, nil
+}
+
+// A queue holds the clients whose handshake is under way, the oldest first.
+type queue struct {
+	mu    sync.Mutex
+	conns []*net.TCPConn
+}
+
+// enter adds conn. Where that makes too many, it closes the oldest.
+func (q *queue) enter(conn *net.TCPConn) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.conns = append(q.conns, conn)
+	if len(q.conns) > maxHandshakes {
+		q.conns[0].Close()
+		q.conns = slices.Delete(q.conns, 0, 1)
+	}
+}
+
+func (q *queue) leave(conn *net.TCPConn) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if i := slices.Index(q.conns, conn); i >= 0 {
+		q.conns = slices.Delete(q.conns, i, i+1)
+	}
+}
+
+// A singleListener is a net.Listener that accepts one connection.
+type singleListener struct {
+	conn net.Conn // nil: accepted already
+}
+
+func (l *singleListener) Accept() (net.Conn, error) {
+	conn := l.conn
+	if conn == nil {
+		return nil, net.ErrClosed
+	}
+	l.conn = nil
+	return conn, nil
+}
+
+func (l *singleListener) Close() error   { return nil }
+func (l *singleListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+// A witness remembers of a handshake what goptlib does not tell: why it
+// failed. Only the goroutine of the handshake uses it.
+type witness struct {
+	net.Conn
+	readErr error
+	said    []byte // the last answer
+}
+
+func (w *witness) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	w.readErr = err
+	return n, err
+}
+
+func (w *witness) Write(p []byte) (int, error) {
+	w.said = append(w.said[:0], p...)
+	return w.Conn.Write(p)
+}
+
+// verdict says why the handshake failed.
+func (w *witness) verdict() error {
+	switch {
+	case errors.Is(w.readErr, os.ErrDeadlineExceeded):
+		return errors.New("no SOCKS request came in time")
+	case w.readErr == io.EOF:
+		return errors.New("it went away in the middle of its SOCKS request")
+	case w.readErr != nil:
+		return w.readErr
+	case slices.Equal(w.said, []byte{1, 1}): // RFC 1929: failure
+		return errors.New("its SOCKS user name and password are not key=value arguments joined by semicolons")
+	default:
+		return errors.New("it does not speak SOCKS5, or wants something other than CONNECT")
+	}
+}
+
+// A primedConn reads first what was read from it before.
+type primedConn struct {
+	*net.TCPConn
+	first []byte // owned by the one goroutine that reads
+}
+
+func (c *primedConn) Read(p []byte) (int, error) {
+	if len(c.first) > 0 {
+		n := copy(p, c.first)
+		c.first = c.first[n:]
+		return n, nil
+	}
+	return c.TCPConn.Read(p)
+}
