@@ -1,0 +1,330 @@
+package front
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A memory is a network without sockets: a listener, and a Dialer for it. It
+// can go dark: what is on the way then, and later, is lost without a sign, as
+// behind a censor that drops a flow's packets.
+type memory struct {
+	accept chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+	dials  atomic.Int32
+
+	mu   sync.Mutex
+	last *dark
+}
+
+func newMemory() *memory {
+	return &memory{accept: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (m *memory) Accept() (net.Conn, error) {
+	select {
+	case c := <-m.accept:
+		return c, nil
+	case <-m.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (m *memory) Close() error {
+	m.once.Do(func() { close(m.closed) })
+	return nil
+}
+
+func (m *memory) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 443} }
+
+func (m *memory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	m.dials.Add(1)
+	up, down := newHalf(), newHalf()
+	client, server := &end{in: down, out: up}, &end{in: up, out: down}
+	select {
+	case m.accept <- server:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-m.closed:
+		return nil, errors.New("connection refused")
+	}
+	c := &dark{Conn: client, done: make(chan struct{})}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last = c
+	return c, nil
+}
+
+// goDark cuts the last connection made.
+func (m *memory) goDark() *dark {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last.dark.Store(true)
+	return m.last
+}
+
+// A half is one direction of a connection. Unlike net.Pipe it has room, without
+// which the two sides of a TLS handshake can wait for each other.
+type half struct {
+	mu     sync.Mutex
+	more   *sync.Cond
+	data   bytes.Buffer
+	closed bool
+}
+
+func newHalf() *half {
+	h := new(half)
+	h.more = sync.NewCond(&h.mu)
+	return h
+}
+
+func (h *half) Read(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for h.data.Len() == 0 && !h.closed {
+		h.more.Wait()
+	}
+	return h.data.Read(p)
+}
+
+func (h *half) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return 0, net.ErrClosed
+	}
+	h.more.Broadcast()
+	return h.data.Write(p)
+}
+
+func (h *half) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	h.more.Broadcast()
+}
+
+// An end is a connection without deadlines, which none of these tests needs.
+type end struct{ in, out *half }
+
+func (e *end) Read(p []byte) (int, error)       { return e.in.Read(p) }
+func (e *end) Write(p []byte) (int, error)      { return e.out.Write(p) }
+func (e *end) Close() error                     { e.in.close(); e.out.close(); return nil }
+func (e *end) LocalAddr() net.Addr              { return (*memory)(nil).Addr() }
+func (e *end) RemoteAddr() net.Addr             { return (*memory)(nil).Addr() }
+func (e *end) SetDeadline(time.Time) error      { return nil }
+func (e *end) SetReadDeadline(time.Time) error  { return nil }
+func (e *end) SetWriteDeadline(time.Time) error { return nil }
+
+type dark struct {
+	net.Conn
+	dark atomic.Bool
+	once sync.Once
+	done chan struct{} // closed by Close
+}
+
+func (c *dark) Read(p []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(p)
+		if !c.dark.Load() {
+			return n, err
+		}
+		if err != nil {
+			<-c.done
+			return 0, net.ErrClosed
+		}
+	}
+}
+
+func (c *dark) Write(p []byte) (int, error) {
+	if c.dark.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *dark) Close() error {
+	c.once.Do(func() { close(c.done) })
+	return c.Conn.Close()
+}
+
+// inMemory runs a test over a memory network with a clock of its own.
+func inMemory(t *testing.T, h http.HandlerFunc, test func(t *testing.T, f *Front, m *memory)) {
+	authorityOf() // outside the bubble, as tests share it
+	for _, name := range []string{"chrome", "none"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				s := serve(t, serverOptions{listener: m}, h)
+				f := newFront(t, s, func(c *Config) {
+					c.UTLS = name
+					c.Dialer = m.dial
+				})
+				test(t, f, m)
+			})
+		})
+	}
+}
+
+func isClosed(c *dark) bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func TestIdleConnectionIsClosed(t *testing.T) {
+	inMemory(t, echo, func(t *testing.T, f *Front, m *memory) {
+		exchange(t, f, "x")
+		time.Sleep(idleTimeout - time.Second)
+		exchange(t, f, "x")
+		time.Sleep(idleTimeout - time.Second)
+		synctest.Wait()
+		if isClosed(m.last) {
+			t.Error("closed while in use")
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if !isClosed(m.last) {
+			t.Error("kept for ever")
+		}
+		exchange(t, f, "x")
+		if n := m.dials.Load(); n != 2 {
+			t.Errorf("%d dials", n)
+		}
+	})
+}
+
+// An exchange that had no sign of life until its deadline moves the next one to
+// another connection at once, and the silent one is given up.
+func TestSilentConnectionIsLeft(t *testing.T) {
+	inMemory(t, echo, func(t *testing.T, f *Front, m *memory) {
+		exchange(t, f, "x")
+		old := m.goDark()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		e := failure(t, f, ctx, OpHTTP)
+		if !errors.Is(e, os.ErrDeadlineExceeded) || e.Reused {
+			t.Errorf("error %v", e)
+		}
+		begun := time.Now()
+		exchange(t, f, "x")
+		if d := time.Since(begun); d > time.Second {
+			t.Errorf("the next exchange took %v", d)
+		}
+		time.Sleep(lost)
+		synctest.Wait()
+		if !isClosed(old) {
+			t.Error("the silent connection is kept")
+		}
+		if n := m.dials.Load(); n != 2 {
+			t.Errorf("%d dials", n)
+		}
+	})
+}
+
+// A connection that answers, only late, is used again.
+func TestSlowAnswerKeepsConnection(t *testing.T) {
+	inMemory(t, func(w http.ResponseWriter, r *http.Request) {
+		if b, _ := io.ReadAll(r.Body); string(b) == "x" {
+			<-r.Context().Done()
+		}
+	}, func(t *testing.T, f *Front, m *memory) {
+		exchange(t, f, "quick")
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		failure(t, f, ctx, OpHTTP)
+		synctest.Wait() // for the ping's answer
+		exchange(t, f, "quick")
+		if n := m.dials.Load(); n != 1 {
+			t.Errorf("%d dials", n)
+		}
+	})
+}
+
+// An exchange begun on a connection that died while it was quiet ends without
+// a deadline of its own, and says that the front is not to blame.
+func TestDeadConnectionIsNoticed(t *testing.T) {
+	inMemory(t, echo, func(t *testing.T, f *Front, m *memory) {
+		exchange(t, f, "x")
+		time.Sleep(quiet)
+		m.goDark()
+		begun := time.Now()
+		if e := failure(t, f, t.Context(), OpHTTP); !e.Reused {
+			t.Errorf("error %v", e)
+		}
+		if d := time.Since(begun); d < lost || d > lost+time.Second {
+			t.Errorf("took %v", d)
+		}
+		exchange(t, f, "x")
+	})
+}
+
+// Nothing is sent on a connection on which nothing is asked.
+func TestQuietConnectionIsQuiet(t *testing.T) {
+	inMemory(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		time.Sleep(time.Minute)
+	}, func(t *testing.T, f *Front, m *memory) {
+		var all sync.WaitGroup
+		all.Go(func() { exchange(t, f, "x") })
+		synctest.Wait()
+		f.mu.Lock()
+		c := f.conns[0].sock
+		f.mu.Unlock()
+		before := c.seen.Load()
+		time.Sleep(59 * time.Second)
+		synctest.Wait()
+		if c.seen.Load() != before {
+			t.Error("the server was made to speak")
+		}
+		all.Wait()
+	})
+}
+
+// Time that runs out during a dial says at which step, and the dial goes on for
+// the exchange that comes next.
+func TestSlowDial(t *testing.T) {
+	for _, c := range []struct {
+		op     Op
+		accept bool
+	}{{OpConnect, false}, {OpTLS, true}} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMemory()
+			f := newFront(t, &server{addr: "192.0.2.1:443"}, func(cfg *Config) { cfg.Dialer = m.dial })
+			if c.accept {
+				go func() {
+					conn, _ := m.Accept()
+					io.Copy(io.Discard, conn) // takes the ClientHello, says nothing
+				}()
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			e := failure(t, f, ctx, c.op)
+			if !errors.Is(e, os.ErrDeadlineExceeded) || !e.Unsent {
+				t.Errorf("error %v", e)
+			}
+			begun := time.Now()
+			e = failure(t, f, t.Context(), c.op)
+			if !errors.Is(e, os.ErrDeadlineExceeded) || time.Since(begun) != dialTimeout-time.Second {
+				t.Errorf("after %v: %v", time.Since(begun), e)
+			}
+			if n := m.dials.Load(); n != 1 {
+				t.Errorf("%d dials", n)
+			}
+		})
+	}
+}
