@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -32,8 +33,15 @@ type program struct {
 // start starts the server. It is killed at the end of the test.
 func start(t *testing.T, env []string, args ...string) *program {
 	t.Helper()
-	p := &program{t: t, cmd: exec.Command("turbotunnel-server", args...), lines: make(chan string, 1000), stderr: new(logBuffer), done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), env...)
+	cmd := exec.Command("turbotunnel-server", args...)
+	cmd.Env = append(os.Environ(), env...)
+	return launch(t, cmd)
+}
+
+// launch starts cmd, which is the server.
+func launch(t *testing.T, cmd *exec.Cmd) *program {
+	t.Helper()
+	p := &program{t: t, cmd: cmd, lines: make(chan string, 1000), stderr: new(logBuffer), done: make(chan struct{})}
 	p.cmd.Stderr = p.stderr
 	p.cmd.WaitDelay = patience
 	stdout, err := p.cmd.StdoutPipe()
@@ -170,6 +178,44 @@ func TestManaged(t *testing.T) {
 		t.Errorf("SMETHOD line after a restart: %q, before %q", again, m)
 	}
 	p.line("SMETHODS DONE")
+}
+
+// tor closes stdin when it ends, or dies.
+func TestEndOfStdin(t *testing.T) {
+	stdin, hold, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	cmd := exec.Command("turbotunnel-server", "-disable-tls")
+	cmd.Env = append(append(os.Environ(), torEnv(t.TempDir(), "127.0.0.1:1")...), "TOR_PT_EXIT_ON_STDIN_CLOSE=1")
+	cmd.Stdin = stdin
+	p := launch(t, cmd)
+	p.line("SMETHODS DONE")
+	hold.Close()
+	if code := p.exit(); code != 0 {
+		t.Errorf("exit code %d; stderr:\n%s", code, p.stderr)
+	}
+}
+
+func TestManagedTLS(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := newPair(t, 7, time.Now().Add(time.Hour))
+	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	replaceFile(t, certFile, cert)
+	replaceFile(t, keyFile, key)
+	env := append(torEnv(filepath.Join(dir, "state"), "127.0.0.1:1"), "TOR_PT_SERVER_TRANSPORT_OPTIONS=turbo:tls-key="+keyFile)
+	p := start(t, env, "-tls-cert", certFile)
+	m := smethod.FindStringSubmatch(p.line("SMETHOD "))
+	c, err := tls.Dial("tcp", m[1], &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	state := c.ConnectionState()
+	if serial := state.PeerCertificates[0].SerialNumber.Int64(); serial != 7 || state.NegotiatedProtocol != "h2" {
+		t.Errorf("certificate %d, protocol %q", serial, state.NegotiatedProtocol)
+	}
 }
 
 // Two servers that are started on one new directory end with one key.

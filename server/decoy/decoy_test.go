@@ -308,6 +308,33 @@ func TestSiteAnswersAsTheSite(t *testing.T) {
 	}
 }
 
+// HTTP/2 gets the answers that HTTP/1.1 gets.
+func TestHTTP2AnswersAsHTTP1(t *testing.T) {
+	ours := httptest.NewUnstartedServer(newDecoy(t, siteFolder(t)))
+	ours.EnableHTTP2 = true
+	ours.StartTLS()
+	t.Cleanup(ours.Close)
+	clients := map[int]*http.Client{}
+	for _, major := range []int{1, 2} {
+		tr := ours.Client().Transport.(*http.Transport).Clone()
+		tr.DisableCompression = true
+		tr.TLSClientConfig.NextProtos = nil // as Protocols has it
+		tr.Protocols = new(http.Protocols)
+		tr.Protocols.SetHTTP1(major == 1)
+		tr.Protocols.SetHTTP2(major == 2)
+		t.Cleanup(tr.CloseIdleConnections)
+		clients[major] = &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error {
+			return http.ErrUseLastResponse
+		}}
+	}
+	for i, c := range cases {
+		one, two := ask(t, clients[1], ours.URL, i), ask(t, clients[2], ours.URL, i)
+		if one != two {
+			t.Errorf("%s %s %v:\nHTTP/1.1: %s\nHTTP/2: %s", c.method, c.path, c.header, one, two)
+		}
+	}
+}
+
 func TestFolderKeepsItsSecrets(t *testing.T) {
 	outside := t.TempDir()
 	write(t, outside, map[string]string{"secret": "secret"})
