@@ -1,0 +1,264 @@
+// Package link emulates a network path between two programs on one machine: a
+// TCP relay in which each direction has a rate, a bottleneck queue and a delay.
+//
+//	client -> [reader] -> queue (rate) -> delay line -> [writer] -> server
+//
+// All connections of a Link share its bottleneck, as they would share a
+// subscriber's line. The relay's own buffers are deep enough never to be the
+// limit; a full queue stops reading, and TCP then stops the sender. There is no
+// loss: under HTTP, TCP would repair it.
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// chunk is how many bytes are read at once: 1.3 ms at 100 Mbit/s.
+	chunk = 16 << 10
+
+	// readBuffer is the kernel's receive buffer of a connection, which stands
+	// for no part of the path: small.
+	readBuffer = 64 << 10
+)
+
+// Config describes a path. The zero value adds nothing to loopback.
+type Config struct {
+	RTT   time.Duration // propagation, both ways together
+	Rate  int64         // bits per second in each direction; 0: unlimited
+	Queue time.Duration // how much the bottleneck's queue can hold; 0: 50 ms
+}
+
+// Link is a running path. Safe for concurrent use.
+type Link struct {
+	cfg    Config
+	target string
+	ln     net.Listener
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	lines  [2]line
+
+	mu    sync.Mutex
+	conns map[net.Conn]time.Time // when it was made; guarded by mu
+	down  chan struct{}          // closed when the path is up; guarded by mu
+}
+
+// line is the bottleneck of one direction.
+type line struct {
+	mu    sync.Mutex
+	free  time.Time // when what is queued will have left
+	bytes int64
+}
+
+// New starts a path to target, a host:port.
+func New(cfg Config, target string) (*Link, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("link: %w", err)
+	}
+	if cfg.Queue == 0 {
+		cfg.Queue = 50 * time.Millisecond
+	}
+	up := make(chan struct{})
+	close(up)
+	l := &Link{cfg: cfg, target: target, ln: ln, conns: make(map[net.Conn]time.Time), down: up}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l.wg.Go(l.accept)
+	return l, nil
+}
+
+// Addr is where the path begins.
+func (l *Link) Addr() string { return l.ln.Addr().String() }
+
+// Bytes returns how many bytes went towards the target and back.
+func (l *Link) Bytes() (up, down int64) {
+	l.lines[0].mu.Lock()
+	up = l.lines[0].bytes
+	l.lines[0].mu.Unlock()
+	l.lines[1].mu.Lock()
+	defer l.lines[1].mu.Unlock()
+	return up, l.lines[1].bytes
+}
+
+// Reset cuts every connection older than age.
+func (l *Link) Reset(age time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c, made := range l.conns {
+		if time.Since(made) >= age {
+			if t, ok := c.(*net.TCPConn); ok {
+				t.SetLinger(0) //nolint:errcheck // it is being thrown away
+			}
+			c.Close()
+			delete(l.conns, c)
+		}
+	}
+}
+
+// SetDown stops the path, or lets it go on: what is on its way waits.
+func (l *Link) SetDown(down bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.down:
+		if down {
+			l.down = make(chan struct{})
+		}
+	default:
+		if !down {
+			close(l.down)
+		}
+	}
+}
+
+func (l *Link) up() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.down
+}
+
+// Close ends the path and returns when nothing of it is left.
+func (l *Link) Close() {
+	l.cancel()
+	l.ln.Close()
+	l.SetDown(false)
+	l.Reset(0)
+	l.wg.Wait()
+}
+
+func (l *Link) accept() {
+	for {
+		c, err := l.ln.Accept()
+		if err != nil {
+			return
+		}
+		l.wg.Go(func() { l.serve(c.(*net.TCPConn)) })
+	}
+}
+
+func (l *Link) serve(c *net.TCPConn) {
+	defer c.Close()
+	c.SetReadBuffer(readBuffer) //nolint:errcheck // an optimisation
+	// A connection is made when the first packet has gone there and back.
+	if !l.sleep(l.cfg.RTT) {
+		return
+	}
+	var d net.Dialer
+	t, err := d.DialContext(l.ctx, "tcp", l.target)
+	if err != nil {
+		c.SetLinger(0) //nolint:errcheck // it is being thrown away
+		return
+	}
+	target := t.(*net.TCPConn)
+	defer target.Close()
+	target.SetReadBuffer(readBuffer) //nolint:errcheck // likewise
+	l.mu.Lock()
+	l.conns[c] = time.Now()
+	l.conns[target] = time.Now()
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		delete(l.conns, c)
+		delete(l.conns, target)
+		l.mu.Unlock()
+	}()
+	if l.ctx.Err() != nil {
+		return
+	}
+	var both sync.WaitGroup
+	both.Go(func() { l.pump(&l.lines[0], target, c) })
+	both.Go(func() { l.pump(&l.lines[1], c, target) })
+	both.Wait()
+}
+
+// packet is what travels together.
+type packet struct {
+	at   time.Time // when it arrives
+	data []byte
+}
+
+// pump carries one direction of one connection.
+func (l *Link) pump(line *line, to, from *net.TCPConn) {
+	// The delay line. It never fills: at one chunk per entry it holds more
+	// than queue and delay together do.
+	flight := make(chan packet, 1<<16)
+	broken := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		defer close(broken)
+		for p := range flight {
+			if !l.sleep(time.Until(p.at)) {
+				return
+			}
+			select {
+			case <-l.up():
+			case <-l.ctx.Done():
+				return
+			}
+			if _, err := to.Write(p.data); err != nil {
+				from.SetLinger(0) //nolint:errcheck // a reset travels on as one
+				from.Close()
+				return
+			}
+		}
+		to.CloseWrite() //nolint:errcheck // it may be gone
+	})
+	for {
+		buf := make([]byte, chunk)
+		n, err := from.Read(buf)
+		if n > 0 {
+			left := line.send(n, l.cfg.Rate)
+			select {
+			case flight <- packet{left.Add(l.cfg.RTT / 2), buf[:n]}:
+			case <-broken:
+				err = net.ErrClosed
+			}
+			l.sleep(time.Until(left) - l.cfg.Queue)
+		}
+		if err != nil {
+			var reset net.Error
+			if errors.As(err, &reset) || errors.Is(err, net.ErrClosed) {
+				to.SetLinger(0) //nolint:errcheck // likewise
+				to.Close()
+			}
+			break
+		}
+	}
+	close(flight)
+	writer.Wait()
+}
+
+// send queues n bytes and returns when they will have left the bottleneck.
+func (l *line) send(n int, rate int64) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bytes += int64(n)
+	now := time.Now()
+	if l.free.Before(now) {
+		l.free = now
+	}
+	if rate > 0 {
+		l.free = l.free.Add(time.Duration(int64(n) * 8 * int64(time.Second) / rate))
+	}
+	return l.free
+}
+
+func (l *Link) sleep(d time.Duration) bool {
+	if d <= 0 {
+		return l.ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-l.ctx.Done():
+		return false
+	}
+}
