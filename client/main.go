@@ -23,6 +23,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -31,8 +32,11 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 
+	"turbotunnel/common/engines"
 	"turbotunnel/common/ptproc"
+	"turbotunnel/common/tunnel"
 )
 
 const (
@@ -50,6 +54,7 @@ const (
 	exitUsage
 )
 
+// help is what -h prints; the engines are filled in.
 const help = `turbotunnel-client carries TCP through HTTP to a turbotunnel-server.
 
 Under tor:   turbotunnel-client [flags]
@@ -64,7 +69,7 @@ How to reach the server (arguments of a bridge line override these):
   -front DOMAIN     domain to dial and to show instead of the URL's host
   -fronts D1,D2,... several of them
   -addr HOST:PORT   dial this instead of resolving the front
-  -engine NAME      reliable transport inside: kcp, kcp-smux
+  -engine NAME      reliable transport inside: %s
   -mode MODE        use of HTTP: auto, poll, stream
   -utls NAME        TLS ClientHello to imitate: chrome, firefox, safari, none
 
@@ -74,9 +79,6 @@ Running:
   -version          show the version and exit
   -h                show this help and exit
 `
-
-// tunnelFlags are the flags that are arguments of a bridge line as well.
-var tunnelFlags = []string{"url", "key", "front", "fronts", "addr", "engine", "mode", "utls"}
 
 // settings is what the command line says.
 type settings struct {
@@ -97,7 +99,7 @@ func parse(args []string) (settings, error) {
 	flags.StringVar(&s.logFile, "log", "", "")
 	flags.BoolVar(&s.unsafe, "unsafe-logging", false, "")
 	flags.BoolVar(&s.version, "version", false, "")
-	for _, name := range tunnelFlags {
+	for _, name := range tunnel.Arguments {
 		flags.Func(name, "", func(value string) error {
 			given[name] = value
 			return nil
@@ -150,7 +152,7 @@ func run(args []string) int {
 	defer p.Close()
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		p.Print(help)
+		p.Print(fmt.Sprintf(help, strings.Join(engines.Names(), ", ")))
 		return exitOK
 	case err != nil:
 		p.EnvError(err)
@@ -171,12 +173,8 @@ func run(args []string) int {
 	return runManaged(p, s)
 }
 
+// engineOf names c's engine, for the log.
+func engineOf(c config) string { return cmp.Or(c.Engine, engines.Default) }
+
 // frontOf names where c's connections go first, for the log.
-func frontOf(c config) string {
-	for _, where := range []string{c.Addr, c.Fronts, c.URL} {
-		if where != "" {
-			return where
-		}
-	}
-	return ""
-}
+func frontOf(c config) string { return cmp.Or(c.Addr, c.Fronts, c.URL) }

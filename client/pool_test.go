@@ -97,7 +97,7 @@ func TestPoolIsBounded(t *testing.T) {
 		}
 		// The one that has been idle longest makes room.
 		p.release(links[7])
-		time.Sleep(1)
+		time.Sleep(time.Second)
 		p.release(links[3])
 		if _, err := p.acquire(cfg(maxLinks)); err != nil {
 			t.Fatal(err)

@@ -132,7 +132,7 @@ func (s *socksServer) handle(conn *net.TCPConn) {
 		return
 	}
 	defer s.links.release(l)
-	s.log.Info("connecting", "engine", cfg.Engine, ptproc.AddrKey, frontOf(cfg))
+	s.log.Info("connecting", "engine", engineOf(cfg), ptproc.AddrKey, frontOf(cfg))
 	stream, early, err := s.dial(conn, l)
 	if errors.Is(err, errClientGone) {
 		s.log.Info("tor gave up before the server answered")
@@ -144,7 +144,7 @@ func (s *socksServer) handle(conn *net.TCPConn) {
 		return
 	}
 	if s.links.setUp(l, true) {
-		s.log.Log(context.Background(), ptproc.LevelNotice, "connected", "engine", cfg.Engine, ptproc.AddrKey, frontOf(cfg))
+		s.log.Log(context.Background(), ptproc.LevelNotice, "connected", "engine", engineOf(cfg), ptproc.AddrKey, frontOf(cfg))
 	}
 	s.status("ADDRESS", target, "CONNECT", "Success")
 	if err := req.Grant(&net.TCPAddr{IP: net.IPv4zero}); err != nil {

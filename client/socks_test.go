@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -127,44 +128,72 @@ func dialTCP(t *testing.T, addr string) *net.TCPConn {
 	return conn.(*net.TCPConn)
 }
 
-// request sends a SOCKS5 request with a bridge line's arguments, as tor does,
-// and returns before the answer.
+// request sends a SOCKS5 request with a bridge line's arguments, and returns
+// before the answer.
 func request(t *testing.T, addr, args string) *net.TCPConn {
 	t.Helper()
 	conn := dialTCP(t, addr)
+	conn.SetDeadline(time.Now().Add(patience))
+	if err := sendRequest(conn, args); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// sendRequest does as tor does: arguments are the user name, and what does not
+// fit there the password.
+func sendRequest(conn net.Conn, args string) error {
 	user, password := args, "\x00"
 	if len(args) > 255 {
 		user, password = args[:255], args[255:]
 	}
+	auth := slices.Concat([]byte{1, byte(len(user))}, []byte(user), []byte{byte(len(password))}, []byte(password))
 	for _, step := range []struct {
 		send  string
 		reply int
 	}{
 		{"\x05\x01\x02", 2},
-		{"\x01" + string([]byte{byte(len(user))}) + user + string([]byte{byte(len(password))}) + password, 2},
+		{string(auth), 2},
 		{"\x05\x01\x00\x01\xc0\x00\x02\x01\x00\x50", 0},
 	} {
 		if _, err := io.WriteString(conn, step.send); err != nil {
-			t.Fatal(err)
+			return err
 		}
 		if _, err := io.ReadFull(conn, make([]byte, step.reply)); err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
-	return conn
+	return nil
+}
+
+// socksRequest makes a request and returns the code of the reply.
+func socksRequest(conn net.Conn, args string) (byte, error) {
+	if err := sendRequest(conn, args); err != nil {
+		return 0, err
+	}
+	return readReply(conn)
+}
+
+// readReply returns the code of the reply to a request.
+func readReply(conn net.Conn) (byte, error) {
+	reply := make([]byte, 10)
+	if _, err := io.ReadFull(conn, reply); err != nil {
+		return 0, fmt.Errorf("no reply: %w", err)
+	}
+	if !bytes.Equal(reply[2:], []byte{0, 1, 0, 0, 0, 0, 0, 0}) || reply[0] != 5 {
+		return 0, fmt.Errorf("reply % x", reply)
+	}
+	return reply[1], nil
 }
 
 // answer reads the reply to a request and returns its code.
 func answer(t *testing.T, conn net.Conn) byte {
 	t.Helper()
-	reply := make([]byte, 10)
-	if _, err := io.ReadFull(conn, reply); err != nil {
-		t.Fatalf("no reply: %v", err)
+	code, err := readReply(conn)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !bytes.Equal(reply[2:], []byte{0, 1, 0, 0, 0, 0, 0, 0}) || reply[0] != 5 {
-		t.Fatalf("reply % x", reply)
-	}
-	return reply[1]
+	return code
 }
 
 // loopback returns the two ends of a TCP connection: the stream that a dialer

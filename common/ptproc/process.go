@@ -210,7 +210,7 @@ func (p *Process) Close() {
 func Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "unknown"
+		return "devel"
 	}
 	if v := info.Main.Version; v != "" && v != "(devel)" {
 		return v
@@ -226,7 +226,7 @@ func Version() string {
 		}
 	}
 	if revision == "" {
-		return "unknown"
+		return "devel"
 	}
 	return at.UTC().Format("20060102") + "-" + revision[:min(12, len(revision))]
 }
