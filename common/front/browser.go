@@ -14,10 +14,10 @@ type browser struct {
 	overTLS http.Header // to https only, where browsers send these
 }
 
-// All three have the version that is current together with the newest
-// ClientHello known; the Chromium of Debian that is the reference is 156.
-// Its brand list follows from the version by a rule in Chromium's source
-// (components/embedder_support/user_agent_utils.cc).
+// Chrome's version is that of the Chromium captured for this project: the
+// newest Chrome ClientHello known is nearly its own. The brand list follows from
+// the version by a rule in Chromium's source (user_agent_utils.cc). Firefox and
+// Safari have the version of their newest ClientHello known.
 var (
 	chrome = browser{
 		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0 Safari/537.36",
@@ -37,14 +37,13 @@ var (
 		},
 	}
 	firefox = browser{
-		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:140.0) Gecko/20100101 Firefox/140.0",
+		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:120.0) Gecko/20100101 Firefox/120.0",
 		always: http.Header{
 			"Accept":          {"*/*"},
 			"Accept-Language": {"en-US,en;q=0.5"},
 		},
 		overTLS: http.Header{
-			"Accept-Encoding": {"gzip, deflate, br, zstd"},
-			"Priority":        {"u=4"},
+			"Accept-Encoding": {"gzip, deflate, br"},
 			"Sec-Fetch-Dest":  {"empty"},
 			"Sec-Fetch-Mode":  {"cors"},
 			"Sec-Fetch-Site":  {"same-origin"},

@@ -113,12 +113,13 @@ func (f *Front) serveLocked() {
 	}
 	for f.dialing < f.dialsWantedLocked() {
 		f.dialing++
+		f.step = OpConnect
 		f.running.Go(f.dial)
 	}
 }
 
-// pickLocked returns a connection that takes one more exchange, nil if there
-// is none, and lets go of connections that are of no use any more.
+// pickLocked returns the oldest connection that takes one more exchange, nil if
+// there is none, and lets go of connections that are of no use any more.
 func (f *Front) pickLocked() *conn {
 	var picked *conn
 	f.conns = slices.DeleteFunc(f.conns, func(c *conn) bool {
@@ -130,7 +131,7 @@ func (f *Front) pickLocked() *conn {
 			return true
 		}
 		limit, _ := c.wire.limit()
-		if !c.suspect && c.busy < limit && (picked == nil || c.busy < picked.busy) {
+		if picked == nil && !c.suspect && c.busy < limit {
 			picked = c
 		}
 		return false

@@ -26,8 +26,9 @@ const (
 	connWindow   = 32 << 20
 
 	// readFrame is the size in bytes of the largest HTTP/2 frame that a server
-	// may send. It is the protocol's default: larger ones measured the same
-	// (BenchmarkDownload), and browsers do not ask for them.
+	// may send. It is the protocol's default, and browsers ask for no other:
+	// 1 MB saved a tenth of the CPU time of BenchmarkDownload, and only with a
+	// server that sends such frames, and 256 KB nothing that could be measured.
 	readFrame = 16 << 10
 
 	// maxResponseHead is the limit on a response's header in bytes, the one
