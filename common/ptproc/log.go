@@ -122,12 +122,23 @@ func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
 
 // clean makes text fit for a log: one line, not too long, no addresses.
 func clean(text string, unsafe bool) string {
+	cut := false
+	// Most of a text that is far too long need not be looked at. It is cut
+	// between words, so that no half of an address stays.
+	if most := 4 * lineLimit; len(text) > most {
+		text = text[:strings.LastIndexByte(text[:most], ' ')+1]
+		cut = true
+	}
 	if !unsafe {
 		text = scrub.Addresses(text)
 	}
 	text = scrub.Line(text)
 	if len(text) > lineLimit {
-		text = strings.ToValidUTF8(text[:lineLimit], "") + " [cut]"
+		text = strings.ToValidUTF8(text[:lineLimit], "")
+		cut = true
+	}
+	if cut {
+		text += " [cut]"
 	}
 	return text
 }

@@ -68,14 +68,21 @@ func TestSeverities(t *testing.T) {
 }
 
 func TestLongLineIsCut(t *testing.T) {
-	var file bytes.Buffer
-	log := slog.New(newHandler(&file, false, false))
-	log.Info(strings.Repeat("\x00", 1<<20))
-	if n := file.Len(); n > lineLimit+100 {
-		t.Errorf("the line is %d bytes long", n)
-	}
-	if !strings.HasSuffix(file.String(), " [cut]\n") {
-		t.Error("the line does not say that it was cut")
+	for _, long := range []string{
+		strings.Repeat("x", lineLimit) + "y",
+		strings.Repeat("\x00 ", lineLimit),
+		strings.Repeat("x", 1<<20),
+		strings.Repeat("192.0.2.1 ", 1<<16),
+	} {
+		var file bytes.Buffer
+		log := slog.New(newHandler(&file, false, false))
+		log.Info(long)
+		if n := file.Len(); n > lineLimit+100 {
+			t.Errorf("the line is %d bytes long", n)
+		}
+		if !strings.HasSuffix(file.String(), " [cut]\n") || strings.Contains(file.String(), "192") {
+			t.Errorf("the line ends in %q", file.String()[file.Len()-30:])
+		}
 	}
 }
 
