@@ -37,6 +37,10 @@ const (
 	// manyBytes in an answer say that there is more to come.
 	manyBytes = 32 << 10
 
+	// lively is how long after something was said two polls wait at the
+	// server: one for the engine's acknowledgement, one for the reply.
+	lively = 5 * time.Second
+
 	// handshakeTime is how long a session may take to be established, and
 	// handshakeTries how many times in a row it may fail in one way.
 	handshakeTime  = 45 * time.Second
@@ -97,8 +101,9 @@ type Client struct {
 	downloads   int
 	want        int // downloads that shall be in flight
 	bodyLimit   int
-	failures    int // in a row
-	foreigns    int // likewise, of answers by somebody else
+	spoke       time.Time // when records were sent last
+	failures    int       // in a row
+	foreigns    int       // likewise, of answers by somebody else
 	failingFrom time.Time
 	lastFailure time.Time
 	lastSuccess time.Time
@@ -125,7 +130,7 @@ func NewClient(cfg ClientConfig) *Client {
 		suspect:   make(chan struct{}),
 		ending:    make(chan struct{}),
 		done:      make(chan struct{}),
-		results:   make(chan result, maxUploads+maxDownloads+1),
+		results:   make(chan result, maxUploads+maxDownloads+2),
 		exchanges: 1, // 0 is the handshake
 		want:      1,
 		bodyLimit: MaxBody,
@@ -237,7 +242,6 @@ func (c *Client) handshake() error {
 		switch {
 		case err == nil:
 			c.lastSuccess = time.Now()
-			c.observe(res)
 			return nil
 		case c.ctx.Err() != nil:
 			return fmt.Errorf("%w: closed before the server answered", ErrLost)
@@ -395,6 +399,10 @@ func (c *Client) launch(now time.Time) time.Duration {
 		}
 		c.start(upload)
 	}
+	if now.Sub(c.spoke) < lively {
+		c.want = max(2, c.want)
+	}
+	c.want = max(1, c.want)
 	want := min(c.want, downloads)
 	if c.cfg.Mode == Stream {
 		want = 1
@@ -415,6 +423,9 @@ func (c *Client) start(k kind) {
 	case upload:
 		c.uploads++
 		records = c.link.take(number, c.bodyLimit-minBody/2)
+		if len(records) > 0 {
+			c.spoke = time.Now()
+		}
 	case download:
 		c.downloads++
 		fields.Hold = Hold
@@ -432,7 +443,7 @@ func (c *Client) start(k kind) {
 func (c *Client) observe(res result) {
 	switch res.kind {
 	case upload:
-		c.uploads = max(0, c.uploads-1) // the handshake counts as one that was never started
+		c.uploads--
 	case download:
 		c.downloads--
 	}
@@ -450,9 +461,9 @@ func (c *Client) observe(res result) {
 			case res.backlog > 0 || res.received >= manyBytes:
 				c.want = min(c.want*2, maxDownloads)
 			case res.received == 0:
-				c.want = max(1, c.want/2)
+				c.want /= 2
 			default:
-				c.want = max(1, c.want-1)
+				c.want--
 			}
 		}
 		return

@@ -27,7 +27,8 @@ const (
 type kind uint8
 
 const (
-	upload   kind = iota // carries records and is answered at once
+	greeting kind = iota // carries the first message
+	upload               // carries records and is answered at once
 	download             // is answered when there is something to say
 	farewell             // ends the session
 )
@@ -254,9 +255,15 @@ func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved fun
 }
 
 // greet sends the first message once and returns nil if the server accepted.
+// The rest of the answer is taken in by an exchange of its own.
 func (c *Client) greet(a *attempt) (res result, err error) {
 	ctx, cancel := context.WithCancelCause(c.ctx)
-	defer cancel(nil)
+	accepted := false
+	defer func() {
+		if !accepted {
+			cancel(nil)
+		}
+	}()
 	watchdog := time.AfterFunc(patience, func() {
 		cancel(fmt.Errorf("no answer within %v", patience))
 	})
@@ -268,7 +275,11 @@ func (c *Client) greet(a *attempt) (res result, err error) {
 		}
 		return res, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	defer resp.Body.Close()
+	defer func() {
+		if !accepted {
+			resp.Body.Close()
+		}
+	}()
 	if err := c.foreign(resp, &res); err != nil {
 		a.date = resp.Header.Get("Date")
 		if !res.foreign {
@@ -285,12 +296,19 @@ func (c *Client) greet(a *attempt) (res result, err error) {
 	if err := refusal(answer, c.cfg.Engine); err != nil {
 		return res, err
 	}
+	accepted = true
 	c.link.send, c.link.receive = keys.Send, keys.Receive
 	c.established()
-	if err := c.takeIn(resp.Body, resp, &res, func() { watchdog.Reset(patience) }); err != nil {
-		c.log.Debug("the rest of the server's first answer is missing", "error", err)
-	}
-	c.link.endedExchange(0)
+	c.wg.Go(func() {
+		defer cancel(nil)
+		defer resp.Body.Close()
+		watchdog := time.AfterFunc(patience, func() { cancel(nil) })
+		defer watchdog.Stop()
+		res := result{kind: greeting, started: a.made}
+		res.err = c.takeIn(resp.Body, resp, &res, func() { watchdog.Reset(patience) })
+		c.link.endedExchange(0)
+		c.results <- res
+	})
 	return res, nil
 }
 

@@ -28,8 +28,8 @@ const (
 	// their own while others are in flight.
 	batchSize = 64 << 10
 
-	// batchDelay is how long fewer bytes wait for more while others are in
-	// flight. Nothing waits on an idle session.
+	// batchDelay is the least time between two exchanges that carry fewer
+	// bytes than that. What is said after a pause leaves at once.
 	batchDelay = 2 * time.Millisecond
 
 	// gapRounds and minGap bound the wait for a missing record: longer than
@@ -96,7 +96,7 @@ type link struct {
 	timer      *time.Timer // calls tick
 	queue      []*buffer   // records not yet numbered, header room first; the last is open
 	queued     int         // bytes in them
-	queuedAt   time.Time   // since when the first of them waits
+	taken      time.Time   // when some were taken last
 	blocked    bool        // a WriteTo waits for room
 	next       uint64      // number of the next record
 	base       uint64      // the lowest number not acknowledged
@@ -183,9 +183,6 @@ func (l *link) put(p []byte) bool {
 		l.hold(1)
 	}
 	tail.b = wire.AppendDatagram(tail.b, p)
-	if l.queued == 0 {
-		l.queuedAt = time.Now()
-	}
 	l.queued += need
 	signal(l.wake)
 	return true
@@ -227,10 +224,10 @@ func (l *link) dueIn(now time.Time) time.Duration {
 		return 0
 	case l.queued == 0 || l.next >= l.peerWindow || l.retained >= flightLimit:
 		return -1
-	case l.flying == 0, l.queued >= batchSize, l.blocked:
+	case l.queued >= batchSize, l.blocked:
 		return 0
 	}
-	return max(0, batchDelay-now.Sub(l.queuedAt))
+	return max(0, batchDelay-now.Sub(l.taken))
 }
 
 // take gives records for exchange e to carry: lost ones first, then new ones,
@@ -281,9 +278,7 @@ func (l *link) take(e uint64, limit int) []*sentRecord {
 		l.queue = l.queue[1:]
 		put(r)
 	}
-	if l.queued > 0 {
-		l.queuedAt = now
-	}
+	l.taken = now
 	l.blocked = false
 	signal(l.writable)
 	if len(l.lost) > 0 || l.queued > 0 {
@@ -706,6 +701,13 @@ func (l *link) close() {
 	}
 	l.ready, l.early = nil, nil
 	signal(l.wake)
+}
+
+// unfinished tells whether something waits to be sent or acknowledged.
+func (l *link) unfinished() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.queued > 0 || l.retained > 0
 }
 
 // drop gives back everything that waits or is kept. The link is unusable.

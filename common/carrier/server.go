@@ -3,10 +3,12 @@ package carrier
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,9 +38,10 @@ const (
 	maxMemory    = 1 << 30
 	stalledAfter = 10 * time.Second
 
-	// firstWait is how long the answer to a first message waits for what the
-	// server's side has to say: a round trip saved for whoever speaks first.
-	firstWait = 15 * time.Millisecond
+	// firstStream is how long the answer to a first message stays open for
+	// what the server's side says first, which saves it a round trip. It is
+	// what a path that buffers costs a new session.
+	firstStream = 60 * time.Millisecond
 
 	// bodyPatience is how long a request's body may stand still.
 	bodyPatience = 30 * time.Second
@@ -57,6 +60,10 @@ const (
 	farewellLife = 30 * time.Second
 
 	janitorEvery = time.Second
+
+	// drainTime is how long nothing must be on its way before a Shutdown: a
+	// few of the engines' delays of acknowledgement.
+	drainTime = 200 * time.Millisecond
 )
 
 // ServerConfig is what a Server needs.
@@ -205,7 +212,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, id handshake.ID) 
 			return false
 		}
 		sess.note(s.clientAddr(r))
-		sess.reply(r.Context(), w, sess.answer, 0, wire.Head{Limit: maxAnswer, Hold: firstWait})
+		sess.reply(r.Context(), w, sess.answer, 0, wire.Head{Limit: maxAnswer, Stream: firstStream})
 		return true
 	}
 	return sess.serve(w, r, control, body)
@@ -242,7 +249,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Sessio
 	switch {
 	case hello.Version != handshake.Version:
 		answer.Status = handshake.UnknownVersion
-	case !contains(s.cfg.Engines, hello.Engine):
+	case !slices.Contains(s.cfg.Engines, hello.Engine):
 		answer.Status, answer.Text = handshake.UnknownEngine, strings.Join(s.cfg.Engines, ",")
 	}
 	msg2, keys, err := responder.Answer(answer, randomPad())
@@ -285,15 +292,6 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Sessio
 	}
 	s.mu.Unlock()
 	return sess
-}
-
-func contains(names []string, name string) bool {
-	for _, n := range names {
-		if n == name {
-			return true
-		}
-	}
-	return false
 }
 
 // run hands the session to Serve and ends it afterwards.
@@ -450,7 +448,7 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byt
 	}
 	limit -= minBody / 2 // for heads
 	if ask.Stream > 0 {
-		s.stream(ctx, w, e, min(ask.Stream, maxAge), max(ask.Quiet, minQuiet), limit)
+		s.stream(ctx, w, prefix, e, min(ask.Stream, maxAge), max(ask.Quiet, minQuiet), limit)
 		return
 	}
 	records := s.await(ctx, e, limit, min(ask.Hold, maxHold))
@@ -539,8 +537,8 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 	}
 }
 
-// stream answers exchange e bit by bit.
-func (s *Session) stream(ctx context.Context, w http.ResponseWriter, e uint64, age, quiet time.Duration, limit int) {
+// stream answers exchange e bit by bit, with prefix before everything else.
+func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []byte, e uint64, age, quiet time.Duration, limit int) {
 	control := http.NewResponseController(w)
 	end := time.Now().Add(age)
 	say := func(records []*sentRecord) error {
@@ -550,7 +548,8 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, e uint64, a
 		}
 		head := s.link.head(e, s.fields(), pad)
 		limit -= len(head)
-		_, err := w.Write(head)
+		_, err := w.Write(slices.Concat(prefix, head))
+		prefix = nil
 		for _, r := range records {
 			limit -= r.size
 		}
@@ -698,6 +697,39 @@ func (s *Session) stalled(now time.Time) bool {
 	defer s.link.mu.Unlock()
 	return s.link.retained+s.link.queued > 0 && now.Sub(s.link.lastAck) > stalledAfter ||
 		len(s.link.ready) > 0 && len(s.link.early)+len(s.link.ready) > windowRecords/2
+}
+
+// Shutdown waits until nothing has been on its way to any client for drainTime
+// or until ctx ends, whose error it returns then, and closes the Server. What
+// the engines still hold back does not count as on its way; they hold nothing
+// back that a client has room for.
+func (s *Server) Shutdown(ctx context.Context) error {
+	ticker := time.NewTicker(drainTime / 4)
+	defer ticker.Stop()
+	busy := time.Now()
+	for time.Since(busy) < drainTime {
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), s.Close())
+		case <-ticker.C:
+		}
+		if s.onTheirWay() {
+			busy = time.Now()
+		}
+	}
+	return s.Close()
+}
+
+// onTheirWay tells whether records wait to be sent or acknowledged.
+func (s *Server) onTheirWay() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sess := range s.sessions {
+		if sess.link.unfinished() {
+			return true
+		}
+	}
+	return false
 }
 
 // Close ends all sessions at once and returns when nothing of them is left.

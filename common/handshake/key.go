@@ -51,7 +51,8 @@ func (k PublicKey) String() string { return base64.RawURLEncoding.EncodeToString
 func ParsePublicKey(s string) (PublicKey, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
 	if err != nil || len(b) != len(PublicKey{}) {
-		return PublicKey{}, fmt.Errorf("not a key of 43 characters in base64url without padding: %.64q", s)
+		// The text is not repeated: it may be a private key in the wrong place.
+		return PublicKey{}, fmt.Errorf("not a public key: 43 characters of base64url without padding, not %d like this one", len(s))
 	}
 	return PublicKey(b), nil
 }

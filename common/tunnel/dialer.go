@@ -213,9 +213,9 @@ func (d *Dialer) watch(s *session) {
 	for {
 		select {
 		case <-s.client.Done():
-			if err := s.client.Err(); err != nil {
+			if err := s.client.Err(); err != nil && ended(s.client.Ready()) {
 				d.log.Warn("session ended", "error", err)
-			}
+			} // else Dial, or the stream, has said why
 			return
 		case <-s.engine.Done():
 			return

@@ -140,6 +140,14 @@ func (s *Server) Accept() (*ServerStream, error) {
 	}
 }
 
+// Shutdown is Close after what was written to the streams has reached the
+// clients, as far as ctx allows.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.carrier.Shutdown(ctx)
+	s.cancel()
+	return err
+}
+
 // Close ends every session and returns when nothing of them is left.
 func (s *Server) Close() error {
 	s.cancel()
