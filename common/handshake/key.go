@@ -98,7 +98,7 @@ func ParseID(s string, pub PublicKey) (ID, error) {
 		return ID{}, errNotID
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil {
+	if err != nil || len(b) != len(id) { // the decoder skips line breaks
 		return ID{}, errNotID
 	}
 	id = ID(b)
