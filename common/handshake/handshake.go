@@ -36,6 +36,7 @@ package handshake
 
 import (
 	"bytes"
+	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -175,21 +176,51 @@ func (i *Initiator) Finish(r io.Reader) (Answer, Keys, error) {
 		}
 		return Answer{}, Keys{}, err
 	}
+	if lowOrder(msg[:EphemeralSize]) {
+		return Answer{}, Keys{}, ErrNotNoise
+	}
 	p, toServer, toClient, err := i.state.ReadMessage(nil, msg)
 	if err != nil {
 		return Answer{}, Keys{}, ErrNotNoise
 	}
-	var a Answer
-	if len(p) < 4 {
-		return Answer{}, Keys{}, fmt.Errorf("%w: short answer", wire.ErrMalformed)
-	}
-	a.Status, a.Version = p[0], p[1]
-	text, _, err := cutBytes(p[2:], maxText)
+	a, err := parseAnswer(p)
 	if err != nil {
 		return Answer{}, Keys{}, err
 	}
-	a.Text = string(text)
 	return a, Keys{Send: wire.NewKey(toServer.UnsafeKey()), Receive: wire.NewKey(toClient.UnsafeKey())}, nil
+}
+
+// lowOrder tells whether every secret shared with the key p would be zero.
+// flynn/noise refuses such a key too, but too late to be used afterwards.
+func lowOrder(p []byte) bool {
+	remote, err := ecdh.X25519().NewPublicKey(p)
+	if err != nil {
+		return true
+	}
+	private, err := ecdh.X25519().NewPrivateKey(WellKnown[:])
+	if err != nil {
+		return true
+	}
+	_, err = private.ECDH(remote)
+	return err != nil
+}
+
+// parseAnswer reads the plaintext of message 2.
+func parseAnswer(p []byte) (Answer, error) {
+	if len(p) < 4 {
+		return Answer{}, fmt.Errorf("%w: short answer", wire.ErrMalformed)
+	}
+	text, _, err := cutBytes(p[2:], maxText)
+	if err != nil {
+		return Answer{}, err
+	}
+	return Answer{Status: p[0], Version: p[1], Text: string(text)}, nil
+}
+
+func appendAnswer(p []byte, a Answer) []byte {
+	p = append(p, a.Status, a.Version)
+	p = binary.BigEndian.AppendUint16(p, uint16(len(a.Text)))
+	return append(p, a.Text...)
 }
 
 // Responder is the server's half of a handshake whose first message was read.
@@ -274,10 +305,7 @@ func (r *Responder) Answer(a Answer, pad int) ([]byte, Keys, error) {
 	if len(a.Text) > maxText || pad < 0 || pad > 512 {
 		return nil, Keys{}, fmt.Errorf("handshake: message 2 out of bounds")
 	}
-	p := []byte{a.Status, a.Version}
-	p = binary.BigEndian.AppendUint16(p, uint16(len(a.Text)))
-	p = append(p, a.Text...)
-	p = append(p, make([]byte, pad)...)
+	p := append(appendAnswer(nil, a), make([]byte, pad)...)
 	msg, toServer, toClient, err := r.state.WriteMessage(make([]byte, 2, 2+EphemeralSize+len(p)+noiseTag), p)
 	if err != nil {
 		return nil, Keys{}, fmt.Errorf("handshake: %w", err)
