@@ -44,19 +44,15 @@ type PathStats struct {
 // net.PacketConn with working deadlines, and RemoteAddr. It uses no goroutine
 // and works under testing/synctest.
 type Conn struct {
-	name    string
-	in, out *direction
-	peer    *Conn
+	name, peer net.Addr
+	in, out    *direction
 }
 
 // Connect returns the two ends of a network whose directions are ab and ba.
 // The same seed gives the same losses for the same datagrams.
 func Connect(ab, ba Path, seed uint64) (a, b *Conn) {
 	x, y := newDirection(ab, seed), newDirection(ba, seed+1)
-	a = &Conn{name: "a", in: y, out: x}
-	b = &Conn{name: "b", in: x, out: y}
-	a.peer, b.peer = b, a
-	return a, b
+	return &Conn{addr("a"), addr("b"), y, x}, &Conn{addr("b"), addr("a"), x, y}
 }
 
 type addr string
@@ -65,10 +61,10 @@ func (addr) Network() string  { return "memory" }
 func (a addr) String() string { return string(a) }
 
 // LocalAddr implements net.PacketConn.
-func (c *Conn) LocalAddr() net.Addr { return addr(c.name) }
+func (c *Conn) LocalAddr() net.Addr { return c.name }
 
 // RemoteAddr is the address of the other end.
-func (c *Conn) RemoteAddr() net.Addr { return addr(c.peer.name) }
+func (c *Conn) RemoteAddr() net.Addr { return c.peer }
 
 // ReadFrom implements net.PacketConn.
 func (c *Conn) ReadFrom(p []byte) (int, net.Addr, error) {

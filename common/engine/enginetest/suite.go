@@ -200,18 +200,27 @@ func testOpenDoesNotWait(t *testing.T, eng engine.Engine) {
 	expect(t, p.accept(), "early")
 }
 
-// testIdleWrite: what is written after a pause is on its way at once, and the
-// first bytes of a stream travel with its opening.
+// RunEarly tests that the first bytes of a session travel with its opening,
+// which not every protocol can do.
+func RunEarly(t *testing.T, eng engine.Engine) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, eng, ordinary, ordinary)
+		start := time.Now()
+		write(t, p.open(), "first")
+		expect(t, p.accept(), "first")
+		if d := time.Since(start); d > ordinary.Delay {
+			t.Errorf("the first bytes took %v on a path of %v", d, ordinary.Delay)
+		}
+		if sent := p.a.Sent(); sent.Datagrams != 1 {
+			t.Errorf("the first bytes took %d datagrams", sent.Datagrams)
+		}
+	})
+}
+
+// testIdleWrite: what is written after a pause is on its way at once.
 func testIdleWrite(t *testing.T, eng engine.Engine) {
 	p := newPair(t, eng, ordinary, ordinary)
-	start := time.Now()
-	c := p.open()
-	write(t, c, "first")
-	s := p.accept()
-	expect(t, s, "first")
-	if d := time.Since(start); eng.Name() != "quic" && d > ordinary.Delay {
-		t.Errorf("the first bytes took %v on a path of %v", d, ordinary.Delay)
-	}
+	c, s := p.stream()
 	for range 3 {
 		time.Sleep(5 * time.Second)
 		start := time.Now()

@@ -89,6 +89,13 @@ type session struct {
 }
 
 func newSession(pc net.PacketConn, client bool) *session {
+	s := prepare(pc, client)
+	s.link.Start()
+	return s
+}
+
+// prepare makes a session that has not started yet.
+func prepare(pc net.PacketConn, client bool) *session {
 	s := &session{client: client, window: arq.Window{Size: InitialWindow}}
 	s.link = arq.New(pc, s, InitialWindow)
 	s.changed.L = &s.link.Mu
@@ -96,7 +103,6 @@ func newSession(pc net.PacketConn, client bool) *session {
 	local, remote := s.link.Addrs()
 	s.stream = duplex.New(&s.link.Mu, s, local, remote)
 	s.link.Mu.Unlock()
-	s.link.Start()
 	return s
 }
 

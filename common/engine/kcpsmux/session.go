@@ -137,11 +137,17 @@ type session struct {
 }
 
 func newSession(pc net.PacketConn, client bool) *session {
+	s := prepare(pc, client)
+	s.link.Start()
+	return s
+}
+
+// prepare makes a session that has not started yet.
+func prepare(pc net.PacketConn, client bool) *session {
 	s := &session{client: client, streams: make(map[uint32]*stream), budget: windowBudget}
 	s.urgent.class, s.bulk.class = urgent, bulk
 	s.link = arq.New(pc, s, arq.MaxWindow)
 	s.accepted.L = &s.link.Mu
-	s.link.Start()
 	return s
 }
 

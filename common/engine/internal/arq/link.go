@@ -71,9 +71,12 @@ const (
 	// MaxDatagram/24 segments.
 	ackDelay = 10 * time.Millisecond
 
-	// probeInterval is the time between two flushes while nothing can be sent
-	// but a probe or a repair that KCP itself has to time.
-	probeInterval = 50 * time.Millisecond
+	// repairInterval is the time between two flushes while only a repair, which
+	// KCP times itself, can be sent; probeInterval while only its question can
+	// be sent whether the other side's window has opened, for which it waits as
+	// long at least (IKCP_PROBE_INIT).
+	repairInterval = 50 * time.Millisecond
+	probeInterval  = kcp.IKCP_PROBE_INIT * time.Millisecond
 
 	// minTimeout and maxTimeout bound the time after which a segment is sent
 	// again without evidence of its loss. A repair in the carrier takes a round
@@ -92,7 +95,7 @@ const (
 	// minBacklog and maxBacklog bound the bytes taken from the streams that the
 	// carrier has not taken yet. The maximum covers what 500 Mbit/s move between
 	// two flushes, and twice the 0.5 MB after which KCP acknowledges.
-	minBacklog = 64 << 10
+	minBacklog = 32 << 10
 	maxBacklog = 1 << 20
 
 	// slowWrite is how long the carrier may take for one batch before the
@@ -268,12 +271,13 @@ func (l *Link) Stats() Stats {
 	return l.stats
 }
 
-// RTT is the smoothed round-trip time. Mu must be held.
+// RTT is the smoothed round-trip time, with what the two sides' flushes may
+// add to it. Mu must be held.
 func (l *Link) RTT() time.Duration {
 	if l.srtt == 0 {
 		return defaultRTT
 	}
-	return l.srtt
+	return l.srtt + 2*interval
 }
 
 // SetWindow sets the receive window in segments. Mu must be held.
@@ -569,12 +573,13 @@ func (l *Link) flush(now time.Time) {
 	l.beforeFlush()
 	l.hold = time.Time{}
 	l.tell = false
-	l.probes = 0
+	granted := 0
 	if l.outBytes == 0 && l.una != l.next && now.Sub(l.sentAt(l.una)) >= l.timeout() {
-		l.probes = timeoutBurst
+		granted = timeoutBurst
 	}
+	l.probes = granted
 	l.kcp.Update()
-	if l.probes > 0 && l.probes < timeoutBurst {
+	if l.probes < granted {
 		l.backoff++
 	}
 	l.probes = 0
@@ -750,7 +755,7 @@ func (l *Link) due() (at time.Time, ok bool) {
 	}
 	if l.una != l.next && l.outBytes == 0 {
 		last := l.sent[l.una%uint32(len(l.sent))]
-		repair := l.lastRun.Add(probeInterval)
+		repair := l.lastRun.Add(repairInterval)
 		if !l.acked || !later(l.ackTime, l.ackSN, last, l.una) {
 			if t := l.sentAt(l.una).Add(l.timeout()); t.After(repair) {
 				repair = t

@@ -1,0 +1,136 @@
+package quic
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+)
+
+const (
+	// batch is how many packets the library is given before the pipe looks
+	// whether it keeps up, and how many may wait in it. It drops the 257th
+	// (MaxConnUnprocessedPackets in its internal/protocol).
+	batch = 64
+
+	// paceStep is how long the pipe waits before it looks again, and paceLimit
+	// how long in all: packets that the library does not count must not stop
+	// the session.
+	paceStep  = 20 * time.Microsecond
+	paceLimit = 5 * time.Millisecond
+)
+
+var (
+	errPeerClosed = errors.New("the other side has ended the session")
+	errPipeClosed = fmt.Errorf("quic: pipe: %w", net.ErrClosed)
+)
+
+// farewell is the datagram that ends a session.
+var farewell = []byte{0}
+
+// pipe is the carrier as the library sees it. It never fails: when the carrier
+// does, or when the other side ends the session, it tells the session and is
+// silent, so that what the library has received can still be read.
+type pipe struct {
+	net.PacketConn
+	fail   func(error) // ends the session
+	peer   atomic.Pointer[net.Addr]
+	conn   atomic.Pointer[quic.Conn] // nil before the handshake is done
+	ended  <-chan struct{}           // closed when the session has ended
+	closed chan struct{}
+	once   sync.Once // closes closed
+
+	// For the library's one reader:
+	given   uint64 // packets, minus those that never came to be counted
+	counted uint64 // packets of those that the library had processed when asked last
+}
+
+// remote is the other side's address, or nil if it is not known yet.
+func (p *pipe) remote() net.Addr {
+	if a := p.peer.Load(); a != nil {
+		return *a
+	}
+	return nil
+}
+
+// ReadFrom implements net.PacketConn.
+func (p *pipe) ReadFrom(b []byte) (int, net.Addr, error) {
+	p.pace()
+	n, from, err := p.PacketConn.ReadFrom(b)
+	switch {
+	case err == nil && n == len(farewell) && b[0] == farewell[0]:
+		p.fail(errPeerClosed)
+	case err == nil:
+		if p.peer.Load() == nil {
+			p.peer.Store(&from)
+		}
+		p.given++
+		return n, from, nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return 0, nil, err // the library has set it
+	default:
+		p.fail(fmt.Errorf("reading from the carrier: %w", err))
+	}
+	<-p.closed
+	return 0, nil, errPipeClosed
+}
+
+// WriteTo implements net.PacketConn.
+func (p *pipe) WriteTo(b []byte, to net.Addr) (int, error) {
+	select {
+	case <-p.ended:
+		return len(b), nil
+	default:
+	}
+	if _, err := p.PacketConn.WriteTo(b, to); err != nil {
+		p.fail(fmt.Errorf("writing to the carrier: %w", err))
+	}
+	return len(b), nil
+}
+
+// SetReadBuffer is asked for by the library, which complains in the log of the
+// process if it is not there.
+func (p *pipe) SetReadBuffer(n int) error {
+	if b, ok := p.PacketConn.(interface{ SetReadBuffer(int) error }); ok {
+		return b.SetReadBuffer(n)
+	}
+	return nil
+}
+
+// close ends the carrier and unblocks all callers.
+func (p *pipe) close() {
+	p.once.Do(func() { close(p.closed) })
+	p.PacketConn.Close()
+}
+
+// pace waits while the library has more packets than it should keep.
+func (p *pipe) pace() {
+	if p.given-p.counted < batch {
+		return
+	}
+	conn := p.conn.Load()
+	if conn == nil {
+		return // a handshake is a few packets
+	}
+	for waited := time.Duration(0); ; waited += paceStep {
+		p.counted = min(conn.ConnectionStats().PacketsReceived, p.given)
+		if p.given-p.counted < batch {
+			return
+		}
+		if waited >= paceLimit {
+			p.given = p.counted
+			return
+		}
+		if waited == 0 {
+			runtime.Gosched()
+		} else {
+			time.Sleep(paceStep)
+		}
+	}
+}

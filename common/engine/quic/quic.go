@@ -1,0 +1,114 @@
+// Package quic is the engine of that name: QUIC version 1 (RFC 9000) by the
+// library quic-go, with nothing between its packets and the carrier.
+//
+// # On the wire
+//
+// A datagram is a QUIC packet, or several coalesced ones, of at most 1452
+// bytes; or the single byte 0, which no QUIC packet begins with. It says that
+// the sender has ended the session, is sent once and may be lost. Both sides
+// use connection IDs of length 0: a session has a PacketConn of its own, there
+// is nothing to tell apart. The application protocol (ALPN) is "turbotunnel".
+//
+// Streams are bidirectional and opened by the client. The first byte of each
+// client's direction is 0 and not content: a QUIC stream begins to exist for
+// the other side with its first byte, and here one exists before anybody has
+// anything to say. A side that closes a stream whose end it has not read asks
+// the other one by STOP_SENDING, code 0, to stop; nothing resets a stream
+// otherwise.
+//
+// # TLS, and what it is worth here
+//
+// QUIC cannot be had without TLS. Below, the carrier has sealed the session
+// already: both its ends know by its keys that they talk to each other. TLS
+// must not weaken that, and need not add to it. So nothing here asks a person,
+// reads a file, or looks at a clock. If the PacketConn has a method
+//
+//	Binding() []byte
+//
+// that returns a secret which only the two ends of the sealed session know,
+// both sides derive the same Ed25519 key from it and prove by a certificate
+// each that they hold it: QUIC's two ends are then the sealed session's two
+// ends. Everything else in a certificate (names, times, issuer) says nothing
+// and is ignored.
+//
+// Without that method, or if it returns nothing, the key is the same for
+// everybody: TLS then encrypts but authenticates nobody. This is safe only over
+// a PacketConn that authenticates its datagrams by itself, as the carrier does,
+// and on a test bench. It must never be used over a bare network, where anybody
+// can stand between the two.
+package quic
+
+import (
+	"net"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"turbotunnel/common/engine"
+)
+
+const (
+	// never is longer than every session: it is the carrier that knows whether
+	// the other side is alive. The library's own limits, 5 s for the handshake
+	// and 30 s without a packet, would end sessions that only wait for a tunnel
+	// to pass. Twice this must fit into a time.Duration.
+	never = 10 * 365 * 24 * time.Hour
+
+	// packetSize is the size in bytes of the largest packet, and of the first
+	// one of a client: what the library's buffers hold (MaxPacketBufferSize in
+	// its internal/protocol). Carriers take it whole; there is no path whose
+	// MTU could be searched.
+	packetSize = 1452
+
+	// initialWindow is the receive window of every stream in bytes before its
+	// reader has shown to be fast. It is doubled while half of it is read
+	// within two round trips, which keeps ahead of slow start.
+	initialWindow = 512 << 10
+
+	// maxWindow is the largest window of a stream in bytes: 500 Mbit/s with a
+	// round trip of 200 ms are 12.5 MB. The library has 14.5 MB in flight at
+	// most (MaxCongestionWindowPackets).
+	maxWindow = 16 << 20
+
+	// sessionWindow is how many bytes the streams of a session may hold unread.
+	// When it is used up every stream stands still, so it must not be reached
+	// by streams whose readers have stopped: 512 that were never read, or 16
+	// that were read at full speed before.
+	sessionWindow = 256 << 20
+
+	// maxStreams is how many streams a client may have open at a time.
+	maxStreams = 4096
+)
+
+// config is the same on both sides. The library does not change it.
+var config = sync.OnceValue(func() *quic.Config {
+	return &quic.Config{
+		Versions:                       []quic.Version{quic.Version1},
+		HandshakeIdleTimeout:           never,
+		MaxIdleTimeout:                 never,
+		InitialStreamReceiveWindow:     initialWindow,
+		MaxStreamReceiveWindow:         maxWindow,
+		InitialConnectionReceiveWindow: sessionWindow,
+		MaxConnectionReceiveWindow:     sessionWindow,
+		MaxIncomingStreams:             maxStreams,
+		MaxIncomingUniStreams:          -1, // none
+		InitialPacketSize:              packetSize,
+		DisablePathMTUDiscovery:        true,
+	}
+})
+
+// Engine is the engine quic.
+type Engine struct{}
+
+// Name implements engine.Engine.
+func (Engine) Name() string { return "quic" }
+
+// Multiplexes implements engine.Engine.
+func (Engine) Multiplexes() bool { return true }
+
+// Client implements engine.Engine.
+func (Engine) Client(pc net.PacketConn) (engine.Session, error) { return newClient(pc), nil }
+
+// Server implements engine.Engine.
+func (Engine) Server(pc net.PacketConn) (engine.Session, error) { return newServer(pc) }
