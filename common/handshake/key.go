@@ -50,7 +50,8 @@ func (k PublicKey) String() string { return base64.RawURLEncoding.EncodeToString
 // ParsePublicKey reads what String wrote.
 func ParsePublicKey(s string) (PublicKey, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != len(PublicKey{}) {
+	// The decoder skips line breaks: both lengths have to be right.
+	if err != nil || len(b) != len(PublicKey{}) || len(s) != base64.RawURLEncoding.EncodedLen(len(b)) {
 		// The text is not repeated: it may be a private key in the wrong place.
 		return PublicKey{}, fmt.Errorf("not a public key: 43 characters of base64url without padding, not %d like this one", len(s))
 	}
