@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"turbotunnel/common/engines"
 	"turbotunnel/test/cdn"
 	"turbotunnel/test/proc"
 	"turbotunnel/test/target"
@@ -32,7 +33,10 @@ const (
 	size = 20e6
 
 	// limit bounds the whole demo, which takes about half a minute.
-	limit = 10 * time.Minute
+	limit = 5 * time.Minute
+
+	// publicURL is the server's URL as its CDN knows it.
+	publicURL = "https://" + cdn.Origin + "/path"
 
 	// clientAddress is what the CDN says of where its clients come from.
 	clientAddress = "192.0.2.7"
@@ -92,11 +96,16 @@ func (d *demo) run(ctx context.Context) (err error) {
 	return d.forward(ctx, web)
 }
 
-// needTor tells whether tor is here, after trying to install it.
-func (d *demo) needTor(ctx context.Context) bool {
+// hasTor tells whether what the private network needs is here.
+func hasTor() bool {
 	_, err1 := exec.LookPath("tor")
 	_, err2 := exec.LookPath("tor-gencert")
-	if err1 == nil && err2 == nil {
+	return err1 == nil && err2 == nil
+}
+
+// needTor tells whether tor is here, after trying to install it.
+func (d *demo) needTor(ctx context.Context) bool {
+	if hasTor() {
 		return true
 	}
 	d.show.line("tor is not installed. Trying to install the Debian package tor:")
@@ -105,7 +114,7 @@ func (d *demo) needTor(ctx context.Context) bool {
 	install.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	install.Cancel = func() error { return syscall.Kill(-install.Process.Pid, syscall.SIGTERM) }
 	install.Stdout, install.Stderr = os.Stdout, os.Stdout
-	if err := install.Run(); err != nil {
+	if err := install.Run(); err != nil || !hasTor() {
 		d.show.line("tor cannot be installed here. What follows is the tunnel without Tor, in forwarding mode.")
 		return false
 	}
@@ -124,17 +133,15 @@ func (d *demo) build(ctx context.Context) error {
 	return nil
 }
 
-// front starts the CDN before the server at origin, and returns what a client
-// must know to come through it.
-func (d *demo) front(origin string) (c *cdn.CDN, url string, err error) {
-	c, err = cdn.Start(cdn.Config{Origin: origin, Client: clientAddress, CAFile: d.ca})
+// front starts the CDN before the server at origin.
+func (d *demo) front(origin string) (*cdn.CDN, error) {
+	c, err := cdn.Start(cdn.Config{Origin: origin, Client: clientAddress, CAFile: d.ca})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	url = "https://" + cdn.Origin + "/path"
 	d.show.line("A CDN listens on %s. It speaks TLS as %s, and passes requests for %s on to the server.",
 		c.Addr(), cdn.Front, cdn.Origin)
-	return c, url, nil
+	return c, nil
 }
 
 // saw tells what the CDN has seen of the tunnel.
@@ -154,7 +161,7 @@ func (d *demo) tor(ctx context.Context, web *target.Server) (err error) {
 	network, err := tornet.Start(ctx, tornet.Options{
 		Dir:        d.dir,
 		Transport:  "turbo",
-		ServerExec: d.server + " -disable-tls -trusted-proxies 127.0.0.1/32",
+		ServerExec: d.server + " -disable-tls -trusted-proxies 127.0.0.1/32 -url " + publicURL,
 		Env:        []string{"SSL_CERT_FILE=" + d.ca},
 		Progress:   func(text string) { d.show.line("%s", text) },
 	})
@@ -164,16 +171,16 @@ func (d *demo) tor(ctx context.Context, web *target.Server) (err error) {
 	defer func() { err = errors.Join(err, network.Close()) }()
 	d.show.line("The bridge is up. turbotunnel-server serves HTTP on %s for it.", network.BridgeAddr())
 
-	c, url, err := d.front(network.BridgeAddr())
+	c, err := d.front(network.BridgeAddr())
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	key, err := network.BridgeArgs("turbo_bridgeline.txt")
+	args, err := network.BridgeArgs("turbo_bridgeline.txt")
 	if err != nil {
 		return err
 	}
-	args := fmt.Sprintf("url=%s %s front=%s addr=%s", url, key, cdn.Front, c.Addr())
+	args += fmt.Sprintf(" front=%s addr=%s engine=%s", cdn.Front, c.Addr(), engines.Default)
 	d.show.line("Starting a tor client with the bridge line: Bridge turbo 192.0.2.3:80 FINGERPRINT %s", args)
 	client, err := network.StartClient(ctx, tornet.ClientOptions{
 		Transport: "turbo",
@@ -222,12 +229,12 @@ func (d *demo) forward(ctx context.Context, web *target.Server) (err error) {
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
 
-	c, url, err := d.front(serverAddr)
+	c, err := d.front(serverAddr)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	args := []string{"-front", cdn.Front, "-addr", c.Addr(), clientAddr, url}
+	args := []string{"-engine", engines.Default, "-front", cdn.Front, "-addr", c.Addr(), clientAddr, publicURL}
 	d.show.line("Starting turbotunnel-client %s: what connects to %s goes through the tunnel.", strings.Join(args, " "), clientAddr)
 	client, err := d.start(ctx, clientAddr, exec.Command(d.client, args...))
 	if err != nil {

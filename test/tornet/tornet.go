@@ -113,6 +113,7 @@ func (n *Network) start(ctx context.Context) error {
 			return err
 		}
 	}
+	n.opts.Progress("The directory authorities vote on their network. This takes 10 to 20 seconds.")
 	for _, a := range n.authorities {
 		err := a.proc.Wait(ctx, "a consensus with all relays", func() error { return a.consensus(ctx) })
 		if err != nil {
