@@ -102,11 +102,11 @@ func cpuTime() time.Duration {
 
 func start(eng engine.Engine, x, y *Conn) (client, server engine.Session, err error) {
 	if client, err = eng.Client(x); err != nil {
-		return nil, nil, fmt.Errorf("Client: %w", err)
+		return nil, nil, fmt.Errorf("client: %w", err)
 	}
 	if server, err = eng.Server(y); err != nil {
 		client.Close()
-		return nil, nil, fmt.Errorf("Server: %w", err)
+		return nil, nil, fmt.Errorf("server: %w", err)
 	}
 	return client, server, nil
 }
