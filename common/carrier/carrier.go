@@ -23,6 +23,8 @@ import (
 	"errors"
 	"net/http"
 	"time"
+
+	"turbotunnel/common/wire"
 )
 
 // Mode is how a client receives.
@@ -43,9 +45,13 @@ const (
 	// and nginx's default (client_max_body_size) end at one million or 1 MiB.
 	MaxBody = 960 << 10
 
+	// headRoom is the number of bytes that a limit for bodies leaves to heads:
+	// the largest one has somewhat less.
+	headRoom = 8 << 10
+
 	// minBody is the size in bytes of the smallest limit that a body can have:
-	// one record, and a head that tells of many gaps.
-	minBody = 24 << 10
+	// one record and its head.
+	minBody = wire.MaxUnit + headRoom
 
 	// Hold is how long a poll waits for something to say.
 	Hold = 25 * time.Second

@@ -422,7 +422,7 @@ func (c *Client) start(k kind) {
 	switch k {
 	case upload:
 		c.uploads++
-		records = c.link.take(number, c.bodyLimit-minBody/2)
+		records = c.link.take(number, c.bodyLimit-headRoom)
 		if len(records) > 0 {
 			c.spoke = time.Now()
 		}
@@ -434,7 +434,7 @@ func (c *Client) start(k kind) {
 		}
 	case farewell:
 		fields.Close = wire.CloseDone
-		records = c.link.take(number, c.bodyLimit-minBody/2)
+		records = c.link.take(number, c.bodyLimit-headRoom)
 	}
 	c.wg.Go(func() { c.results <- c.exchange(number, k, fields, records) })
 }

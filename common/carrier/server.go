@@ -382,7 +382,7 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 	s.mu.Unlock()
 	if repeated {
 		head.Hold, head.Stream = 0, 0
-		head.Limit = minBody / 2 // a head fits
+		head.Limit = headRoom
 	}
 	s.reply(r.Context(), w, nil, head.Exchange, head)
 	return true
@@ -446,7 +446,7 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byt
 	if limit == 0 {
 		limit = maxAnswer
 	}
-	limit -= minBody / 2 // for heads
+	limit -= headRoom
 	if ask.Stream > 0 {
 		s.stream(ctx, w, prefix, e, min(ask.Stream, maxAge), max(ask.Quiet, minQuiet), limit)
 		return
@@ -564,7 +564,7 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []by
 	if say(nil) != nil { // the client sees at once whether answers arrive as they are written
 		return
 	}
-	for limit > 0 {
+	for limit >= wire.MaxUnit {
 		left := time.Until(end)
 		if left <= 0 {
 			return

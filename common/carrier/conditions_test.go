@@ -1,0 +1,191 @@
+package carrier
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestConditions moves datagrams in both directions over networks of every
+// kind. On none of them one is lost, doubled, altered or out of order.
+func TestConditions(t *testing.T) {
+	const ms = time.Millisecond
+	near := fate{there: 10 * ms, back: 10 * ms}
+	far := fate{there: 100 * ms, back: 100 * ms}
+	// sometimes makes an exchange in so many come to grief.
+	sometimes := func(n *network, one float64, f fate, bad func(*fate)) func(*request) fate {
+		return func(*request) fate {
+			f := f
+			if n.chance(one) {
+				bad(&f)
+			}
+			return f
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		start func(n *network)
+		limit time.Duration // of virtual time
+	}{
+		{"no delay", func(*network) {}, time.Second},
+		{"near", func(n *network) { n.set(always(near)) }, 2 * time.Second},
+		{"far", func(n *network) { n.set(always(far)) }, 10 * time.Second},
+		{"requests refused", func(n *network) {
+			n.set(sometimes(n, 0.1, near, func(f *fate) { f.refuse = true }))
+		}, 10 * time.Second},
+		{"requests vanish", func(n *network) {
+			n.set(sometimes(n, 0.05, near, func(f *fate) { f.vanish = true }))
+		}, 2 * time.Minute},
+		{"answers lost", func(n *network) {
+			n.set(sometimes(n, 0.1, near, func(f *fate) { f.loseAnswer = true }))
+		}, 10 * time.Second},
+		{"requests cut", func(n *network) {
+			n.set(sometimes(n, 0.2, near, func(f *fate) { f.cutRequest, f.cutAt = true, n.random.IntN(40000) }))
+		}, 10 * time.Second},
+		{"answers cut", func(n *network) {
+			n.set(sometimes(n, 0.2, near, func(f *fate) { f.cutAnswer, f.cutAt = true, n.random.IntN(40000) }))
+		}, 10 * time.Second},
+		{"answers cut at their beginning", func(n *network) {
+			n.set(sometimes(n, 0.3, near, func(f *fate) { f.cutAnswer, f.cutAt = true, n.random.IntN(100) }))
+		}, 20 * time.Second},
+		{"answers stop in silence", func(n *network) {
+			n.set(sometimes(n, 0.05, near, func(f *fate) { f.cutAnswer, f.silentCut, f.cutAt = true, true, n.random.IntN(40000) }))
+		}, 3 * time.Minute},
+		{"requests doubled", func(n *network) {
+			n.set(sometimes(n, 0.3, near, func(f *fate) { f.again, f.after = true, time.Duration(n.random.IntN(50))*ms }))
+		}, 5 * time.Second},
+		{"requests doubled, second answer", func(n *network) {
+			n.set(sometimes(n, 0.3, near, func(f *fate) {
+				f.again, f.second, f.after = true, true, time.Duration(n.random.IntN(50))*ms
+			}))
+		}, 20 * time.Second},
+		{"reordered", func(n *network) {
+			n.set(func(*request) fate {
+				return fate{there: time.Duration(5+n.random.IntN(300)) * ms, back: time.Duration(5+n.random.IntN(300)) * ms}
+			})
+		}, 20 * time.Second},
+		{"whole answers", func(n *network) {
+			f := near
+			f.buffered = true
+			n.set(always(f))
+		}, 5 * time.Minute},
+		{"one at a time", func(n *network) {
+			n.atMost(1)
+			n.set(always(near))
+		}, 10 * time.Second},
+		{"six at a time", func(n *network) {
+			n.atMost(6)
+			n.set(always(near))
+		}, 10 * time.Second},
+		{"large bodies refused", func(n *network) {
+			n.set(bodyLimit(near, 100<<10))
+		}, 10 * time.Second},
+		{"all but the smallest bodies refused", func(n *network) {
+			n.set(bodyLimit(near, minBody))
+		}, 30 * time.Second},
+		{"too many requests", func(n *network) {
+			n.set(sometimes(n, 0.1, near, func(f *fate) { f.instead = page(http.StatusTooManyRequests, "Retry-After", "1") }))
+		}, 2 * time.Minute},
+		{"bad gateway", func(n *network) {
+			n.set(sometimes(n, 0.2, near, func(f *fate) { f.instead = page(http.StatusBadGateway) }))
+		}, 20 * time.Second},
+		{"pages", func(n *network) {
+			n.set(sometimes(n, 0.2, near, func(f *fate) { f.instead = page(http.StatusOK) }))
+		}, 20 * time.Second},
+		{"old answers", func(n *network) {
+			n.set(sometimes(n, 0.2, near, func(f *fate) { f.stale = true }))
+		}, time.Minute},
+		{"swapped answers", func(n *network) {
+			n.set(sometimes(n, 0.2, near, func(f *fate) { f.swapped = true }))
+		}, time.Minute},
+		{"outage of 5 s", func(n *network) { outage(n, near, 5*time.Second) }, 20 * time.Second},
+		{"outage of 60 s", func(n *network) { outage(n, near, time.Minute) }, 2 * time.Minute},
+		{"connections cut", func(n *network) {
+			n.set(always(near))
+			go func() {
+				for range 50 {
+					time.Sleep(100 * ms)
+					n.cutAll()
+				}
+			}()
+		}, 20 * time.Second},
+		{"everything", func(n *network) {
+			n.set(func(*request) fate {
+				f := fate{there: time.Duration(n.random.IntN(100)) * ms, back: time.Duration(n.random.IntN(100)) * ms}
+				f.cutAt, f.after = n.random.IntN(40000), time.Duration(n.random.IntN(100))*ms
+				switch n.random.IntN(20) {
+				case 0:
+					f.refuse = true
+				case 1:
+					f.loseAnswer = true
+				case 2:
+					f.cutRequest = true
+				case 3:
+					f.cutAnswer = true
+				case 4:
+					f.again = true
+				case 5:
+					f.again, f.second = true, true
+				case 6:
+					f.instead = page(http.StatusBadGateway)
+				case 7:
+					f.instead = page(http.StatusOK)
+				case 8:
+					f.buffered = true
+				}
+				return f
+			})
+		}, time.Minute},
+	} {
+		for _, mode := range []Mode{Poll, Stream} {
+			t.Run(fmt.Sprintf("%s/%s", c.name, mode), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t)
+					client, session := w.pair(mode)
+					c.start(w.net)
+					w.net.cutAll() // the poll or stream that is open
+					begin := time.Now()
+					const n = 800
+					up := transfer(t, "up", client.Conn(), session.Conn(), n)
+					down := transfer(t, "down", session.Conn(), client.Conn(), n)
+					<-up
+					<-down
+					took := time.Since(begin)
+					t.Logf("%v, %d requests, %d at once, %d and %d bytes again, %d and %d given up", took.Round(ms), w.net.count(), w.net.most,
+						client.link.resent.Load(), session.link.resent.Load(), client.link.givenUp.Load(), session.link.givenUp.Load())
+					if took > c.limit {
+						t.Errorf("took %v", took)
+					}
+					quiet(t, "the client", client.Conn())
+					quiet(t, "the server", session.Conn())
+					w.end()
+				})
+			})
+		}
+	}
+}
+
+// bodyLimit refuses bodies that are larger.
+func bodyLimit(f fate, limit int64) func(*request) fate {
+	return func(r *request) fate {
+		f := f
+		if r.ContentLength > limit {
+			f.instead = page(http.StatusRequestEntityTooLarge)
+		}
+		return f
+	}
+}
+
+// outage breaks all connections after a while and lets none succeed for d.
+func outage(n *network, f fate, d time.Duration) {
+	n.set(always(f))
+	go func() {
+		time.Sleep(500 * time.Millisecond)
+		n.set(always(fate{there: f.there, refuse: true}))
+		n.cutAll()
+		time.Sleep(d)
+		n.set(always(f))
+	}()
+}

@@ -1,0 +1,830 @@
+package carrier
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"turbotunnel/common/handshake"
+	"turbotunnel/common/wire"
+)
+
+// A network is the way from a client to a server: in memory, in the time of a
+// synctest bubble, and as bad as a test wants it. It implements Transport.
+type network struct {
+	t       *testing.T
+	trace   *trace
+	handled sync.WaitGroup // requests that the server is at
+
+	mu       sync.Mutex
+	server   *Server // guarded by mu, like what follows
+	fate     func(r *request) fate
+	slots    chan struct{} // one for each exchange that can be under way; nil: 100
+	requests int           // so far
+	open     map[*request]bool
+	most     int                     // in flight at once so far
+	firsts   map[string][]byte       // bodies that carry no unit, by path
+	paused   map[chan *answer]string // for swap
+	old      []*answer               // complete ones, for replay
+	random   *rand.Rand
+}
+
+// A request is one exchange as the network sees it.
+type request struct {
+	*http.Request
+	number int // from 0
+	body   []byte
+	cut    context.CancelCauseFunc // breaks the connection under it
+}
+
+// A fate is what the network does to an exchange. The zero value is a good
+// network without delay.
+type fate struct {
+	there time.Duration // the request's way
+	back  time.Duration // the answer's way
+
+	refuse      bool // the request fails on its way
+	vanish      bool // it is never heard of again
+	loseAnswer  bool // the request arrives, the connection breaks then
+	cutRequest  bool // only the beginning of the body arrives, and the connection breaks
+	cutAnswer   bool // only the beginning of the answer's body does
+	cutAt       int  // how much of it
+	silentCut   bool // of the rest nothing is heard
+	again       bool // the request arrives a second time
+	after       time.Duration
+	second      bool                          // it is the second copy's answer that comes back
+	buffered    bool                          // the answer comes when it is complete
+	swapped     bool                          // the answer is another exchange's
+	stale       bool                          // the answer is an old one
+	instead     func(*request) *http.Response // somebody else answers
+	readHeaders bool                          // and the body is not read
+}
+
+var (
+	errReset   = errors.New("connection reset")
+	errRefused = errors.New("connection refused")
+)
+
+func newNetwork(t *testing.T, server *Server) *network {
+	return &network{
+		t:      t,
+		trace:  newTrace(t),
+		server: server,
+		open:   make(map[*request]bool),
+		firsts: make(map[string][]byte),
+		paused: make(map[chan *answer]string),
+		random: rand.New(rand.NewPCG(1, 2)),
+	}
+}
+
+// set changes what the network does to the exchanges from now on.
+func (n *network) set(f func(r *request) fate) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fate = f
+}
+
+// always is a fate for every exchange.
+func always(f fate) func(*request) fate { return func(*request) fate { return f } }
+
+// chance tells whether something of probability p happens. mu is held.
+func (n *network) chance(p float64) bool { return n.random.Float64() < p }
+
+// count is how many requests were made so far.
+func (n *network) count() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.requests
+}
+
+// connect changes the server.
+func (n *network) connect(s *Server) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.server = s
+}
+
+// cutAll breaks the connections of all exchanges that are under way.
+func (n *network) cutAll() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for r := range n.open {
+		r.cut(errReset)
+	}
+}
+
+func (n *network) MaxInFlight() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.slots != nil {
+		return cap(n.slots)
+	}
+	return 100
+}
+
+// atMost lets so many exchanges be under way at once. More wait.
+func (n *network) atMost(inFlight int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.slots = make(chan struct{}, inFlight)
+}
+
+func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx, cut := context.WithCancelCause(req.Context())
+	r := &request{Request: req, cut: cut}
+	n.mu.Lock()
+	r.number = n.requests
+	n.requests++
+	slots := n.slots
+	n.mu.Unlock()
+	if slots != nil {
+		select {
+		case slots <- struct{}{}:
+			context.AfterFunc(ctx, func() { <-slots })
+		case <-ctx.Done():
+			cut(nil)
+			return nil, context.Cause(ctx)
+		}
+	}
+
+	// The fate may depend on the body, which is read when the connection is
+	// ready; a test that wants it unread says so by the request's number.
+	n.mu.Lock()
+	fateOf := n.fate
+	n.mu.Unlock()
+	var f fate
+	if fateOf != nil {
+		n.mu.Lock()
+		f = fateOf(r)
+		n.mu.Unlock()
+	}
+	if !f.readHeaders {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			cut(nil)
+			return nil, err
+		}
+		if int64(len(body)) != req.ContentLength {
+			n.t.Errorf("a body of %d bytes with a Content-Length of %d", len(body), req.ContentLength)
+		}
+		r.body = body
+		n.mu.Lock()
+		server := n.server
+		n.mu.Unlock()
+		n.trace.request(server, r)
+	}
+	req.Body.Close()
+
+	n.mu.Lock()
+	n.open[r] = true
+	n.most = max(n.most, len(n.open))
+	n.mu.Unlock()
+	resp, err := n.exchange(ctx, r, f)
+	if err != nil {
+		n.forget(r)
+		return nil, err
+	}
+	resp.Body = &closer{resp.Body, func() { n.forget(r) }}
+	return resp, nil
+}
+
+func (n *network) forget(r *request) {
+	r.cut(net.ErrClosed)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.open, r)
+}
+
+type closer struct {
+	io.ReadCloser
+	closed func()
+}
+
+func (c *closer) Close() error {
+	c.closed()
+	return c.ReadCloser.Close()
+}
+
+func (n *network) exchange(ctx context.Context, r *request, f fate) (*http.Response, error) {
+	if !sleep(ctx, f.there) {
+		return nil, context.Cause(ctx)
+	}
+	switch {
+	case f.refuse:
+		return nil, errRefused
+	case f.vanish:
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	case f.instead != nil:
+		resp := f.instead(r)
+		if !sleep(ctx, f.back) {
+			return nil, context.Cause(ctx)
+		}
+		return resp, nil
+	}
+	a := n.deliver(ctx, r, f)
+	if f.again {
+		if f.second {
+			if !sleep(ctx, f.after) {
+				return nil, context.Cause(ctx)
+			}
+			a.discard()
+			a = n.deliver(ctx, r, f)
+		} else {
+			// What the second copy is answered goes nowhere.
+			n.handled.Go(func() {
+				if sleep(ctx, f.after) {
+					n.deliver(ctx, r, f)
+				}
+			})
+		}
+	}
+	if f.loseAnswer || f.cutRequest {
+		sleep(ctx, f.back)
+		a.discard()
+		return nil, errReset
+	}
+	select {
+	case <-a.began:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if f.swapped || f.stale {
+		<-a.ended
+		if f.swapped {
+			a = n.swap(ctx, a, path.Base(r.URL.Path))
+		} else if old := n.oldOne(); old != nil {
+			a = old
+		}
+	}
+	if !sleep(ctx, f.back) {
+		return nil, context.Cause(ctx)
+	}
+	return a.response(ctx, f), nil
+}
+
+// deliver gives a request to the server.
+func (n *network) deliver(ctx context.Context, r *request, f fate) *answer {
+	n.mu.Lock()
+	server := n.server
+	n.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	a := &answer{
+		header: make(http.Header),
+		began:  make(chan struct{}),
+		ended:  make(chan struct{}),
+		news:   make(chan struct{}, 1),
+		ctx:    ctx,
+		cancel: cancel,
+		hold:   f.buffered || f.swapped || f.stale,
+	}
+	body := r.body
+	var end error = io.EOF
+	if f.cutRequest {
+		body, end = body[:min(f.cutAt, len(body))], io.ErrUnexpectedEOF
+	}
+	req := r.Request.Clone(ctx)
+	req.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), failing{end}))
+	req.RemoteAddr = "192.0.2.1:1234"
+	n.handled.Go(func() {
+		server.ServeHTTP(a, req)
+		a.finish(n.t)
+		cancel(context.Canceled)
+		n.trace.answer(server, r, a)
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.old = append(n.old, a)
+	})
+	return a
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// swap gives the answer to another exchange that waits to be swapped, and
+// returns that one's, or its own if there is none for a second.
+func (n *network) swap(ctx context.Context, a *answer, id string) *answer {
+	n.mu.Lock()
+	for c := range n.paused {
+		delete(n.paused, c)
+		n.mu.Unlock()
+		other := <-c
+		c <- a
+		return other
+	}
+	c := make(chan *answer)
+	n.paused[c] = id
+	n.mu.Unlock()
+	timer := time.NewTimer(time.Second)
+	defer timer.Stop()
+	select {
+	case c <- a:
+		return <-c
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	n.mu.Lock()
+	_, waits := n.paused[c]
+	delete(n.paused, c)
+	n.mu.Unlock()
+	if !waits {
+		c <- a
+		return <-c
+	}
+	return a
+}
+
+func (n *network) oldOne() *answer {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.old) == 0 {
+		return nil
+	}
+	return n.old[n.random.IntN(len(n.old))]
+}
+
+// sleep tells whether ctx did not end meanwhile.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// An answer is the server's half of one delivered request. It implements
+// http.ResponseWriter as far as http.ResponseController asks for it.
+type answer struct {
+	header http.Header
+	ctx    context.Context // ends with the connection
+	cancel context.CancelCauseFunc
+	hold   bool          // nothing is seen before the end
+	began  chan struct{} // closed when the head is out
+	ended  chan struct{}
+	news   chan struct{} // holds a token when there are more bytes
+
+	mu     sync.Mutex
+	status int
+	sent   http.Header // the header when it was sent
+	held   []byte      // not flushed
+	chunks []chunk
+	all    []byte
+	done   bool
+}
+
+type chunk struct {
+	at time.Time
+	b  []byte
+}
+
+func (a *answer) Header() http.Header { return a.header }
+
+func (a *answer) WriteHeader(status int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.status == 0 {
+		a.status, a.sent = status, a.header.Clone()
+	}
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	a.WriteHeader(http.StatusOK)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ctx.Err() != nil {
+		return 0, context.Cause(a.ctx)
+	}
+	a.held = append(a.held, p...)
+	a.all = append(a.all, p...)
+	if len(a.held) > 4096 && !a.hold { // as net/http's buffer
+		a.flush()
+	}
+	return len(p), nil
+}
+
+// flush sends what was written. mu is held.
+func (a *answer) flush() {
+	if len(a.held) > 0 {
+		a.chunks = append(a.chunks, chunk{time.Now(), a.held})
+		a.held = nil
+	}
+	if !isClosed(a.began) {
+		close(a.began)
+	}
+	signal(a.news)
+}
+
+func (a *answer) FlushError() error {
+	a.WriteHeader(http.StatusOK)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ctx.Err() != nil {
+		return context.Cause(a.ctx)
+	}
+	if !a.hold {
+		a.flush()
+	}
+	return nil
+}
+
+func (a *answer) SetReadDeadline(time.Time) error { return nil }
+
+func (a *answer) finish(t *testing.T) {
+	a.WriteHeader(http.StatusOK)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s := a.sent.Get("Content-Length"); s != "" && s != strconv.Itoa(len(a.all)) && a.ctx.Err() == nil {
+		t.Errorf("an answer of %d bytes with a Content-Length of %s", len(a.all), s)
+	}
+	a.done = true
+	a.flush()
+	close(a.ended)
+}
+
+func (a *answer) discard() { a.cancel(errReset) }
+
+func (a *answer) response(ctx context.Context, f fate) *http.Response {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	length := int64(-1)
+	if s := a.sent.Get("Content-Length"); s != "" {
+		length, _ = strconv.ParseInt(s, 10, 64)
+	}
+	return &http.Response{
+		StatusCode:    a.status,
+		Header:        a.sent.Clone(),
+		ContentLength: length,
+		Body:          &answerReader{answer: a, ctx: ctx, fate: f},
+	}
+}
+
+// answerReader is an answer's body as the client reads it.
+type answerReader struct {
+	*answer
+	ctx   context.Context
+	fate  fate
+	chunk int // the next one
+	part  []byte
+	read  int
+}
+
+func (r *answerReader) Read(p []byte) (int, error) {
+	for {
+		if r.ctx.Err() != nil {
+			return 0, context.Cause(r.ctx)
+		}
+		if r.fate.cutAnswer && r.read >= r.fate.cutAt {
+			if r.fate.silentCut {
+				<-r.ctx.Done()
+				continue
+			}
+			r.discard()
+			return 0, io.ErrUnexpectedEOF
+		}
+		if len(r.part) > 0 {
+			if r.fate.cutAnswer {
+				p = p[:min(len(p), r.fate.cutAt-r.read)]
+			}
+			n := copy(p, r.part)
+			r.part = r.part[n:]
+			r.read += n
+			return n, nil
+		}
+		r.mu.Lock()
+		more, done := r.chunk < len(r.chunks), r.done
+		var c chunk
+		if more {
+			c = r.chunks[r.chunk]
+			r.chunk++
+		}
+		r.mu.Unlock()
+		switch {
+		case more:
+			sleep(r.ctx, time.Until(c.at.Add(r.fate.back)))
+			r.part = c.b
+		case done:
+			if r.answer.ctx.Err() != nil && context.Cause(r.answer.ctx) != context.Canceled {
+				return 0, errReset
+			}
+			return 0, io.EOF
+		default:
+			select {
+			case <-r.news:
+			case <-r.ctx.Done():
+			}
+		}
+	}
+}
+
+func (r *answerReader) Close() error {
+	r.discard()
+	return nil
+}
+
+// A trace opens everything that is sealed and sent, and fails the test when a
+// number was used for two plaintexts, or a first message or the answer to it
+// is not always the same.
+type trace struct {
+	t *testing.T
+
+	mu       sync.Mutex
+	sessions map[string]*Session
+	units    map[unitName][sha256.Size]byte
+	messages map[string][]byte // first ones, and under "answer ID" second ones
+}
+
+type unitName struct {
+	id     string
+	up     bool
+	kind   wire.Kind
+	number uint64
+}
+
+func newTrace(t *testing.T) *trace {
+	return &trace{
+		t:        t,
+		sessions: make(map[string]*Session),
+		units:    make(map[unitName][sha256.Size]byte),
+		messages: make(map[string][]byte),
+	}
+}
+
+// session finds the session of a request, which may have ended meanwhile. mu
+// is held.
+func (tr *trace) session(server *Server, r *request) (string, *Session) {
+	id := path.Base(r.URL.Path)
+	if tr.sessions[id] == nil && server != nil {
+		if parsed, err := handshake.ParseID(id, server.public); err == nil {
+			server.mu.Lock()
+			if s := server.sessions[parsed]; s != nil {
+				tr.sessions[id] = s
+			}
+			server.mu.Unlock()
+		}
+	}
+	return id, tr.sessions[id]
+}
+
+func (tr *trace) request(server *Server, r *request) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	id, s := tr.session(server, r)
+	if s != nil && tr.open(unitName{id: id, up: true}, s.link.receive, r.body) > 0 {
+		return
+	}
+	tr.same("message 1 of "+id, r.body)
+}
+
+// same fails the test if what is called name was something else before.
+func (tr *trace) same(name string, b []byte) {
+	if before, ok := tr.messages[name]; ok && !bytes.Equal(before, b) {
+		tr.t.Errorf("%s was repeated with other bytes", name)
+	}
+	tr.messages[name] = bytes.Clone(b)
+}
+
+func (tr *trace) answer(server *Server, r *request, a *answer) {
+	a.mu.Lock()
+	body := a.all
+	a.mu.Unlock()
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	id, s := tr.session(server, r)
+	if s == nil {
+		return
+	}
+	if bytes.Equal(r.body, tr.messages["message 1 of "+id]) && bytes.HasPrefix(body, s.answer) {
+		body = body[len(s.answer):]
+	}
+	tr.open(unitName{id: id}, s.link.send, body)
+}
+
+// open notes the units of a body and returns how many it has.
+func (tr *trace) open(name unitName, key *wire.Key, body []byte) int {
+	buf := make([]byte, wire.BufferSize)
+	r := bytes.NewReader(body)
+	for n := 0; ; n++ {
+		u, err := key.Next(r, buf)
+		if err != nil {
+			return n
+		}
+		name.kind, name.number = u.Kind, u.Number
+		sum := sha256.Sum256(u.Payload)
+		if before, ok := tr.units[name]; ok && before != sum {
+			tr.t.Errorf("number %d of kind %d was used for two plaintexts (from the client: %v)", u.Number, u.Kind, name.up)
+		}
+		tr.units[name] = sum
+	}
+}
+
+// page is an answer by somebody else.
+func page(status int, header ...string) func(*request) *http.Response {
+	return func(*request) *http.Response {
+		h := http.Header{"Content-Type": {"text/html"}}
+		for i := 0; i+1 < len(header); i += 2 {
+			h.Set(header[i], header[i+1])
+		}
+		const text = "<!doctype html><title>Hello</title><p>Nothing to see here."
+		return &http.Response{StatusCode: status, Header: h, ContentLength: int64(len(text)), Body: io.NopCloser(strings.NewReader(text))}
+	}
+}
+
+// A world is a server, a client and the network between them.
+type world struct {
+	t        *testing.T
+	key      handshake.PrivateKey
+	server   *Server
+	net      *network
+	accepted chan *Session
+
+	mu     sync.Mutex
+	remote []*Session
+	local  []*Client
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, key: handshake.GenerateKey(), accepted: make(chan *Session, 1024)}
+	w.server = w.newServer()
+	w.net = newNetwork(t, w.server)
+	return w
+}
+
+func (w *world) newServer() *Server { return NewServer(w.config()) }
+
+func (w *world) config() ServerConfig {
+	return ServerConfig{
+		Key:     w.key,
+		Decoy:   http.HandlerFunc(decoy),
+		Engines: []string{"raw", "other"},
+		Log:     testLog(w.t),
+		Serve: func(s *Session) {
+			w.mu.Lock()
+			w.remote = append(w.remote, s)
+			w.mu.Unlock()
+			w.accepted <- s
+			<-s.link.closed
+		},
+	}
+}
+
+func decoy(rw http.ResponseWriter, r *http.Request) {
+	rw.Header().Set("Content-Type", "text/html")
+	rw.Header().Set("X-Of", "the decoy")
+	rw.WriteHeader(http.StatusNotFound)
+	io.WriteString(rw, "<!doctype html><title>Not found</title>")
+}
+
+func (w *world) dial(mode Mode, more ...func(*ClientConfig)) *Client {
+	cfg := ClientConfig{
+		Transport: w.net,
+		URL:       &url.URL{Scheme: "http", Host: "server.example", Path: "/a/b"},
+		Key:       w.key.Public(),
+		Engine:    "raw",
+		Mode:      mode,
+		Log:       testLog(w.t),
+	}
+	for _, f := range more {
+		f(&cfg)
+	}
+	c := NewClient(cfg)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.local = append(w.local, c)
+	return c
+}
+
+// pair is a client and its session at the server.
+func (w *world) pair(mode Mode) (*Client, *Session) {
+	c := w.dial(mode)
+	<-c.Ready()
+	return c, <-w.accepted
+}
+
+// end closes everything, and fails the test if something is left.
+func (w *world) end() {
+	w.t.Helper()
+	w.net.set(nil)
+	w.mu.Lock()
+	local := w.local
+	w.mu.Unlock()
+	for _, c := range local {
+		c.Conn().Close()
+	}
+	for _, c := range local {
+		<-c.Done()
+		if held := c.link.held.Load(); held != 0 {
+			w.t.Errorf("a client that has ended holds %d bytes", held)
+		}
+	}
+	w.mu.Lock()
+	for _, s := range w.remote {
+		s.Conn().Close()
+	}
+	w.mu.Unlock()
+	time.Sleep(farewellLife + Lifetime + 2*janitorEvery)
+	w.empty("at the end")
+	w.server.Close()
+	w.net.handled.Wait()
+	w.empty("after Close")
+}
+
+// empty fails the test if the server holds anything.
+func (w *world) empty(when string) {
+	w.t.Helper()
+	if s := w.server.Stats(); s.Sessions != 0 || s.Memory != 0 {
+		w.t.Errorf("%s the server has %d sessions and holds %d bytes", when, s.Sessions, s.Memory)
+	}
+	w.server.mu.Lock()
+	defer w.server.mu.Unlock()
+	if w.server.unconfirmed != 0 {
+		w.t.Errorf("%s %d sessions count as unconfirmed", when, w.server.unconfirmed)
+	}
+}
+
+// datagram is the i-th one of a transfer: sizes of all kinds, told apart by
+// every byte.
+func datagram(i int) []byte {
+	size := 9 + i*7919%1392
+	switch i % 50 {
+	case 7:
+		size = 8
+	case 23:
+		size = wire.MaxDatagram
+	}
+	p := make([]byte, size)
+	r := rand.New(rand.NewPCG(uint64(i), 1))
+	for j := range p {
+		p[j] = byte(r.Uint32())
+	}
+	return p
+}
+
+// transfer writes n datagrams to one Conn, the second half of them at leisure,
+// and expects them from another: exactly once, in order, byte for byte.
+func transfer(t *testing.T, name string, from, to *Conn, n int) (finished chan struct{}) {
+	finished = make(chan struct{})
+	go func() {
+		for i := range n {
+			if _, err := from.WriteTo(datagram(i), nil); err != nil {
+				t.Errorf("%s: datagram %d is not taken: %v", name, i, err)
+				return
+			}
+			if i > n/2 && i%2 == 0 {
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
+	}()
+	go func() {
+		defer close(finished)
+		buf := make([]byte, wire.MaxDatagram)
+		for i := range n {
+			k, _, err := to.ReadFrom(buf)
+			if err != nil {
+				t.Errorf("%s: instead of datagram %d: %v", name, i, err)
+				return
+			}
+			if want := datagram(i); !bytes.Equal(buf[:k], want) {
+				at := -1
+				for j := range 10 * n {
+					if bytes.Equal(buf[:k], datagram(j)) {
+						at = j
+						break
+					}
+				}
+				t.Errorf("%s: instead of datagram %d came %d (-1: none of them)", name, i, at)
+				return
+			}
+		}
+	}()
+	return finished
+}
+
+// quiet fails the test if c has something to read.
+func quiet(t *testing.T, name string, c *Conn) {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(time.Minute))
+	if n, _, err := c.ReadFrom(make([]byte, wire.MaxDatagram)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%s: %d bytes more, %v", name, n, err)
+	}
+	c.SetReadDeadline(time.Time{})
+}
