@@ -94,11 +94,19 @@ func (p *pipe) WriteTo(b []byte, to net.Addr) (int, error) {
 	return len(b), nil
 }
 
-// SetReadBuffer is asked for by the library, which complains in the log of the
-// process if it is not there.
+// SetReadBuffer is for carriers that are sockets. The library complains in the
+// process' log about a PacketConn without it or without SetWriteBuffer.
 func (p *pipe) SetReadBuffer(n int) error {
 	if b, ok := p.PacketConn.(interface{ SetReadBuffer(int) error }); ok {
 		return b.SetReadBuffer(n)
+	}
+	return nil
+}
+
+// SetWriteBuffer is like SetReadBuffer.
+func (p *pipe) SetWriteBuffer(n int) error {
+	if b, ok := p.PacketConn.(interface{ SetWriteBuffer(int) error }); ok {
+		return b.SetWriteBuffer(n)
 	}
 	return nil
 }

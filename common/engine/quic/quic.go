@@ -55,11 +55,11 @@ const (
 	// to pass. Twice this must fit into a time.Duration.
 	never = 10 * 365 * 24 * time.Hour
 
-	// packetSize is the size in bytes of the largest packet, and of the first
-	// one of a client: what the library's buffers hold (MaxPacketBufferSize in
-	// its internal/protocol). Carriers take it whole; there is no path whose
-	// MTU could be searched.
-	packetSize = 1452
+	// packetSize is the size in bytes of a full packet. The library's buffers hold
+	// 1452, but its pacer counts in packets of 1280 whatever it is told
+	// (newPacer in its internal/congestion): with larger ones it spins between
+	// two packets until the clock has moved.
+	packetSize = 1280
 
 	// initialWindow is the receive window of every stream in bytes before its
 	// reader has shown to be fast. It is doubled while half of it is read
