@@ -203,13 +203,15 @@ type session struct {
 	err      error      // why the session has ended; nil: it has not
 	streams  map[uint32]*stream
 	lastID   [lanes]uint32 // of the stream opened last on each SCTP stream; 0: none
-	nextID   uint64          // of the stream to be opened next, on the client
-	accepts  []*stream       // opened by the client, not yet accepted
-	accepted sync.Cond       // accepts, or the end of the session
-	urgent   fifo            // streams with something else than bytes to say
-	bulk     fifo            // streams with bytes or a FIN that may be sent
-	budget   int             // bytes by which windows may still grow
-	unread   int             // bytes in all streams
+	nextID   uint64        // of the stream to be opened next, on the client
+	opening  []*stream     // held back for openDelay at most, in ascending order
+	hold     *time.Timer   // ends that; nil before the first Open
+	accepts  []*stream     // opened by the client, not yet accepted
+	accepted sync.Cond     // accepts, or the end of the session
+	urgent   fifo          // streams with something else than bytes to say
+	bulk     fifo          // streams with bytes or a FIN that may be sent
+	budget   int           // bytes by which windows may still grow
+	unread   int           // bytes in all streams
 	buf      [maxMessage]byte
 }
 
@@ -279,13 +281,25 @@ func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	st := s.newStream(uint32(s.nextID))
 	s.nextID++
 	st.openDue = true
-	st.hold = time.AfterFunc(openDelay, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		st.announce()
-		s.pump()
-	})
+	s.opening = append(s.opening, st)
+	switch {
+	case s.hold == nil:
+		s.hold = time.AfterFunc(openDelay, s.announce)
+	case len(s.opening) == 1:
+		s.hold.Reset(openDelay)
+	}
 	return st, nil
+}
+
+// announce ends the time in which openings are held back. It takes mu.
+func (s *session) announce() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.opening {
+		s.urgent.push(st)
+	}
+	s.opening = nil
+	s.pump()
 }
 
 // Accept implements engine.Session.
@@ -357,12 +371,13 @@ func (s *session) end(err error) {
 	}
 	s.err = err
 	for _, st := range s.streams {
-		if st.hold != nil {
-			st.hold.Stop()
-		}
 		st.Abort(err)
 	}
 	clear(s.streams)
+	s.opening = nil
+	if s.hold != nil {
+		s.hold.Stop()
+	}
 	s.urgent, s.bulk = fifo{class: urgent}, fifo{class: bulk}
 	s.conn.forget()
 	s.accepted.Broadcast()

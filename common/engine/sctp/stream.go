@@ -2,7 +2,6 @@ package sctp
 
 import (
 	"encoding/binary"
-	"time"
 
 	"turbotunnel/common/engine/internal/arq"
 	"turbotunnel/common/engine/internal/duplex"
@@ -15,9 +14,8 @@ type stream struct {
 	id      uint32
 	queued  [2]bool // in the fifo of that class
 
-	openDue   bool        // the other side has yet to hear of the stream
-	hold      *time.Timer // says OPEN if nobody writes before
-	creditDue bool        // the other side has yet to hear of consumed and window
+	openDue   bool // the other side has yet to hear of the stream
+	creditDue bool // the other side has yet to hear of consumed and window
 
 	spoken bool   // last is set:
 	last   uint32 // TSN of the stream's last message
@@ -61,11 +59,13 @@ func (st *stream) Consumed(_ *duplex.Stream, n int) {
 	}
 }
 
-// announce makes an opening that was held back ready to be sent.
+// announce ends the wait of an opening that is held back, and of those before
+// it: the other side expects ascending IDs.
 func (st *stream) announce() {
-	if st.openDue {
-		st.hold.Stop()
-		st.session.urgent.push(st)
+	s := st.session
+	for st.openDue && len(s.opening) > 0 && s.opening[0].id <= st.id {
+		s.urgent.push(s.opening[0])
+		s.opening = s.opening[1:]
 	}
 }
 
