@@ -66,6 +66,11 @@ func (c *certificate) load() error {
 	return nil
 }
 
+// tlsConfig is that of a server that uses the certificate.
+func (c *certificate) tlsConfig() *tls.Config {
+	return &tls.Config{GetCertificate: c.get, MinVersion: tls.VersionTLS12}
+}
+
 // get is a tls.Config's GetCertificate.
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	now := [2]version{versionOf(c.certFile), versionOf(c.keyFile)}

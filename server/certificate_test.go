@@ -58,13 +58,13 @@ func replaceFile(t *testing.T, path string, text []byte) {
 }
 
 // startWeb serves h until the end of the test.
-func startWeb(t *testing.T, h http.Handler, cert *certificate, log *slog.Logger) (addr string) {
+func startWeb(t *testing.T, h http.Handler, config *tls.Config, log *slog.Logger) (addr string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	web := newWebServer(h, cert, log)
+	web := newWebServer(h, config, log)
 	done := make(chan error, 1)
 	go func() { done <- serveWeb(web, ln) }()
 	t.Cleanup(func() {
@@ -91,7 +91,7 @@ func TestCertificateIsReadAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := startWeb(t, http.NotFoundHandler(), cert, log)
+	addr := startWeb(t, http.NotFoundHandler(), cert.tlsConfig(), log)
 	serial := func() int64 {
 		t.Helper()
 		c, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})

@@ -5,22 +5,27 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"turbotunnel/common/ptproc"
 	"turbotunnel/common/tunnel"
 	"turbotunnel/server/decoy"
+	"turbotunnel/server/proxyproto"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
+	"golang.org/x/time/rate"
 )
 
 // method is the transport's name in tor's configuration.
@@ -29,15 +34,6 @@ const method = "turbo"
 const (
 	// closeTime is how long the last responses may take when the server ends.
 	closeTime = 2 * time.Second
-
-	// lingerTime is how long the sessions go on after the last stream has
-	// ended: what was written last may still be on its way. It is several
-	// round trips of a slow path, repair included. Nobody waits when there is
-	// no session, or when the last stream ended earlier.
-	lingerTime = 5 * time.Second
-
-	// lingerPoll is how often the end of the last session is looked for.
-	lingerPoll = 50 * time.Millisecond
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -81,7 +77,7 @@ func forwarding(p *ptproc.Process, set settings, listen, forward string) int {
 		p.Say("%v", err)
 		return 1
 	}
-	if set.tlsCert == "" && set.tlsKey == "" {
+	if set.tlsCert == "" && set.tlsKey == "" && set.acmeHostnames == "" {
 		set.disableTLS = true
 	}
 	s, err := newService(set, dialForward(forward), p)
@@ -100,6 +96,7 @@ func forwarding(p *ptproc.Process, set settings, listen, forward string) int {
 		p.Say("clients need -key %s", s.key.Public())
 	}
 	p.Say("serving on %s, streams go to %s", s.ln.Addr(), forward)
+	tellSystemd("READY=1")
 	return s.serve()
 }
 
@@ -176,36 +173,36 @@ func startManaged(p *ptproc.Process, set settings, info pt.ServerInfo) (*service
 type service struct {
 	set     settings
 	process *ptproc.Process
-	key     *tunnel.Key // nil: the well-known one
+	key     *tunnel.Key    // nil: the well-known one
+	trusted []netip.Prefix // proxies
 
-	decoy   *decoy.Decoy
-	tunnel  *tunnel.Server
-	streams *forwarder
-	web     *http.Server
-	ln      net.Listener
+	decoy    *decoy.Decoy
+	tunnel   *tunnel.Server
+	streams  *forwarder
+	requests atomic.Uint64 // HTTP
+	auto     *autoCertificate
+	metrics  *metricsServer // nil: none
+	web      *http.Server
+	ln       net.Listener
 }
 
 // newService checks set and makes what it asks for.
-func newService(set settings, dial dialFunc, p *ptproc.Process) (*service, error) {
+func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, err error) {
 	s := &service{set: set, process: p}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
 	log := p.Log()
-	proxies, err := parsePrefixes(set.trustedProxies)
-	if err != nil {
+	if s.trusted, err = parsePrefixes(set.trustedProxies); err != nil {
 		return nil, err
 	}
-	var cert *certificate
-	switch {
-	case set.disableTLS && (set.tlsCert != "" || set.tlsKey != ""):
-		return nil, errors.New("-disable-tls and -tls-cert or -tls-key contradict each other: give one kind only")
-	case set.disableTLS:
-	case set.tlsCert == "" && set.tlsKey == "":
-		return nil, errors.New("TLS needs a certificate: give -tls-cert and -tls-key; behind a proxy that does TLS, give -disable-tls")
-	case set.tlsCert == "" || set.tlsKey == "":
-		return nil, errors.New("-tls-cert and -tls-key belong together: give both")
-	default:
-		if cert, err = newCertificate(set.tlsCert, set.tlsKey, log); err != nil {
-			return nil, err
-		}
+	if set.proxyProtocol && len(s.trusted) == 0 {
+		return nil, errors.New("-proxy-protocol needs -trusted-proxies: a PROXY header is taken from these only")
+	}
+	if err := checkTLS(set); err != nil {
+		return nil, err
 	}
 	// The placeholder page is as old as the server's key: neither the same on
 	// every server nor new at every start.
@@ -220,6 +217,10 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (*service, error
 			born = info.ModTime()
 		}
 	}
+	config, err := s.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
 	if set.url != "" {
 		if err := checkURL(set.url, publicKey); err != nil {
 			return nil, err
@@ -233,9 +234,8 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (*service, error
 	if s.decoy, err = decoy.New(set.decoy, born, log); err != nil {
 		return nil, fmt.Errorf("-decoy: %w", err)
 	}
-	s.tunnel, err = tunnel.NewServer(tunnel.ServerConfig{Key: s.key, Decoy: s.decoy, TrustedProxies: proxies, Log: log})
+	s.tunnel, err = tunnel.NewServer(tunnel.ServerConfig{Key: s.key, Decoy: s.decoy, TrustedProxies: s.trusted, Log: log})
 	if err != nil {
-		s.decoy.Close()
 		return nil, err
 	}
 	s.streams = newForwarder(func() (stream, error) {
@@ -245,35 +245,122 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (*service, error
 		}
 		return st, nil
 	}, dial, log)
-	s.web = newWebServer(s.tunnel, cert, log)
+	if set.metrics != "" {
+		if s.metrics, err = newMetricsServer(set.metrics, s.register(), log); err != nil {
+			return nil, err
+		}
+	}
+	s.web = newWebServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.requests.Add(1)
+		s.tunnel.ServeHTTP(w, r)
+	}), config, log)
 	return s, nil
 }
 
-// listen takes the address.
+// checkTLS tells whether the flags about TLS fit together.
+func checkTLS(set settings) error {
+	files := set.tlsCert != "" || set.tlsKey != ""
+	switch {
+	case set.disableTLS && (files || set.acmeHostnames != ""):
+		return errors.New("-disable-tls and -tls-cert, -tls-key or -acme-hostnames contradict each other: give one kind only")
+	case files && set.acmeHostnames != "":
+		return errors.New("-tls-cert and -tls-key contradict -acme-hostnames: give one kind only")
+	case set.acmeHostnames == "" && (set.acmeEmail != "" || set.acmeDirectory != ""):
+		return errors.New("-acme-email and -acme-directory do nothing without -acme-hostnames: give that, too")
+	case files && (set.tlsCert == "" || set.tlsKey == ""):
+		return errors.New("-tls-cert and -tls-key belong together: give both")
+	case !set.disableTLS && !files && set.acmeHostnames == "":
+		return errors.New("TLS needs a certificate: give -tls-cert and -tls-key, or -acme-hostnames; behind a proxy that does TLS, give -disable-tls")
+	}
+	return nil
+}
+
+// tlsConfig reads the certificate, or makes ready to get one. It returns nil
+// where there is no TLS.
+func (s *service) tlsConfig() (*tls.Config, error) {
+	switch {
+	case s.set.disableTLS:
+		return nil, nil
+	case s.set.acmeHostnames != "":
+		var err error
+		if s.auto, err = newAutoCertificate(s.set, s.process.Log()); err != nil {
+			return nil, err
+		}
+		return s.auto.tlsConfig(), nil
+	}
+	cert, err := newCertificate(s.set.tlsCert, s.set.tlsKey, s.process.Log())
+	if err != nil {
+		return nil, err
+	}
+	return cert.tlsConfig(), nil
+}
+
+// listen takes the address, or the socket from systemd.
 func (s *service) listen(address string) error {
 	var err error
-	s.ln, err = net.Listen("tcp", address)
+	if address == systemdWord {
+		s.ln, err = systemdListener()
+	} else {
+		s.ln, err = net.Listen("tcp", address)
+		err = explainListen(address, err)
+	}
+	if err != nil {
+		return err
+	}
+	if s.set.proxyProtocol {
+		complaints := rate.Sometimes{First: complaintsFirst, Interval: complaintsInterval}
+		s.ln = &proxyproto.Listener{
+			Listener: s.ln,
+			Trusted:  s.trusted,
+			Timeout:  headerTimeout,
+			Refused: func(err error) {
+				complaints.Do(func() {
+					s.process.Log().Warn("a trusted proxy's connection was refused: let the proxy send PROXY headers, or leave out -proxy-protocol", "err", err)
+				})
+			},
+		}
+	}
+	return nil
+}
+
+// explainListen adds to an error of net.Listen what to do about it.
+func explainListen(address string, err error) error {
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("cannot serve on %s: another program does; stop it or take another port: %w", address, err)
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Errorf("cannot serve on %s: ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one: %w", address, err)
-	case err != nil:
-		return fmt.Errorf("cannot serve on %s: %w", address, err)
 	}
-	return nil
+	return fmt.Errorf("cannot serve on %s: %w", address, err)
 }
 
 // serve serves until the process shall stop, and returns its exit code.
 func (s *service) serve() int {
 	p := s.process
 	var running sync.WaitGroup
-	failed := make(chan error, 1)
+	failed := make(chan error, 2)
 	running.Go(func() {
 		if err := serveWeb(s.web, s.ln); !errors.Is(err, http.ErrServerClosed) {
 			failed <- err
 		}
 	})
+	if s.metrics != nil {
+		running.Go(func() {
+			if err := s.metrics.serve(); err != nil {
+				failed <- err
+			}
+		})
+	}
+	if s.auto != nil {
+		// The certificate authority asks at the address that serves.
+		host, _, err := net.SplitHostPort(s.ln.Addr().String())
+		if err != nil {
+			host = "" // a socket of another kind, from systemd
+		}
+		s.auto.start(net.JoinHostPort(host, challengePort), s.decoy)
+	}
 	running.Go(func() { s.streams.run(p.Draining()) })
 
 	code := 0
@@ -282,12 +369,15 @@ func (s *service) serve() int {
 		p.Say("cannot serve any longer: %v", err)
 		code = 1
 	case <-p.Stopping().Done():
+		tellSystemd("STOPPING=1")
 		// The web server goes on: it carries the streams that still run.
 		idle := s.streams.drain()
 		p.Log().Info("stopping", "cause", context.Cause(p.Stopping()), "streams", s.streams.openStreams(), "limit", ptproc.DrainTime)
 		select {
 		case <-idle:
-			s.linger()
+			if s.tunnel.Shutdown(p.Draining()) != nil {
+				p.Log().Warn("not everything that was written has reached its client")
+			}
 		case <-p.Draining().Done():
 		}
 	}
@@ -296,28 +386,31 @@ func (s *service) serve() int {
 	return code
 }
 
-// linger waits until what the last stream has written has surely arrived.
-func (s *service) linger() {
-	until := s.streams.lastEnd().Add(lingerTime)
-	for time.Now().Before(until) && s.tunnel.Stats().Sessions > 0 {
-		select {
-		case <-time.After(lingerPoll):
-		case <-s.process.Draining().Done():
-			return
+// close ends everything that there is. Responses under way get a moment to
+// arrive.
+func (s *service) close() {
+	if s.streams != nil {
+		s.streams.drain()
+	}
+	if s.tunnel != nil {
+		s.tunnel.Close()
+	}
+	if s.web != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+		defer cancel()
+		if s.web.Shutdown(ctx) != nil {
+			s.web.Close()
 		}
 	}
-}
-
-// close ends everything. Responses under way get a moment to arrive.
-func (s *service) close() {
-	s.streams.drain()
-	s.tunnel.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
-	defer cancel()
-	if s.web.Shutdown(ctx) != nil {
-		s.web.Close()
+	if s.auto != nil {
+		s.auto.close()
 	}
-	s.decoy.Close()
+	if s.metrics != nil {
+		s.metrics.close()
+	}
+	if s.decoy != nil {
+		s.decoy.Close()
+	}
 	if s.ln != nil {
 		s.ln.Close() // where serve was not reached
 	}

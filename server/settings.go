@@ -16,8 +16,10 @@ import (
 
 const help = `Usage:
   turbotunnel-server [flags]                  started by tor, from its torrc
-  turbotunnel-server [flags] LISTEN FORWARD   serve HTTP on LISTEN and connect
-                                              each stream to FORWARD
+  turbotunnel-server [flags] LISTEN FORWARD   serve HTTP on LISTEN (host:port, or
+                                              the word systemd: on the socket that
+                                              it passes) and connect each stream
+                                              to FORWARD
 
 Example, without tor: make the SSH server of this machine reachable
   turbotunnel-server -state-dir /var/lib/turbotunnel 127.0.0.1:8000 127.0.0.1:22
@@ -27,6 +29,11 @@ and on the other side, with the key from turbo_bridgeline.txt in that folder
 Flags:
   -tls-cert FILE        certificate chain (PEM) to serve HTTPS with
   -tls-key FILE         its private key; both are read again when they change
+  -acme-hostnames LIST  get certificates for these host names by ACME, which
+                        means to agree to the authority's terms; wants port 443
+                        or port 80, and -state-dir
+  -acme-email ADDRESS   where the authority may write to
+  -acme-directory URL   the authority (default: Let's Encrypt)
   -disable-tls          serve plain HTTP, behind a proxy that does TLS
                         (the default without tor)
   -state-dir FOLDER     where the server's key is kept; made on first start
@@ -34,8 +41,11 @@ Flags:
   -url URL              how clients reach the server, for the bridge line
   -trusted-proxies LIST addresses and networks (10.0.0.0/8,2001:db8::/32) that
                         may say by X-Forwarded-For who the client is
+  -proxy-protocol       trusted proxies begin each connection with a PROXY
+                        header (version 1 or 2)
   -decoy URL|FOLDER     site shown to whoever is not a client
                         (default: a placeholder page)
+  -metrics HOST:PORT    show counts for Prometheus there, at /metrics
   -log FILE             write the log there and not to stderr
   -unsafe-logging       show addresses in the log
   -version              print the version
@@ -48,11 +58,16 @@ Under tor each flag can also stand in ServerTransportOptions, as in
 // settings are the flags, as they were given.
 type settings struct {
 	tlsCert, tlsKey string
+	acmeHostnames   string
+	acmeEmail       string
+	acmeDirectory   string
 	disableTLS      bool
 	stateDir        string
 	url             string
 	trustedProxies  string
+	proxyProtocol   bool
 	decoy           string
+	metrics         string
 	log             string
 	unsafeLogging   bool
 	version         bool
@@ -64,11 +79,16 @@ func (s *settings) flags() *flag.FlagSet {
 	fs.SetOutput(io.Discard)
 	fs.StringVar(&s.tlsCert, "tls-cert", s.tlsCert, "")
 	fs.StringVar(&s.tlsKey, "tls-key", s.tlsKey, "")
+	fs.StringVar(&s.acmeHostnames, "acme-hostnames", s.acmeHostnames, "")
+	fs.StringVar(&s.acmeEmail, "acme-email", s.acmeEmail, "")
+	fs.StringVar(&s.acmeDirectory, "acme-directory", s.acmeDirectory, "")
 	fs.BoolVar(&s.disableTLS, "disable-tls", s.disableTLS, "")
 	fs.StringVar(&s.stateDir, "state-dir", s.stateDir, "")
 	fs.StringVar(&s.url, "url", s.url, "")
 	fs.StringVar(&s.trustedProxies, "trusted-proxies", s.trustedProxies, "")
+	fs.BoolVar(&s.proxyProtocol, "proxy-protocol", s.proxyProtocol, "")
 	fs.StringVar(&s.decoy, "decoy", s.decoy, "")
+	fs.StringVar(&s.metrics, "metrics", s.metrics, "")
 	fs.StringVar(&s.log, "log", s.log, "")
 	fs.BoolVar(&s.unsafeLogging, "unsafe-logging", s.unsafeLogging, "")
 	fs.BoolVar(&s.version, "version", s.version, "")

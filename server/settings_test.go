@@ -36,7 +36,8 @@ func TestOptionsOverrideFlags(t *testing.T) {
 	set := settings{url: "https://flag.example/", decoy: "/flag"}
 	options := pt.Args{
 		"tls-cert": {"c"}, "tls-key": {"k"}, "disable-tls": {"1"}, "state-dir": {"s"}, "url": {"https://option.example/"},
-		"trusted-proxies": {"::1"}, "log": {"l"}, "unsafe-logging": {"true"},
+		"trusted-proxies": {"::1"}, "log": {"l"}, "unsafe-logging": {"true"}, "acme-hostnames": {"h"}, "acme-email": {"e"},
+		"acme-directory": {"d"}, "proxy-protocol": {"1"}, "metrics": {"m"},
 	}
 	if err := set.apply(options); err != nil {
 		t.Fatal(err)
@@ -44,6 +45,7 @@ func TestOptionsOverrideFlags(t *testing.T) {
 	want := settings{
 		tlsCert: "c", tlsKey: "k", disableTLS: true, stateDir: "s", url: "https://option.example/",
 		trustedProxies: "::1", decoy: "/flag", log: "l", unsafeLogging: true,
+		acmeHostnames: "h", acmeEmail: "e", acmeDirectory: "d", proxyProtocol: true, metrics: "m",
 	}
 	if set != want {
 		t.Errorf("got %+v, want %+v", set, want)
@@ -55,7 +57,7 @@ func TestBadOptions(t *testing.T) {
 		options pt.Args
 		want    []string
 	}{
-		{pt.Args{"colour": {"red"}}, []string{`"colour"`, "decoy, disable-tls, log, state-dir, tls-cert, tls-key, trusted-proxies, unsafe-logging, url"}},
+		{pt.Args{"colour": {"red"}}, []string{`"colour"`, "acme-directory, acme-email, acme-hostnames, decoy, disable-tls, log, metrics, proxy-protocol, state-dir, tls-cert, tls-key, trusted-proxies, unsafe-logging, url"}},
 		{pt.Args{"version": {"1"}}, []string{`"version"`}},
 		{pt.Args{"": {""}}, []string{`""`}},
 		{pt.Args{"\x00\xff": {""}}, []string{`"\x00\xff"`}},

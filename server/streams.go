@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"turbotunnel/common/relay"
@@ -84,11 +85,39 @@ type forwarder struct {
 
 	complaints rate.Sometimes
 
+	up, down atomic.Uint64 // bytes towards destinations, and back
+	refused  atomic.Uint64 // streams whose destination could not be reached
+
 	mu    sync.Mutex    // guards what follows
 	open  int           // streams that are joined or about to be
 	ended bool          // new streams are refused
 	idle  chan struct{} // closed when ended and open is 0
-	last  time.Time     // when a stream ended last
+}
+
+// A countedStream counts the bytes that pass.
+type countedStream struct {
+	stream
+	forwarder *forwarder
+}
+
+func (c countedStream) Read(p []byte) (int, error) {
+	n, err := c.stream.Read(p)
+	c.forwarder.up.Add(uint64(n))
+	return n, err
+}
+
+func (c countedStream) Write(p []byte) (int, error) {
+	n, err := c.stream.Write(p)
+	c.forwarder.down.Add(uint64(n))
+	return n, err
+}
+
+// SetLinger is the stream's, where it has one: relay resets by it.
+func (c countedStream) SetLinger(sec int) error {
+	if s, ok := c.stream.(interface{ SetLinger(sec int) error }); ok {
+		return s.SetLinger(sec)
+	}
+	return nil
 }
 
 func newForwarder(accept func() (stream, error), dial dialFunc, log *slog.Logger) *forwarder {
@@ -131,13 +160,14 @@ func (f *forwarder) run(ctx context.Context) {
 			conn, err := f.dial(s.Client())
 			<-dials
 			if err != nil {
+				f.refused.Add(1)
 				f.complaints.Do(func() {
 					f.log.Warn("a stream was refused because its destination cannot be reached", "session", s.Session(), "err", err)
 				})
 				s.Close()
 				return
 			}
-			if err := relay.Join(ctx, s, conn); err != nil {
+			if err := relay.Join(ctx, countedStream{s, f}, conn); err != nil {
 				f.log.Debug("a stream was cut", "session", s.Session(), "err", err)
 			}
 		})
@@ -158,7 +188,6 @@ func (f *forwarder) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.open--
-	f.last = time.Now()
 	f.settle()
 }
 
@@ -179,13 +208,6 @@ func (f *forwarder) drain() <-chan struct{} {
 	f.ended = true
 	f.settle()
 	return f.idle
-}
-
-// lastEnd is when a stream ended last, or the zero time.
-func (f *forwarder) lastEnd() time.Time {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.last
 }
 
 // openStreams is the number of streams now.

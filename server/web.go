@@ -47,11 +47,11 @@ const (
 )
 
 // newWebServer returns the HTTP server: HTTP/1.0, HTTP/1.1 and HTTP/2, this one
-// without TLS too where the other side knows. A nil cert means no TLS.
+// without TLS too where the other side knows. A nil config means no TLS.
 //
 // Bodies have no deadline here. h sets its own, since the two kinds of request
 // that it serves differ in them.
-func newWebServer(h http.Handler, cert *certificate, log *slog.Logger) *http.Server {
+func newWebServer(h http.Handler, config *tls.Config, log *slog.Logger) *http.Server {
 	s := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
@@ -69,11 +69,11 @@ func newWebServer(h http.Handler, cert *certificate, log *slog.Logger) *http.Ser
 		DisableGeneralOptionsHandler: true,
 	}
 	s.Protocols.SetHTTP1(true)
-	if cert == nil {
+	if config == nil {
 		s.Protocols.SetUnencryptedHTTP2(true)
 	} else {
 		s.Protocols.SetHTTP2(true)
-		s.TLSConfig = &tls.Config{GetCertificate: cert.get, MinVersion: tls.VersionTLS12}
+		s.TLSConfig = config
 	}
 	return s
 }

@@ -30,7 +30,7 @@ func TestProtocols(t *testing.T) {
 		t.Fatal(err)
 	}
 	plain := "http://" + startWeb(t, echo, nil, log)
-	secure := "https://" + startWeb(t, echo, cert, log)
+	secure := "https://" + startWeb(t, echo, cert.tlsConfig(), log)
 	for _, c := range []struct {
 		url, want string
 		protocol  func(*http.Protocols)

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+
+	"turbotunnel/common/ptproc"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// register makes the metrics of s. They hold counts only: no address, no
+// session, and nothing that a client could choose.
+func (s *service) register() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	gauge := func(name, help string, value func() float64) {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "turbotunnel", Name: name, Help: help}, value))
+	}
+	counter := func(name, help string, labels prometheus.Labels, value func() float64) {
+		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "turbotunnel", Name: name, Help: help, ConstLabels: labels}, value))
+	}
+	stats := s.tunnel.Stats
+	gauge("sessions", "Sessions now.", func() float64 { return float64(stats().Sessions) })
+	gauge("streams", "Streams now.", func() float64 { return float64(stats().Streams) })
+	gauge("memory_bytes", "Bytes that sessions hold for repair and ordering.", func() float64 { return float64(stats().Memory) })
+	counter("sessions_opened_total", "Sessions opened.", nil, func() float64 { return float64(stats().Opened) })
+	counter("sessions_refused_total", "First messages refused for their engine or version.", nil, func() float64 { return float64(stats().Refused) })
+	counter("sessions_expired_total", "Sessions whose client was not heard of any more.", nil, func() float64 { return float64(stats().Expired) })
+	counter("streams_accepted_total", "Streams that clients have opened.", nil, func() float64 { return float64(stats().Accepted) })
+	counter("streams_refused_total", "Streams whose destination could not be reached.", nil, func() float64 { return float64(s.streams.refused.Load()) })
+	const bytesHelp = "Bytes of streams, towards the destination (up) and to clients (down)."
+	counter("stream_bytes_total", bytesHelp, prometheus.Labels{"direction": "up"}, func() float64 { return float64(s.streams.up.Load()) })
+	counter("stream_bytes_total", bytesHelp, prometheus.Labels{"direction": "down"}, func() float64 { return float64(s.streams.down.Load()) })
+	counter("http_requests_total", "HTTP requests, those of strangers included.", nil, func() float64 { return float64(s.requests.Load()) })
+	build := prometheus.Labels{"version": ptproc.Version(), "goversion": runtime.Version()}
+	r.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "turbotunnel", Name: "build_info", Help: "1, with the program's version.", ConstLabels: build,
+		}, func() float64 { return 1 }),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	return r
+}
+
+// A metricsServer shows metrics at /metrics on a listener of its own, without
+// TLS and to whoever can reach it.
+type metricsServer struct {
+	ln  net.Listener
+	web *http.Server
+}
+
+// newMetricsServer takes the address.
+func newMetricsServer(address string, r *prometheus.Registry, log *slog.Logger) (*metricsServer, error) {
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("-metrics: %w", explainListen(address, err))
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	return &metricsServer{ln, newWebServer(mux, nil, log)}, nil
+}
+
+// serve serves until close.
+func (m *metricsServer) serve() error {
+	if err := serveWeb(m.web, m.ln); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("-metrics: %w", err)
+	}
+	return nil
+}
+
+func (m *metricsServer) close() {
+	m.web.Close()
+	m.ln.Close() // where serve was not reached
+}
