@@ -92,8 +92,9 @@ type Client struct {
 	done      chan struct{}
 	err       error // why it ended; set before ending is closed
 
-	results chan result
-	wg      sync.WaitGroup // exchanges
+	results  chan result
+	attempts attempts
+	wg       sync.WaitGroup // exchanges
 
 	// Owned by run.
 	exchanges   uint64 // number of the next
@@ -193,40 +194,75 @@ func (c *Client) established() {
 	c.isReady.Do(func() { close(c.ready) })
 }
 
+// attempts are a session's first messages, of which only the newest is used.
+// A Transport may read a request's body after the request has failed, or after
+// it was answered: hence the lock.
+type attempts struct {
+	mu     sync.Mutex
+	newest *attempt // guarded by mu, like what follows
+	hello  []byte   // the datagrams of all of them
+}
+
 // An attempt is one first message, which is made when a connection is ready
 // to carry it and then repeated as it is until it is answered.
 type attempt struct {
-	id        handshake.ID
-	size      int
-	message   func() ([]byte, error)
+	id    handshake.ID
+	size  int
+	clock time.Duration // how far the client's is behind the server's
+	date  string        // of a foreign answer to it; owned by run
+
+	// Guarded by attempts.mu. Zero before the message is made.
+	message   []byte
 	initiator *handshake.Initiator
-	made      time.Time // when; zero before
-	date      string    // of a foreign answer to it
+	made      time.Time
 }
 
-// newAttempt prepares a first message. hello holds the datagrams of earlier
-// ones: what this one takes from the queue is added to it.
-func (c *Client) newAttempt(clock time.Duration, hello *[]byte) *attempt {
+// newAttempt prepares a first message in place of the one before.
+func (c *Client) newAttempt(clock time.Duration) *attempt {
+	c.attempts.mu.Lock()
+	defer c.attempts.mu.Unlock()
 	a := &attempt{
 		id: handshake.NewID(c.cfg.Key),
 		// Room for what a TLS client says first, and no length of ours.
-		size: 2048 + rand.IntN(1500),
+		size:  2048 + rand.IntN(1500),
+		clock: clock,
 	}
-	a.size = min(max(a.size, len(*hello)+handshake.MinMessage1), handshake.MaxMessage1)
+	a.size = min(max(a.size, len(c.attempts.hello)+handshake.MinMessage1), handshake.MaxMessage1)
 	c.target = strings.TrimSuffix(c.cfg.URL.String(), "/") + "/" + a.id.String()
-	a.message = sync.OnceValues(func() ([]byte, error) {
+	c.attempts.newest = a
+	return a
+}
+
+// message returns a's first message and makes it before if that is due.
+func (c *Client) message(a *attempt) ([]byte, error) {
+	c.attempts.mu.Lock()
+	defer c.attempts.mu.Unlock()
+	if a != c.attempts.newest {
+		return nil, errUnneeded
+	}
+	if a.message == nil {
+		hello := &c.attempts.hello
 		*hello = append(*hello, c.link.takeHello(handshake.HelloRoom(a.size, c.cfg.Engine)-len(*hello))...)
 		a.made = time.Now()
-		m, i, err := handshake.Initiate(c.cfg.Key, a.id, handshake.Hello{
+		var err error
+		a.message, a.initiator, err = handshake.Initiate(c.cfg.Key, a.id, handshake.Hello{
 			Version:   handshake.Version,
-			Time:      a.made.Add(clock),
+			Time:      a.made.Add(a.clock),
 			Engine:    c.cfg.Engine,
 			Datagrams: *hello,
 		}, a.size)
-		a.initiator = i
-		return m, err
-	})
-	return a
+		if err != nil {
+			return nil, err
+		}
+	}
+	return a.message, nil
+}
+
+// of returns what is known of a's message: zero values before it is made.
+func (t *attempts) of(a *attempt) (*handshake.Initiator, time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return a.initiator, a.made
 }
 
 // handshake repeats the first message until the server has answered, or until
@@ -234,8 +270,7 @@ func (c *Client) newAttempt(clock time.Duration, hello *[]byte) *attempt {
 func (c *Client) handshake() error {
 	deadline := time.Now().Add(handshakeTime)
 	var clock time.Duration // how far ours is behind the server's
-	var hello []byte
-	a := c.newAttempt(clock, &hello)
+	a := c.newAttempt(clock)
 	unreachable, foreign := 0, 0
 	for {
 		res, err := c.greet(a)
@@ -254,7 +289,7 @@ func (c *Client) handshake() error {
 					c.log.Warn("the clock of this computer seems wrong: using the server's", "off", off.Round(time.Second))
 				}
 				clock = off
-				a = c.newAttempt(clock, &hello)
+				a = c.newAttempt(clock)
 				continue // at once
 			}
 		default:
@@ -267,8 +302,8 @@ func (c *Client) handshake() error {
 		if !c.pause(max(backoff(foreign+unreachable, 0), res.retryAfter)) {
 			return fmt.Errorf("%w: closed before the server answered", ErrLost)
 		}
-		if !a.made.IsZero() && time.Since(a.made) > staleHello {
-			a = c.newAttempt(clock, &hello)
+		if _, made := c.attempts.of(a); !made.IsZero() && time.Since(made) > staleHello {
+			a = c.newAttempt(clock)
 		}
 	}
 }

@@ -268,7 +268,7 @@ func (c *Client) greet(a *attempt) (res result, err error) {
 		cancel(fmt.Errorf("no answer within %v", patience))
 	})
 	defer watchdog.Stop()
-	resp, err := c.post(ctx, io.NopCloser(&lazyReader{make: a.message}), int64(a.size))
+	resp, err := c.post(ctx, io.NopCloser(&lazyReader{make: func() ([]byte, error) { return c.message(a) }}), int64(a.size))
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -287,7 +287,12 @@ func (c *Client) greet(a *attempt) (res result, err error) {
 		}
 		return res, fmt.Errorf("%w: %w", ErrNotServer, err)
 	}
-	answer, keys, err := a.initiator.Finish(resp.Body)
+	initiator, made := c.attempts.of(a)
+	if initiator == nil { // it was answered before it was read
+		res.foreign = true
+		return res, fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
+	}
+	answer, keys, err := initiator.Finish(resp.Body)
 	if err != nil {
 		a.date = resp.Header.Get("Date")
 		res.foreign = true
@@ -304,13 +309,16 @@ func (c *Client) greet(a *attempt) (res result, err error) {
 		defer resp.Body.Close()
 		watchdog := time.AfterFunc(patience, func() { cancel(nil) })
 		defer watchdog.Stop()
-		res := result{kind: greeting, started: a.made}
+		res := result{kind: greeting, started: made}
 		res.err = c.takeIn(resp.Body, resp, &res, func() { watchdog.Reset(patience) })
 		c.link.endedExchange(0)
 		c.results <- res
 	})
 	return res, nil
 }
+
+// errUnneeded ends an exchange that is not wanted any more.
+var errUnneeded = errors.New("not wanted any more")
 
 // lazyReader reads what make returns, which is called when the first byte is
 // wanted: the connection is ready then.
