@@ -45,6 +45,9 @@ const (
 	// and nginx's default (client_max_body_size) end at one million or 1 MiB.
 	MaxBody = 960 << 10
 
+	// contentType is that of answers.
+	contentType = "application/octet-stream"
+
 	// headRoom is the number of bytes that a limit for bodies leaves to heads:
 	// the largest one has somewhat less.
 	headRoom = 8 << 10

@@ -109,6 +109,7 @@ type Client struct {
 	lastFailure time.Time
 	lastSuccess time.Time
 	notBefore   time.Time // the next exchange
+	stayAway    time.Time // until then, as the path has asked
 	failure     error     // the last one
 }
 
@@ -178,6 +179,7 @@ func (c *Client) Close() {
 
 func (c *Client) run() {
 	defer close(c.done)
+	c.wg.Go(c.hurry)
 	err := c.handshake()
 	if err == nil {
 		err = c.carry()
@@ -187,6 +189,22 @@ func (c *Client) run() {
 	c.cancel()
 	c.link.drop()
 	c.wg.Wait()
+}
+
+// hurry ends the session farewellTime after its Conn was closed.
+func (c *Client) hurry() {
+	select {
+	case <-c.link.closed:
+	case <-c.ctx.Done():
+		return
+	}
+	timer := time.NewTimer(farewellTime)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		c.cancel()
+	case <-c.ctx.Done():
+	}
 }
 
 // established is called when message 2 has come.
@@ -406,7 +424,7 @@ func (c *Client) slots() (uploads, downloads int) {
 // is called again, unless something happens.
 func (c *Client) launch(now time.Time) time.Duration {
 	const long = 30 * time.Second
-	if wait := c.notBefore.Sub(now); wait > 0 {
+	if wait := max(c.notBefore.Sub(now), c.stayAway.Sub(now)); wait > 0 {
 		return wait
 	}
 	uploads, downloads := c.slots()
@@ -450,6 +468,7 @@ func (c *Client) launch(now time.Time) time.Duration {
 
 // start makes an exchange in a goroutine of its own, which run waits for.
 func (c *Client) start(k kind) {
+	c.link.told()
 	number := c.exchanges
 	c.exchanges++
 	fields := wire.Head{Limit: maxAnswer}
@@ -504,13 +523,13 @@ func (c *Client) observe(res result) {
 		return
 	}
 	c.failure = res.err
-	if res.tooLarge {
-		c.bodyLimit = max(minBody, c.bodyLimit/2)
+	if res.tooLarge && res.size > minBody { // it says nothing about smaller ones
+		c.bodyLimit = max(minBody, min(c.bodyLimit, int(res.size/2)))
 		c.log.Info("the path refuses large requests: sending smaller ones", "bytes", c.bodyLimit)
 		return
 	}
 	if res.retryAfter > 0 {
-		c.notBefore = now.Add(res.retryAfter)
+		c.stayAway = now.Add(res.retryAfter)
 	}
 	if res.good || c.failures > 0 && res.started.Before(c.lastFailure) {
 		return // it brought something, or it failed together with one that was counted
@@ -528,9 +547,7 @@ func (c *Client) observe(res result) {
 		}
 	}
 	if c.failures > 1 {
-		if at := now.Add(backoff(c.failures-1, now.Sub(c.failingFrom))); at.After(c.notBefore) {
-			c.notBefore = at
-		}
+		c.notBefore = now.Add(backoff(c.failures-1, now.Sub(c.failingFrom)))
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"turbotunnel/common/handshake"
 	"turbotunnel/common/wire"
 )
 
@@ -42,7 +43,8 @@ type result struct {
 	err        error // nil if the answer was the server's and came whole
 	good       bool  // the answer, or the beginning of it, was the server's
 	foreign    bool  // it was somebody else's
-	tooLarge   bool  // the body was
+	tooLarge   bool  // the body was, of size bytes
+	size       int64
 	retryAfter time.Duration
 	closed     bool // the server has ended the session
 }
@@ -155,6 +157,7 @@ func (c *Client) exchange(number uint64, k kind, fields wire.Head, records []*se
 		}
 	})
 	defer b.Close()
+	res.size = b.size
 	res.err = c.converse(ctx, number, b, &res, func() { watchdog.Reset(wait) })
 	if res.err != nil && ctx.Err() != nil {
 		res.err = context.Cause(ctx)
@@ -215,6 +218,15 @@ func retryAfter(value string) time.Duration {
 	return 0
 }
 
+// somebodyElses tells whether an answer that could not be opened, for err, was
+// not the server's. One of its own may have been cut before it said anything.
+func somebodyElses(resp *http.Response, err error) bool {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return resp.Header.Get("Content-Type") != contentType
+	}
+	return errors.Is(err, wire.ErrForged) || errors.Is(err, wire.ErrMalformed) || errors.Is(err, handshake.ErrNotNoise)
+}
+
 // takeIn takes in the units of an answer.
 func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved func()) error {
 	buf := newBuffer()
@@ -226,8 +238,7 @@ func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved fun
 			switch {
 			case err == io.EOF && res.good:
 				return nil
-			case res.good || !errors.Is(err, wire.ErrForged) && !errors.Is(err, wire.ErrMalformed) &&
-				err != io.EOF && err != io.ErrUnexpectedEOF:
+			case res.good || !somebodyElses(resp, err):
 				return fmt.Errorf("answer cut short: %w", err)
 			}
 			res.foreign = true
@@ -293,6 +304,9 @@ func (c *Client) greet(a *attempt) (res result, err error) {
 		return res, fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
 	}
 	answer, keys, err := initiator.Finish(resp.Body)
+	if err != nil && !somebodyElses(resp, err) {
+		return res, fmt.Errorf("%w: answer cut short: %w", ErrUnreachable, err)
+	}
 	if err != nil {
 		a.date = resp.Header.Get("Date")
 		res.foreign = true

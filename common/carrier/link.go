@@ -583,6 +583,13 @@ func (l *link) newsIn(now time.Time) time.Duration {
 	return max(0, ackDelay-now.Sub(l.newsAt))
 }
 
+// told says that a head is on its way which has the news.
+func (l *link) told() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.newsAt = time.Time{}
+}
+
 // endedExchange says that of exchange e no more will be received.
 func (l *link) endedExchange(e uint64) {
 	l.mu.Lock()

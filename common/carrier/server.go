@@ -439,7 +439,7 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 // everything else.
 func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byte, e uint64, ask wire.Head) {
 	header := w.Header()
-	header.Set("Content-Type", "application/octet-stream")
+	header.Set("Content-Type", contentType)
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Accel-Buffering", "no")
 	limit := ask.Limit
