@@ -48,7 +48,7 @@ func (a *attempt) Read(p []byte) (int, error) {
 	}
 	a.read = true
 	a.mu.Unlock()
-	return a.req.body.Read(p)
+	return a.req.body.Read(p[:min(len(p), dataFrame)])
 }
 
 // Close closes the body only if it will not be lent again.

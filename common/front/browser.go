@@ -1,23 +1,37 @@
 package front
 
 import (
+	"cmp"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
-// A browser is what the headers of a request say about who sends it. They are
-// those of a script's fetch() to its own site, as the captured browsers send
-// them; a censor sees only their compressed size, a CDN sees them whole.
+// A browser is what its HTTP says about who sends a request. The headers are
+// those of a script's fetch() to its own site; a censor sees only their
+// compressed size, a CDN sees them whole.
 type browser struct {
 	agent   string
 	always  http.Header // on every request
 	overTLS http.Header // to https only, where browsers send these
+
+	// order is that of the headers, spelled as in HTTP/1.1. Content-Type
+	// stands for all that a script sets.
+	order []string
+
+	h2 h2Look
 }
 
-// Chrome's version is that of the Chromium captured for this project: the
-// newest Chrome ClientHello known is nearly its own. The brand list follows from
-// the version by a rule in Chromium's source (user_agent_utils.cc). Firefox and
-// Safari have the version of their newest ClientHello known.
+// Chrome is the Chromium captured for this project, whose every value test/
+// fingerprint compares with it. The brand list follows from the version by a
+// rule in Chromium's source (user_agent_utils.cc). Firefox and Safari have the
+// version of their newest ClientHello known, and an HTTP/2 preface as it has
+// been published for that version; the order of their headers is no capture of
+// this project's.
 var (
 	chrome = browser{
 		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0 Safari/537.36",
@@ -35,6 +49,24 @@ var (
 			"Sec-Fetch-Mode":     {"cors"},
 			"Sec-Fetch-Site":     {"same-origin"},
 		},
+		order: []string{
+			"Host", "Connection", "Content-Length", "Transfer-Encoding", "Pragma", "Cache-Control",
+			"sec-ch-ua-platform", "User-Agent", "sec-ch-ua", "Content-Type", "sec-ch-ua-mobile", "Accept",
+			"Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest", "Referer",
+			"Accept-Encoding", "Accept-Language", "Cookie", "Priority",
+		},
+		h2: h2Look{
+			settings: []http2.Setting{
+				{ID: http2.SettingHeaderTableSize, Val: 64 << 10},
+				{ID: http2.SettingEnablePush, Val: 0},
+				{ID: http2.SettingInitialWindowSize, Val: 6 << 20},
+				{ID: http2.SettingMaxHeaderListSize, Val: maxResponseHead},
+			},
+			connWindow: 15<<20 - defaultWindow,
+			pseudo:     []string{":method", ":authority", ":scheme", ":path"},
+			weight:     streamWeight{PriorityParam: http2.PriorityParam{Exclusive: true, Weight: 219}},
+			inRow:      true,
+		},
 	}
 	firefox = browser{
 		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:120.0) Gecko/20100101 Firefox/120.0",
@@ -48,6 +80,30 @@ var (
 			"Sec-Fetch-Mode":  {"cors"},
 			"Sec-Fetch-Site":  {"same-origin"},
 		},
+		order: []string{
+			"Host", "User-Agent", "Accept", "Accept-Language", "Accept-Encoding", "Referer", "Content-Type",
+			"Content-Length", "Transfer-Encoding", "Origin", "Connection", "Cookie",
+			"Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site",
+		},
+		h2: h2Look{
+			settings: []http2.Setting{
+				{ID: http2.SettingHeaderTableSize, Val: 64 << 10},
+				{ID: http2.SettingInitialWindowSize, Val: 128 << 10},
+				{ID: http2.SettingMaxFrameSize, Val: 16 << 10},
+			},
+			connWindow: 12<<20 - defaultWindow,
+			priorities: []streamWeight{
+				{3, http2.PriorityParam{Weight: 200}},
+				{5, http2.PriorityParam{Weight: 100}},
+				{7, http2.PriorityParam{Weight: 0}},
+				{9, http2.PriorityParam{Weight: 0, StreamDep: 7}},
+				{11, http2.PriorityParam{Weight: 0, StreamDep: 3}},
+				{13, http2.PriorityParam{Weight: 240}},
+			},
+			pseudo:   []string{":method", ":path", ":authority", ":scheme"},
+			weight:   streamWeight{PriorityParam: http2.PriorityParam{Weight: 41, StreamDep: 13}},
+			openBump: 12<<20 - 128<<10,
+		},
 	}
 	safari = browser{
 		agent: "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/16.0 Safari/605.1.15",
@@ -60,6 +116,19 @@ var (
 			"Sec-Fetch-Dest":  {"empty"},
 			"Sec-Fetch-Mode":  {"cors"},
 			"Sec-Fetch-Site":  {"same-origin"},
+		},
+		order: []string{
+			"Host", "Accept", "Content-Type", "Origin", "Sec-Fetch-Site", "Cookie", "Content-Length", "Transfer-Encoding",
+			"Sec-Fetch-Mode", "User-Agent", "Referer", "Sec-Fetch-Dest", "Accept-Language", "Accept-Encoding", "Connection",
+		},
+		h2: h2Look{
+			settings: []http2.Setting{
+				{ID: http2.SettingInitialWindowSize, Val: 4 << 20},
+				{ID: http2.SettingMaxConcurrentStreams, Val: 100},
+			},
+			connWindow: 10 << 20,
+			pseudo:     []string{":method", ":scheme", ":path", ":authority"},
+			weight:     streamWeight{PriorityParam: http2.PriorityParam{Weight: 254}},
 		},
 	}
 )
@@ -83,8 +152,50 @@ func (b *browser) dress(h http.Header, origin *url.URL, hasBody bool) {
 	}
 	// In clear browsers offer only what old proxies can pass on.
 	set("Accept-Encoding", "gzip, deflate")
+	// The page whose script this would be is the site's first.
+	set("Referer", origin.Scheme+"://"+origin.Host+"/")
 	if hasBody {
 		set("Origin", origin.Scheme+"://"+origin.Host)
 		set("Content-Type", "application/octet-stream")
 	}
+}
+
+// A fieldOrder gives each header of a browser, by its name in small letters,
+// its place and its spelling in HTTP/1.1.
+type fieldOrder map[string]fieldPlace
+
+type fieldPlace struct {
+	rank  int
+	spelt string
+}
+
+func (b *browser) fieldOrder() fieldOrder {
+	o := make(fieldOrder)
+	for i, name := range b.h2.pseudo {
+		o[name] = fieldPlace{rank: i - len(b.h2.pseudo)}
+	}
+	for i, name := range b.order {
+		o[strings.ToLower(name)] = fieldPlace{i, name}
+	}
+	return o
+}
+
+// rank is the place of the header name, in small letters.
+func (o fieldOrder) rank(name string) int {
+	place, known := o[name]
+	if !known {
+		place = o["content-type"]
+	}
+	return place.rank
+}
+
+// sort puts the fields of a head, their names in small letters, in order.
+func (o fieldOrder) sort(fields []hpack.HeaderField) {
+	slices.SortStableFunc(fields, func(a, b hpack.HeaderField) int {
+		if c := cmp.Compare(o.rank(a.Name), o.rank(b.Name)); c != 0 {
+			return c
+		}
+		// The implementation's order is a map's, and so is what a CDN would see.
+		return cmp.Compare(a.Name, b.Name)
+	})
 }

@@ -1,6 +1,7 @@
 // Package front is how HTTP exchanges leave the client: it dials, directly or
 // through a proxy, imitates a browser's TLS handshake, and speaks the HTTP
-// version that the handshake settles.
+// version that the handshake settles, in the browser's manner: the masks change
+// what an HTTP implementation writes into what the browser would have written.
 //
 // Its one idea is domain fronting. What a censor can see, the name looked up
 // in DNS and the one in the TLS handshake, is the front; what only the CDN
@@ -12,8 +13,8 @@
 // browser to one host. The first one decides which it is, and carries the first
 // exchange.
 //
-//	RoundTrip -> pool -> wire1 (net/http)        HTTP/1.1
-//	              |  \-> wire2 (x/net/http2)     HTTP/2
+//	RoundTrip -> pool -> wire1 (net/http) -> h1Mask        HTTP/1.1
+//	              |  \-> wire2 (x/net/http2) -> h2Mask     HTTP/2
 //	              v
 //	             dial -> [proxy] -> [TLS]
 //
@@ -50,8 +51,8 @@ type Config struct {
 	// Addr is the host:port to dial instead of resolving the front.
 	Addr string
 
-	// UTLS names the TLS ClientHello to imitate, one of Hellos. Empty: chrome.
-	// "none" is crypto/tls's own.
+	// UTLS names the browser whose TLS ClientHello and HTTP to imitate, one of
+	// Hellos. Empty: chrome. "none" imitates nothing but a browser's headers.
 	UTLS string
 
 	// Proxy, of scheme http, socks4a or socks5, is used for every connection.
@@ -154,7 +155,11 @@ func New(cfg Config) (*Front, error) {
 		f.proxy.dial = f.netDial
 		f.proxy.agent = browser.agent
 	}
-	if f.wires, err = newWireMaker(); err != nil {
+	look := browser
+	if cfg.UTLS == ownHello {
+		look = nil
+	}
+	if f.wires, err = newWireMaker(look); err != nil {
 		return nil, err
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -277,7 +282,7 @@ func (f *Front) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	u := *req.URL
 	u.Scheme, u.Host, u.User = f.origin.Scheme, f.origin.Host, nil
-	out.URL, out.Host = &u, f.origin.Host
+	out.URL, out.Host, out.Trailer = &u, f.origin.Host, nil
 	hasBody := req.Body != nil && req.Body != http.NoBody
 	f.browser.dress(out.Header, f.origin, hasBody)
 
@@ -330,7 +335,12 @@ func (f *Front) exchange(req *http.Request) (*http.Response, *Error) {
 	}
 	resp, err := c.wire.roundTrip(req)
 	if err == nil {
-		if err = undoCoding(resp); err != nil {
+		// An HTTP/1.1 server sees the end of a cancelled exchange, and its
+		// answer to that can still come through.
+		if err = context.Cause(ctx); err == nil {
+			err = undoCoding(resp)
+		}
+		if err != nil {
 			resp.Body.Close()
 		}
 	}

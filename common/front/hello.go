@@ -4,16 +4,18 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
+	"sync"
 
 	utls "github.com/refraction-networking/utls"
 )
 
-// A hello is a ClientHello to imitate, and the browser whose HTTP headers go
-// with it.
+// A hello is a ClientHello to imitate, and the browser whose HTTP goes with it.
 type hello struct {
 	id      utls.ClientHelloID
 	browser *browser
@@ -22,10 +24,10 @@ type hello struct {
 // hellos maps what the argument utls= accepts to ClientHellos: browsers whose
 // TLS 1.3 ClientHello offers both h2 and http/1.1. "none" is not in it.
 //
-// The PSK ones offer a session of an earlier connection, which the others do
-// only under TLS 1.2.
+// "chrome" and the PSK ones offer a session of an earlier connection, which the
+// others do only under TLS 1.2.
 var hellos = map[string]hello{
-	"chrome":            {utls.HelloChrome_Auto, &chrome},
+	"chrome":            {utls.HelloCustom, &chrome}, // see chromeHello
 	"chrome_100":        {utls.HelloChrome_100, &chrome},
 	"chrome_102":        {utls.HelloChrome_102, &chrome},
 	"chrome_106":        {utls.HelloChrome_106_Shuffle, &chrome},
@@ -61,10 +63,86 @@ func Hellos() []string {
 	return names
 }
 
-// sessionsKept is how many TLS sessions a Front remembers for resumption. A
-// server sends two to four a connection, each used once, and there are at most
-// six connections.
-const sessionsKept = 32
+// trustAnchors is the content of the extension of that number, from
+// draft-ietf-tls-trust-anchor-ids: the names of the certificate authorities
+// that the captured Chromium takes without a chain.
+const (
+	extTrustAnchors = 0xca34
+	trustAnchors    = "00b80582df1302010582df1302060582df13020d0582df13020e0582df13020f0582df1302120582df13021305" +
+		"82df13021408839a648c9b2d010708839a648c9b2d010808839a648c9b2d010908839a648c9b2d010a08839a648c9b2d010b" +
+		"08839a648c9b2d010c08839a648c9b2d010d08839a648c9b2d011208839a648c9b2d011304d679090104d679090404d67909" +
+		"0504d679090604d679090704d679090804d679090a04d679090b04d679090c04d679090d04d679090f"
+)
+
+// mlDSA are the signature algorithms of draft-ietf-tls-mldsa, which the
+// captured Chromium offers first. No authority of the web signs with them yet;
+// uTLS could not verify them.
+var mlDSA = []utls.SignatureScheme{0x0904, 0x0905, 0x0906}
+
+// chromeHello makes a ClientHello of the captured Chromium: uTLS's newest
+// Chrome, 133, with what has come since. Each has an order of extensions and
+// GREASE values of its own.
+func chromeHello() (*utls.ClientHelloSpec, error) {
+	spec, err := utls.UTLSIdToSpec(utls.HelloChrome_133)
+	if err != nil {
+		return nil, err
+	}
+	anchors, err := hex.DecodeString(trustAnchors)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range spec.Extensions {
+		if e, ok := e.(*utls.SignatureAlgorithmsExtension); ok {
+			n := utls.SignatureScheme(rand.IntN(16)<<4 | 0xa)
+			grease := n<<8 | n // RFC 8701; uTLS chooses the other ones
+			e.SupportedSignatureAlgorithms = slices.Concat([]utls.SignatureScheme{grease}, mlDSA, e.SupportedSignatureAlgorithms)
+		}
+	}
+	last := len(spec.Extensions) - 1 // GREASE, which stays the last but for the PSK
+	spec.Extensions = slices.Insert(spec.Extensions, last, utls.TLSExtension(&utls.GenericExtension{Id: extTrustAnchors, Data: anchors}))
+	spec.Extensions = utls.ShuffleChromeTLSExtensions(spec.Extensions)
+	spec.Extensions = append(spec.Extensions, &utls.UtlsPreSharedKeyExtension{})
+	return &spec, nil
+}
+
+// sessionsKept is how many TLS sessions a Front remembers for resumption: what
+// Chrome keeps for one server (net/ssl/ssl_client_session_cache.h).
+const sessionsKept = 2
+
+// sessions are the newest TLS sessions of one server. Each is used once: a
+// ticket that came twice would tell who watches that two connections belong
+// together (RFC 8446 appendix C.4). It is safe for concurrent use.
+type sessions[T any] struct {
+	mu   sync.Mutex
+	kept []*T // newest last
+}
+
+// Get takes out the newest.
+func (s *sessions[T]) Get(string) (*T, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.kept)
+	if n == 0 {
+		return nil, false
+	}
+	newest := s.kept[n-1]
+	s.kept = s.kept[:n-1]
+	return newest, true
+}
+
+// Put keeps one more. A nil session, which means that the one last taken was
+// of no use, changes nothing.
+func (s *sessions[T]) Put(_ string, session *T) {
+	if session == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = append(s.kept, session)
+	if len(s.kept) > sessionsKept {
+		s.kept = slices.Delete(s.kept, 0, 1)
+	}
+}
 
 // A handshaker makes TLS connections to one server name. It is safe for
 // concurrent use.
@@ -72,15 +150,14 @@ type handshaker struct {
 	serverName string
 	roots      *x509.CertPool
 	hello      *utls.ClientHelloID // nil: crypto/tls
-	sessions   tls.ClientSessionCache
-	usessions  utls.ClientSessionCache
+	sessions   sessions[tls.ClientSessionState]
+	usessions  sessions[utls.ClientSessionState]
 }
 
 // newHandshaker returns a handshaker and the browser that it looks like.
 func newHandshaker(name, serverName string, roots *x509.CertPool) (*handshaker, *browser, error) {
 	h := &handshaker{serverName: serverName, roots: roots}
 	if name == ownHello {
-		h.sessions = tls.NewLRUClientSessionCache(sessionsKept)
 		return h, &chrome, nil
 	}
 	if name == "" {
@@ -91,7 +168,6 @@ func newHandshaker(name, serverName string, roots *x509.CertPool) (*handshaker, 
 		return nil, nil, fmt.Errorf("utls: unknown name %q; accepted: %s", name, strings.Join(Hellos(), ", "))
 	}
 	h.hello = &known.id
-	h.usessions = utls.NewLRUClientSessionCache(sessionsKept)
 	return h, known.browser, nil
 }
 
@@ -106,7 +182,7 @@ func (h *handshaker) handshake(ctx context.Context, conn net.Conn) (net.Conn, st
 			ServerName:                  h.serverName,
 			RootCAs:                     h.roots,
 			NextProtos:                  []string{"h2", "http/1.1"},
-			ClientSessionCache:          h.sessions,
+			ClientSessionCache:          &h.sessions,
 			DynamicRecordSizingDisabled: true,
 		})
 		if err := c.HandshakeContext(ctx); err != nil {
@@ -117,10 +193,19 @@ func (h *handshaker) handshake(ctx context.Context, conn net.Conn) (net.Conn, st
 	c := utls.UClient(conn, &utls.Config{
 		ServerName:                  h.serverName,
 		RootCAs:                     h.roots,
-		ClientSessionCache:          h.usessions,
+		ClientSessionCache:          &h.usessions,
 		OmitEmptyPsk:                true,
 		DynamicRecordSizingDisabled: true,
 	}, *h.hello)
+	if *h.hello == utls.HelloCustom {
+		spec, err := chromeHello()
+		if err == nil {
+			err = c.ApplyPreset(spec)
+		}
+		if err != nil {
+			return nil, "", err
+		}
+	}
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, "", err
 	}

@@ -19,11 +19,17 @@ const (
 	// is what RFC 9113 section 6.5.2 recommends that servers allow at least.
 	maxStreams = 100
 
-	// streamWindow and connWindow are the HTTP/2 receive windows in bytes.
-	// 200 ms at 500 Mbit/s are 12.5 MB in flight. Unread responses hold at
-	// most connWindow in memory.
-	streamWindow = 16 << 20
+	// streamWindow and connWindow are the largest HTTP/2 receive windows in
+	// bytes, to which those of a browser's preface grow. 200 ms at 500 Mbit/s
+	// are 12.5 MB in flight, and an h2Mask may hold back 3 MB of what was read.
+	// Unread responses hold at most connWindow in memory.
+	streamWindow = 20 << 20
 	connWindow   = 32 << 20
+
+	// dataFrame is the most octets of a body in one HTTP/2 frame. It is
+	// Chrome's (net/spdy/spdy_session.cc): with its head a frame fills a TLS
+	// record, of which 16 KB would need two.
+	dataFrame = 16<<10 - frameHead
 
 	// readFrame is the size in bytes of the largest HTTP/2 frame that a server
 	// may send. It is the protocol's default, and browsers ask for no other:
@@ -87,15 +93,19 @@ func (s *sock) silence() time.Duration {
 
 // A wireMaker makes wires out of connections. It is safe for concurrent use.
 type wireMaker struct {
-	h1 *http.Transport
-	h2 *http2.Transport
+	h1    *http.Transport
+	h2    *http2.Transport
+	look  *h2Look // nil: connections look like Go's
+	order fieldOrder
 }
 
 // connKey carries the connection to the HTTP/1.1 implementation, which wants
 // to dial.
 type connKey struct{}
 
-func newWireMaker() (*wireMaker, error) {
+// newWireMaker returns one whose connections look like b's, or like Go's if b
+// is nil.
+func newWireMaker(b *browser) (*wireMaker, error) {
 	t1 := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return ctx.Value(connKey{}).(net.Conn), nil
@@ -114,6 +124,7 @@ func newWireMaker() (*wireMaker, error) {
 			MaxReceiveBufferPerStream:     streamWindow,
 			MaxReceiveBufferPerConnection: connWindow,
 			MaxReadFrameSize:              readFrame,
+			MaxDecoderHeaderTableSize:     maxHeaderTable,
 			// An exchange above the server's limit waits for its turn.
 			StrictMaxConcurrentRequests: true,
 		},
@@ -122,34 +133,54 @@ func newWireMaker() (*wireMaker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &wireMaker{h1: t1, h2: h2}, nil
+	m := &wireMaker{h1: t1, h2: h2}
+	if b != nil {
+		m.look, m.order = &b.h2, b.fieldOrder()
+	}
+	return m, nil
 }
 
 // make returns a wire that speaks HTTP/2 or HTTP/1.1 on conn and owns it.
 func (m *wireMaker) make(ctx context.Context, conn net.Conn, h2 bool) (wire, error) {
 	if h2 {
+		if m.look != nil {
+			conn = newH2Mask(conn, m.look, m.order)
+		}
 		cc, err := m.h2.NewClientConn(conn)
 		if err != nil {
 			return nil, err
 		}
 		return &wire2{cc: cc}, nil
 	}
+	var mask *h1Mask
+	if m.look != nil {
+		mask = &h1Mask{Conn: conn, order: m.order}
+		conn = mask
+	}
 	// The host does not matter: it names the connection in errors only.
 	cc, err := m.h1.NewClientConn(context.WithValue(ctx, connKey{}, conn), "http", "front.invalid:80")
 	if err != nil {
 		return nil, err
 	}
-	return wire1{cc}, nil
+	return wire1{cc, mask}, nil
 }
 
 // wire1 is HTTP/1.1.
-type wire1 struct{ cc *http.ClientConn }
+type wire1 struct {
+	cc   *http.ClientConn
+	mask *h1Mask // nil: none
+}
 
-func (w wire1) roundTrip(req *http.Request) (*http.Response, error) { return w.cc.RoundTrip(req) }
-func (w wire1) usable() bool                                        { return w.cc.Err() == nil && w.cc.Available() > 0 }
-func (w wire1) limit() (int, bool)                                  { return 1, true }
-func (w wire1) ping(context.Context) error                          { return nil }
-func (w wire1) close()                                              { w.cc.Close() }
+func (w wire1) roundTrip(req *http.Request) (*http.Response, error) {
+	if w.mask != nil {
+		w.mask.begin()
+	}
+	return w.cc.RoundTrip(req)
+}
+func (w wire1) usable() bool               { return w.cc.Err() == nil && w.cc.Available() > 0 }
+func (w wire1) limit() (int, bool)         { return 1, true }
+func (w wire1) ping(context.Context) error { return nil }
+func (w wire1) close()                     { w.cc.Close() }
 
 // wire2 is HTTP/2.
 type wire2 struct {

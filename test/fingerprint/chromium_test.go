@@ -1,0 +1,330 @@
+package fingerprint
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"turbotunnel/common/front"
+	"turbotunnel/test/cdn"
+	"turbotunnel/test/proc"
+)
+
+// The requests that both clients make: posts of opaque octets to their own
+// site, on two connections of which the second one has some at once.
+var (
+	firstPaths  = []string{"/a", "/b", "/last"}
+	secondPaths = []string{"/c", "/wait1", "/wait2", "/wait3", "/done"}
+)
+
+const bodySize = 2000 // bytes
+
+const page = `<!doctype html><title>x</title><link rel=icon href=data:><script>
+const post = path => fetch(path, {method: 'POST', body: new Uint8Array(2000), headers: {'Content-Type': 'application/octet-stream'}});
+(async () => {
+	await post('/a')
+	await post('/b')
+	await post('/last')
+	await post('/c')
+	await Promise.all([post('/wait1'), post('/wait2'), post('/wait3')])
+	await post('/done')
+})()
+</script>`
+
+// startTime is how long Chromium may take for everything on a busy machine.
+const startTime = 2 * time.Minute
+
+// newRecorder returns a Recorder, its certificate, and the file of whom its
+// clients have to trust.
+func newRecorder(t *testing.T, protocol string) (*Recorder, tls.Certificate, string) {
+	t.Helper()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	cert, err := cdn.WriteCA(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec, err := NewRecorder(cert, protocol, page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { rec.Close() })
+	return rec, cert, ca
+}
+
+// ofChromium returns the connections of a Chromium that loads the page.
+func ofChromium(t *testing.T, protocol string) []*Connection {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts Chromium")
+	}
+	program, err := exec.LookPath("chromium")
+	if err != nil {
+		t.Fatalf("%v: make test installs it", err)
+	}
+	rec, cert, _ := newRecorder(t, protocol)
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	dir := t.TempDir()
+	log := filepath.Join(dir, "log")
+	browser, err := proc.Start("chromium", log, exec.Command(program,
+		"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+		"--remote-debugging-port=0", // keeps it running
+		"--lang=en-US",
+		"--user-data-dir="+filepath.Join(dir, "profile"),
+		"--ignore-certificate-errors-spki-list="+base64.StdEncoding.EncodeToString(key[:]),
+		"--host-resolver-rules=MAP "+cdn.Front+" "+rec.Addr(),
+		"https://"+cdn.Front+"/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-rec.Answered("/done"):
+	case <-time.After(startTime):
+		text, _ := os.ReadFile(log)
+		t.Errorf("chromium has not made its requests:\n%s", text)
+	}
+	if err := browser.Stop(); err != nil {
+		t.Log(err)
+	}
+	if err := rec.Close(); err != nil {
+		t.Error(err)
+	}
+	return rec.Connections()
+}
+
+// ofOurs returns the connections of this project's client. The headers given
+// stand in for its own: those that say on what computer a browser runs.
+func ofOurs(t *testing.T, protocol, utls string, header http.Header) []*Connection {
+	t.Helper()
+	rec, _, ca := newRecorder(t, protocol)
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	f, err := front.New(front.Config{
+		URL:     &url.URL{Scheme: "https", Host: cdn.Front, Path: "/"},
+		Addr:    rec.Addr(),
+		UTLS:    utls,
+		RootCAs: roots,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	post := func(path string) {
+		ctx, cancel := context.WithTimeout(t.Context(), startTime)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+cdn.Front+path, strings.NewReader(strings.Repeat("x", bodySize)))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		req.Header = header.Clone()
+		resp, err := f.RoundTrip(req)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+	for _, path := range append(firstPaths, secondPaths[0]) {
+		post(path)
+	}
+	var all sync.WaitGroup
+	for _, path := range secondPaths[1:4] {
+		all.Go(func() { post(path) })
+	}
+	all.Wait()
+	post(secondPaths[4])
+	f.Close()
+	if err := rec.Close(); err != nil {
+		t.Error(err)
+	}
+	return rec.Connections()
+}
+
+// computer are the headers that say on what computer a browser runs, as
+// Chromium sent them.
+func computer(head []hpack.HeaderField) http.Header {
+	h := make(http.Header)
+	for _, f := range head {
+		switch strings.ToLower(f.Name) {
+		case "user-agent", "sec-ch-ua", "sec-ch-ua-platform":
+			h.Set(f.Name, f.Value)
+		}
+	}
+	return h
+}
+
+// A sheet compares what the two clients sent, side by side.
+type sheet struct {
+	t     *testing.T
+	lines []string
+}
+
+func (s *sheet) compare(what string, chromium, ours any) {
+	verdict := "same"
+	if !reflect.DeepEqual(chromium, ours) {
+		verdict = "DIFFERS"
+		s.t.Errorf("%s: Chromium %v, ours %v", what, chromium, ours)
+	}
+	s.lines = append(s.lines, fmt.Sprintf("%s: %s\n    Chromium  %v\n    ours      %v", what, verdict, chromium, ours))
+}
+
+// TestHTTP2 is the proof that utls=chrome looks like Chromium: in JA3 and JA4,
+// first and later connections, and in all that HTTP/2 shows.
+func TestHTTP2(t *testing.T) {
+	theirs := ofChromium(t, "h2")
+	if t.Failed() || len(theirs) != 2 {
+		t.Fatalf("Chromium made %d connections", len(theirs))
+	}
+	ours := ofOurs(t, "h2", "", computer(theirs[1].Requests()[0].Fields))
+	if t.Failed() || len(ours) != 2 {
+		t.Fatalf("our client made %d connections", len(ours))
+	}
+	s := &sheet{t: t}
+	for i, which := range []string{"first connection", "later connection"} {
+		a, b := theirs[i], ours[i]
+		s.compare(which+", session resumed", a.Resumed, b.Resumed)
+		s.compare(which+", JA4", a.Hello.JA4(), b.Hello.JA4())
+		s.compare(which+", JA3 with sorted extensions", a.Hello.SortedJA3(), b.Hello.SortedJA3())
+		s.compare(which+", extensions by number and size", a.Hello.sizes(), b.Hello.sizes())
+		s.compare(which+", places of GREASE", a.Hello.greasePlaces(), b.Hello.greasePlaces())
+		s.compare(which+", HTTP/2", Akamai(a.Frames), Akamai(b.Frames))
+	}
+	heads := theirs[1].Requests()
+	for i, b := range ours[1].Requests() {
+		a := heads[i]
+		what := fmt.Sprintf("later connection, request %d", i+1)
+		s.compare(what+", priority", *a.Priority, *b.Priority)
+		if i == 0 || i == len(heads)-1 { // the others' order is chance
+			s.compare(what+", head", a.Fields, b.Fields)
+			s.compare(what+", bytes of the compressed head", a.Length, b.Length)
+		}
+	}
+	s.compare("later connection, sizes of TLS records", slices.Sorted(slices.Values(theirs[1].Records)), slices.Sorted(slices.Values(ours[1].Records)))
+	t.Log("\n" + strings.Join(s.lines, "\n"))
+}
+
+// TestHTTP1 is the same for HTTP/1.1.
+func TestHTTP1(t *testing.T) {
+	theirs, sizes := firstPost(t, ofChromium(t, "http/1.1"))
+	ours, ourSizes := firstPost(t, ofOurs(t, "http/1.1", "", computer(theirs.Fields)))
+	s := &sheet{t: t}
+	s.compare("request", theirs, ours)
+	s.compare("sizes of its TLS records", sizes, ourSizes)
+	t.Log("\n" + strings.Join(s.lines, "\n"))
+}
+
+// firstPost returns the first request of the script, and the sizes of the TLS
+// records that carried it: one for its head and one for its body.
+func firstPost(t *testing.T, conns []*Connection) (Head, []int) {
+	t.Helper()
+	for _, c := range conns {
+		records := c.Records
+		for _, h := range c.Heads {
+			n := 1
+			if strings.HasPrefix(h.Line, "POST") {
+				n = 2
+			}
+			if len(records) < n {
+				t.Fatalf("%d TLS records for %d requests", len(c.Records), len(c.Heads))
+			}
+			if strings.HasPrefix(h.Line, "POST "+firstPaths[0]+" ") {
+				return h, records[:2]
+			}
+			records = records[n:]
+		}
+	}
+	t.Fatal("no request " + firstPaths[0])
+	return Head{}, nil
+}
+
+// sizes are the extensions and how long each is, where that does not vary:
+// that of encrypted_client_hello is random.
+func (h *ClientHello) sizes() map[uint16]int {
+	const extECH = 0xfe0d
+	sizes := make(map[uint16]int)
+	for _, e := range h.Extensions {
+		switch {
+		case grease(e.Type):
+		case e.Type == extECH:
+			sizes[e.Type] = -1
+		default:
+			sizes[e.Type] = len(e.Data)
+		}
+	}
+	return sizes
+}
+
+// greasePlaces are the positions of GREASE in each list.
+func (h *ClientHello) greasePlaces() map[string][]int {
+	var types []uint16
+	for _, e := range h.Extensions {
+		types = append(types, e.Type)
+	}
+	places := make(map[string][]int)
+	for name, list := range map[string][]uint16{
+		"ciphers": h.Ciphers, "extensions": types, "groups": h.Groups, "signatures": h.Signatures, "versions": h.Versions,
+	} {
+		for i, v := range list {
+			if grease(v) {
+				places[name] = append(places[name], i)
+			}
+		}
+	}
+	return places
+}
+
+// Every name that utls= accepts has the HTTP/2 preface of its browser.
+func TestPrefaces(t *testing.T) {
+	want := map[string]string{
+		"chrome":  "1:65536;2:0;4:6291456;6:262144|15663105|0|m,a,s,p",
+		"firefox": "1:65536;4:131072;5:16384|12517377|3:0:0:201,5:0:0:101,7:0:0:1,9:0:7:1,11:0:3:1,13:0:0:241|m,p,a,s",
+		"safari":  "4:4194304;3:100|10485760|0|m,s,p,a",
+	}
+	for name, akamai := range want {
+		for i, c := range ofOurs(t, "h2", name, nil) {
+			if got := Akamai(c.Frames); got != akamai {
+				t.Errorf("%s, connection %d: %s, want %s", name, i, got, akamai)
+			}
+			for _, f := range c.Frames {
+				if f.Kind == http2.FrameHeaders && (f.Priority == nil || f.Length == 0) {
+					t.Errorf("%s: a request without priority", name)
+				}
+			}
+		}
+	}
+	for _, c := range ofOurs(t, "h2", "none", nil) {
+		for _, f := range c.Requests()[0].Fields {
+			if strings.Contains(f.Value, "Go-http-client") {
+				t.Errorf("none says %s: %s", f.Name, f.Value)
+			}
+		}
+	}
+}
