@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -146,15 +145,14 @@ func TestDemoWithoutTor(t *testing.T) {
 		"Up through the tunnel: 20.0 of 20.0 MB", "front.example")
 }
 
-// TestDemoInterrupted ends the demo while it starts the Tor network.
+// TestDemoInterrupted ends the demo while its Tor network starts.
 func TestDemoInterrupted(t *testing.T) {
 	r := start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
 	defer cancel()
-	err := r.process.Wait(ctx, "the network's start", func() error {
-		// An authority runs as soon as it has written its lock.
-		if locks, _ := filepath.Glob(filepath.Join(r.tmp, "*", "a1", "lock")); len(locks) == 0 {
-			return fmt.Errorf("no lock yet")
+	err := r.process.Wait(ctx, "the authorities' vote", func() error {
+		if !strings.Contains(r.process.Tail(), "authorities vote") {
+			return errors.New("not yet")
 		}
 		return nil
 	})
