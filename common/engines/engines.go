@@ -5,13 +5,14 @@ import (
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/kcp"
 	"turbotunnel/common/engine/kcpsmux"
+	"turbotunnel/common/engine/sctp"
 )
 
 // Default is the name of the engine that is used when none is named.
 const Default = "kcp-smux"
 
 // all in the order in which they are listed to a person. It is not changed.
-var all = []engine.Engine{kcpsmux.Engine{}, kcp.Engine{}}
+var all = []engine.Engine{kcpsmux.Engine{}, kcp.Engine{}, sctp.Engine{}}
 
 // Names returns the names of all engines, the default first.
 func Names() []string {

@@ -2,6 +2,7 @@ package sctp
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -25,6 +26,7 @@ const (
 	chunkAbort = 6
 
 	wholeMessage = 3 // flags of a DATA chunk that is ordered and not a fragment
+	answerAtOnce = 8 // flag of a DATA chunk whose SACK shall not be delayed (RFC 7053)
 
 	firstTSN = 1
 )
@@ -123,13 +125,13 @@ func (c *conn) Read(p []byte) (int, error) {
 	<-c.ready
 	for {
 		if err := c.deliver(); err != nil {
-			c.pc.Close() // the writer may be blocked
+			c.close(!errors.Is(err, errPeerClosed))
 			return 0, err
 		}
 		n, addr, err := c.pc.ReadFrom(p)
 		ok, err := c.receive(p[:max(n, 0)], addr, err)
 		if err != nil {
-			c.pc.Close()
+			c.pc.Close() // the writer may be blocked
 			return 0, err
 		}
 		if ok {
@@ -186,7 +188,7 @@ func (c *conn) admit(p []byte) bool {
 		rest = after
 		switch chunk[0] {
 		case chunkData:
-			if len(chunk) <= dataHeaderSize || chunk[1] != wholeMessage {
+			if len(chunk) <= dataHeaderSize || chunk[1]&^answerAtOnce != wholeMessage {
 				return false
 			}
 			lane := binary.BigEndian.Uint16(chunk[8:])
@@ -293,6 +295,11 @@ func (c *conn) depart(p []byte) ([]byte, net.Addr, error) {
 			c.batch = append(c.batch, *c.message(tsn))
 			c.sent++
 			c.stats.Messages++
+			if c.sent == c.next {
+				// Nothing follows. SCTP would wait 200 ms before it acknowledges
+				// an odd packet, longer than the other side's probe timer.
+				chunk[1] |= answerAtOnce
+			}
 		} else {
 			c.stats.Retransmitted++
 		}
@@ -330,6 +337,9 @@ func (c *conn) departed(size int, took time.Duration, err error) error {
 		c.limited = false
 	}
 	c.s.pump()
+	if c.sent != c.next {
+		c.s.wake()
+	}
 	return nil
 }
 

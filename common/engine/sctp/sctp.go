@@ -195,6 +195,7 @@ type session struct {
 	conn   *conn
 	assoc  *sctp.Association
 	sctp   [lanes]*sctp.Stream
+	spare  *sctp.Stream // nothing is ever sent on it
 	client bool
 	done   chan struct{}
 	once   sync.Once // Close
@@ -245,10 +246,9 @@ func newSession(pc net.PacketConn, client bool) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer close(s.conn.ready)
 	for i := range s.sctp {
 		if s.sctp[i], err = s.assoc.OpenStream(uint16(i), sctp.PayloadTypeUnknown); err != nil {
-			close(s.conn.ready)
-			s.assoc.Close()
 			return nil, err
 		}
 		// A Read after its deadline returns what there is without blocking, so
@@ -258,8 +258,8 @@ func newSession(pc net.PacketConn, client bool) (*session, error) {
 	for _, st := range s.sctp {
 		st.Read(nil) // returns when the deadline has taken effect
 	}
-	close(s.conn.ready)
-	return s, nil
+	s.spare, err = s.assoc.OpenStream(lanes, sctp.PayloadTypeUnknown)
+	return s, err
 }
 
 // Open implements engine.Session.
@@ -409,6 +409,11 @@ func (s *session) pump() {
 		st.forgetIfOver()
 	}
 }
+
+// wake makes SCTP send what it was given. When an acknowledgement is late
+// (twice the round-trip time) it takes the path for congested, puts out as
+// little as one packet at a time and then sleeps until the next one comes.
+func (s *session) wake() { s.spare.Write(nil) }
 
 // deliver takes the messages that have arrived on the SCTP streams in which,
 // one bit for each.
