@@ -55,9 +55,6 @@ const (
 	// minBody is the size in bytes of the smallest limit that a body can have:
 	// one record and its head.
 	minBody = wire.MaxUnit + headRoom
-
-	// Hold is how long a poll waits for something to say.
-	Hold = 25 * time.Second
 )
 
 // A Transport makes exchanges. It must not repeat a request, must close the

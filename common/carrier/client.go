@@ -28,11 +28,25 @@ const (
 	// for, unless it is streamed.
 	maxAnswer = 1 << 20
 
-	// maxStream and streamAge end a streamed answer: before a CDN does, and
-	// before a transfer that lasts looks like nothing else on the web.
-	maxStream   = 256 << 20
-	streamAge   = 60 * time.Second
-	streamQuiet = 20 * time.Second
+	// maxStream is the size in bytes of the largest streamed answer.
+	maxStream = 256 << 20
+
+	// probeAge is how long the answer stays open that shows whether a path
+	// streams.
+	probeAge = 2 * time.Second
+
+	// overlap is the share of a stream's age after which the next one is asked
+	// for, so that one is always open.
+	overlap = 0.9
+
+	// slack is what an answer may take beyond some round trips before it means
+	// something.
+	slack = 500 * time.Millisecond
+
+	// turnHold is how long the server may wait for something to say, on a path
+	// that lets one exchange through at a time, while there is a conversation:
+	// what the client wants to say waits meanwhile.
+	turnHold = 50 * time.Millisecond
 
 	// manyBytes in an answer say that there is more to come.
 	manyBytes = 32 << 10
@@ -70,6 +84,7 @@ type ClientConfig struct {
 	Key       handshake.PublicKey
 	Engine    string // the engine's name, told to the server
 	Mode      Mode
+	Path      *Path        // shared with other sessions; nil: the session's own
 	Log       *slog.Logger // nil: nothing is logged
 }
 
@@ -97,17 +112,21 @@ type Client struct {
 	wg       sync.WaitGroup // exchanges
 
 	// Owned by run.
-	exchanges   uint64 // number of the next
-	uploads     int    // in flight, like downloads
-	downloads   int
-	want        int // downloads that shall be in flight
+	exchanges   uint64             // number of the next
+	flights     map[uint64]*flight // under way, by number
+	uploads     int                // of these, like polls and streams
+	polls       int
+	streams     int
+	want        int // polls that shall be in flight
+	streaming   bool
 	bodyLimit   int
 	spoke       time.Time // when records were sent last
+	answered    time.Time // when an upload that was answered last had been started
+	suspended   time.Time // when answers were ended to see whether uploads pass without them; zero: not now
 	failures    int       // in a row
 	foreigns    int       // likewise, of answers by somebody else
 	failingFrom time.Time
 	lastFailure time.Time
-	lastSuccess time.Time
 	notBefore   time.Time // the next exchange
 	stayAway    time.Time // until then, as the path has asked
 	failure     error     // the last one
@@ -118,6 +137,9 @@ func NewClient(cfg ClientConfig) *Client {
 	log := cfg.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Path == nil {
+		cfg.Path = new(Path)
 	}
 	l := newLink(nil)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -132,9 +154,11 @@ func NewClient(cfg ClientConfig) *Client {
 		suspect:   make(chan struct{}),
 		ending:    make(chan struct{}),
 		done:      make(chan struct{}),
-		results:   make(chan result, maxUploads+maxDownloads+2),
+		results:   make(chan result, maxUploads+maxDownloads+16),
 		exchanges: 1, // 0 is the handshake
+		flights:   make(map[uint64]*flight),
 		want:      1,
+		streaming: cfg.Mode == Stream,
 		bodyLimit: MaxBody,
 	}
 	go c.run()
@@ -294,7 +318,6 @@ func (c *Client) handshake() error {
 		res, err := c.greet(a)
 		switch {
 		case err == nil:
-			c.lastSuccess = time.Now()
 			return nil
 		case c.ctx.Err() != nil:
 			return fmt.Errorf("%w: closed before the server answered", ErrLost)
@@ -405,10 +428,19 @@ func (c *Client) carry() error {
 				return fmt.Errorf("%w: ended by the server", ErrLost)
 			}
 		}
-		if idle := time.Since(c.lastSuccess); idle > Lifetime && c.failures > 0 {
+		if idle := time.Since(c.failingFrom); idle > Lifetime && c.failures > 0 {
 			return fmt.Errorf("%w: nothing came through for %v: %w", ErrLost, idle.Round(time.Second), c.failure)
 		}
 	}
+}
+
+// way is what is known of the way that exchanges take now.
+func (c *Client) way() *way {
+	name := ""
+	if n, ok := c.cfg.Transport.(interface{ Name() string }); ok {
+		name = n.Name()
+	}
+	return c.cfg.Path.way(name)
 }
 
 // slots says how many exchanges may be in flight in each direction.
@@ -427,7 +459,6 @@ func (c *Client) launch(now time.Time) time.Duration {
 	if wait := max(c.notBefore.Sub(now), c.stayAway.Sub(now)); wait > 0 {
 		return wait
 	}
-	uploads, downloads := c.slots()
 	if c.failures > 1 {
 		// One exchange that is answered at once shows whether the path is back.
 		if c.uploads == 0 {
@@ -435,91 +466,239 @@ func (c *Client) launch(now time.Time) time.Duration {
 		}
 		return long
 	}
-	wait := long
-	for {
-		due := c.link.dueIn(now)
-		if due < 0 {
+	due := c.link.dueIn(now)
+	if due < 0 {
+		due = c.link.newsIn(now)
+	}
+	way := c.way()
+	if way.oneAtATime(now) || c.cfg.Transport.MaxInFlight() < 2 {
+		return min(c.takeTurn(now, due), long)
+	}
+	uploads, downloads := c.slots()
+	wait := min(long, c.look(now, way))
+	for due == 0 && c.uploads < uploads {
+		c.start(upload)
+		if due = c.link.dueIn(now); due < 0 {
 			due = c.link.newsIn(now)
 		}
-		if due < 0 {
-			break
+	}
+	if due > 0 {
+		wait = min(wait, due)
+	}
+	if !c.suspended.IsZero() {
+		return wait
+	}
+	if c.streaming {
+		for c.streams < c.wantStreams(now) {
+			c.start(stream)
 		}
-		if due > 0 || c.uploads >= uploads {
-			if due > 0 {
-				wait = min(wait, due)
-			}
-			break
-		}
-		c.start(upload)
+		return wait
 	}
 	if now.Sub(c.spoke) < lively {
 		c.want = max(2, c.want)
 	}
 	c.want = max(1, c.want)
-	want := min(c.want, downloads)
-	if c.cfg.Mode == Stream {
-		want = 1
-	}
-	for c.downloads < want {
-		c.start(download)
+	for c.polls < min(c.want, downloads) {
+		c.start(poll)
 	}
 	return wait
+}
+
+// wantStreams is 1, and 2 while the older one is about to end.
+func (c *Client) wantStreams(now time.Time) int {
+	n := 1
+	for _, f := range c.flights {
+		if f.kind == stream && !f.probe && now.Sub(f.started) > time.Duration(float64(f.asked.Stream)*overlap) {
+			n = 2
+		}
+	}
+	return n
+}
+
+// takeTurn keeps one exchange in flight, which carries both directions. When
+// there is something to say while the server has nothing to say, it is broken
+// off.
+func (c *Client) takeTurn(now time.Time, due time.Duration) time.Duration {
+	if len(c.flights) == 0 {
+		c.start(turn)
+		return time.Minute
+	}
+	if due == 0 {
+		for _, f := range c.flights {
+			if f.kind != turn && f.kind != greeting && f.kind != upload {
+				f.cancel(errUnneeded)
+			} else if f.kind == turn && f.asked.Hold > turnHold && f.first.Load() == 0 && f.sent.Load() > 0 {
+				f.cancel(errUnneeded)
+			}
+		}
+		return time.Minute // the end of the flight comes as a result
+	}
+	if due > 0 {
+		return due
+	}
+	return time.Minute
+}
+
+// look judges by what is under way what the path does, and says when to look
+// again.
+func (c *Client) look(now time.Time, way *way) time.Duration {
+	srtt, rttvar := c.link.roundTrip()
+	late := 2*srtt + 4*rttvar + slack
+	next := time.Minute
+	again := func(in time.Duration) { next = min(next, max(in, time.Millisecond)) }
+	waiting := time.Duration(0) // of the upload that has waited longest
+	for _, f := range c.flights {
+		switch f.kind {
+		case upload:
+			if f.sent.Load() > 0 && f.first.Load() == 0 {
+				waiting = max(waiting, f.since(now, &f.sent))
+			}
+		case stream:
+			again(time.Duration(float64(f.asked.Stream)*overlap) - now.Sub(f.started))
+			if f.probe || c.cfg.Mode == Stream {
+				continue
+			}
+			silent := f.since(now, &f.heard)
+			switch {
+			case f.first.Load() == 0 && silent <= late:
+				again(late - silent)
+			case f.first.Load() == 0 && c.answered.After(f.started):
+				// The server says something at once, and others got through.
+				c.stopStreaming(now, way, "an answer did not come as it was written")
+			case f.first.Load() == 0:
+				if c.uploads == 0 {
+					c.start(upload) // to see whether others get through
+				}
+			case f.first.Load() > 0:
+				if owed := c.link.owedFor(now); owed > 0 {
+					if min(owed, silent) > late {
+						c.stopStreaming(now, way, "an answer stopped coming as it was written")
+					}
+					again(late - min(owed, silent))
+				}
+			}
+		}
+	}
+	// Uploads that wait while a stream or a poll is open may be waiting for it.
+	// If they pass as soon as nothing else is open, they were.
+	if waiting > 0 && c.suspended.IsZero() && c.polls+c.streams > 0 && c.answered.Before(now.Add(-2*late)) {
+		if waiting > 2*late {
+			c.suspended = now
+			for _, f := range c.flights {
+				if f.kind == poll || f.kind == stream {
+					f.cancel(errUnneeded)
+				}
+			}
+		}
+		again(2*late - waiting)
+	}
+	if !c.suspended.IsZero() {
+		if now.Sub(c.suspended) > late {
+			c.suspended = time.Time{}
+		}
+		again(late - now.Sub(c.suspended))
+	}
+	if c.cfg.Mode == Auto && !c.streaming && now.Sub(c.spoke) < lively {
+		if in := way.probeIn(now); in > 0 {
+			again(in)
+		} else if c.streams == 0 {
+			c.start(stream)
+		}
+	}
+	return next
+}
+
+// stopStreaming goes back to polls.
+func (c *Client) stopStreaming(now time.Time, way *way, why string) {
+	if way.saw(now, false) {
+		c.log.Info("receiving by polls: " + why)
+	}
+	c.streaming = false
+	for _, f := range c.flights {
+		if f.kind == stream {
+			f.cancel(errUnneeded)
+		}
+	}
+}
+
+// newFlight prepares an exchange.
+func (c *Client) newFlight(number uint64, k kind) *flight {
+	f := &flight{number: number, kind: k, started: time.Now()}
+	f.ctx, f.cancel = context.WithCancelCause(c.ctx)
+	return f
 }
 
 // start makes an exchange in a goroutine of its own, which run waits for.
 func (c *Client) start(k kind) {
 	c.link.told()
-	number := c.exchanges
+	f := c.newFlight(c.exchanges, k)
 	c.exchanges++
-	fields := wire.Head{Limit: maxAnswer}
-	var records []*sentRecord
+	c.flights[f.number] = f
+	hold, quiet, age := c.way().lengths()
+	f.asked.Limit = maxAnswer
 	switch k {
 	case upload:
 		c.uploads++
-		records = c.link.take(number, c.bodyLimit-headRoom)
-		if len(records) > 0 {
-			c.spoke = time.Now()
+	case poll:
+		c.polls++
+		f.asked.Hold = hold
+	case stream:
+		c.streams++
+		f.asked.Limit, f.asked.Stream, f.asked.Quiet = maxStream, age, quiet
+		if !c.streaming {
+			// No room for records: they would come late if the path holds back.
+			f.probe, f.asked.Stream, f.asked.Limit = true, probeAge, minBody/2
 		}
-	case download:
-		c.downloads++
-		fields.Hold = Hold
-		if c.cfg.Mode == Stream {
-			fields.Limit, fields.Stream, fields.Quiet = maxStream, streamAge, streamQuiet
+	case turn:
+		f.asked.Hold = hold
+		if f.started.Sub(c.spoke) < lively {
+			f.asked.Hold = turnHold
 		}
 	case farewell:
-		fields.Close = wire.CloseDone
-		records = c.link.take(number, c.bodyLimit-headRoom)
+		f.asked.Close = wire.CloseDone
 	}
-	c.wg.Go(func() { c.results <- c.exchange(number, k, fields, records) })
+	if k == upload || k == turn || k == farewell {
+		f.records = c.link.take(f.number, c.bodyLimit-headRoom)
+		if len(f.records) > 0 {
+			c.spoke = f.started
+		}
+	}
+	c.wg.Go(func() { c.results <- c.exchange(f) })
 }
 
 // observe learns from how an exchange ended.
 func (c *Client) observe(res result) {
-	switch res.kind {
+	f, now, way := res.flight, time.Now(), c.way()
+	delete(c.flights, f.number)
+	switch f.kind {
 	case upload:
 		c.uploads--
-	case download:
-		c.downloads--
+		if res.good && f.started.After(c.answered) {
+			c.answered = f.started
+		}
+		if res.good && f.started.Before(c.suspended) {
+			c.suspended = time.Time{}
+			way.setSerial(now)
+			c.log.Info("the path lets one request through at a time: sending and receiving in turns")
+		}
+	case poll:
+		c.polls--
+	case stream:
+		c.streams--
 	}
-	now := time.Now()
 	if res.good {
 		if c.failures > 1 {
 			c.log.Info("carrying again", "after", now.Sub(c.failingFrom).Round(time.Millisecond))
+			way.soon(now)
 		}
-		c.failures, c.foreigns, c.lastSuccess, c.notBefore = 0, 0, now, time.Time{}
+		c.failures, c.foreigns, c.notBefore = 0, 0, time.Time{}
 		c.forgot.Store(false)
 	}
+	c.learn(&res, now, way)
 	if res.err == nil {
-		if res.kind == download {
-			switch {
-			case res.backlog > 0 || res.received >= manyBytes:
-				c.want = min(c.want*2, maxDownloads)
-			case res.received == 0:
-				c.want /= 2
-			default:
-				c.want--
-			}
-		}
+		return
+	}
+	if errors.Is(res.err, errUnneeded) {
 		return
 	}
 	c.failure = res.err
@@ -531,7 +710,7 @@ func (c *Client) observe(res result) {
 	if res.retryAfter > 0 {
 		c.stayAway = now.Add(res.retryAfter)
 	}
-	if res.good || c.failures > 0 && res.started.Before(c.lastFailure) {
+	if res.good || c.failures > 0 && f.started.Before(c.lastFailure) {
 		return // it brought something, or it failed together with one that was counted
 	}
 	c.lastFailure = now
@@ -551,6 +730,55 @@ func (c *Client) observe(res result) {
 	}
 }
 
+// learn draws from an exchange's answer what the path does with answers.
+func (c *Client) learn(res *result, now time.Time, way *way) {
+	f := res.flight
+	age := now.Sub(f.started)
+	spread := age - time.Duration(f.first.Load()) // between the answer's first unit and its end
+	switch f.kind {
+	case greeting:
+		c.judge(now, way, spread >= firstStream/2)
+	case poll:
+		switch {
+		case res.err != nil && !res.good && !errors.Is(res.err, errUnneeded):
+			way.cut(false, age, age)
+		case res.err != nil:
+		case res.backlog > 0 || res.received >= manyBytes:
+			c.want = min(c.want*2, maxDownloads)
+		case res.received == 0:
+			c.want /= 2
+		default:
+			c.want--
+		}
+	case stream:
+		asked := f.asked.Stream
+		switch {
+		case f.probe:
+			c.judge(now, way, res.good && spread >= asked/2)
+		case errors.Is(res.err, errUnneeded):
+		case res.good && age < asked*9/10 && res.received < maxStream/2:
+			way.cut(true, age, f.since(now, &f.heard))
+		}
+	}
+}
+
+// judge takes note of whether an answer came as it was written.
+func (c *Client) judge(now time.Time, way *way, streams bool) {
+	if c.cfg.Mode != Auto {
+		return
+	}
+	changed := way.saw(now, streams)
+	c.streaming = streams
+	if !changed {
+		return
+	}
+	if streams {
+		c.log.Info("receiving by streams: answers come as they are written")
+	} else {
+		c.log.Info("receiving by polls: answers come when they are complete")
+	}
+}
+
 // sayFarewell sends what the engine has left behind and tells the server that
 // the session has ended, as far as farewellTime allows.
 func (c *Client) sayFarewell() {
@@ -560,7 +788,8 @@ func (c *Client) sayFarewell() {
 	for {
 		select {
 		case res := <-c.results:
-			if res.kind != farewell {
+			delete(c.flights, res.flight.number)
+			if res.flight.kind != farewell {
 				continue
 			}
 			if res.err == nil || !c.pause0(deadline, minBackoff) {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"turbotunnel/common/handshake"
@@ -30,14 +31,43 @@ type kind uint8
 const (
 	greeting kind = iota // carries the first message
 	upload               // carries records and is answered at once
-	download             // is answered when there is something to say
+	poll                 // is answered when there is something to say
+	stream               // is answered bit by bit
+	turn                 // carries records and is answered as a poll: for a path that lets one through at a time
 	farewell             // ends the session
 )
 
+// A flight is an exchange under way.
+type flight struct {
+	number  uint64
+	kind    kind
+	asked   wire.Head
+	records []*sentRecord
+	probe   bool // made to see whether the path streams
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	started time.Time
+
+	// Written by the exchange, as time since started; 0: not yet.
+	sent  atomic.Int64 // the request's last byte
+	first atomic.Int64 // the first unit of the answer
+	heard atomic.Int64 // the newest one
+}
+
+func (f *flight) mark(what *atomic.Int64) { what.Store(max(1, int64(time.Since(f.started)))) }
+
+// since returns how long ago something was marked, or how long ago the flight
+// started.
+func (f *flight) since(now time.Time, what *atomic.Int64) time.Duration {
+	return now.Sub(f.started) - time.Duration(what.Load())
+}
+
+// errUnneeded ends an exchange that is not wanted any more.
+var errUnneeded = errors.New("not wanted any more")
+
 // result is how an exchange ended.
 type result struct {
-	kind       kind
-	started    time.Time
+	flight     *flight
 	received   int   // bytes of records in the answer
 	backlog    int   // bytes that waited at the server when the answer began
 	err        error // nil if the answer was the server's and came whole
@@ -86,7 +116,7 @@ func (b *body) Read(p []byte) (n int, err error) {
 		b.part = b.part[m:]
 		n += m
 	}
-	last := len(b.part) == 0 && len(b.records) == 0
+	last := len(b.part) == 0 && (b.head == nil && len(b.records) <= 1 || len(b.records) == 0)
 	if n > 0 {
 		b.moved(last)
 	}
@@ -136,44 +166,47 @@ func (e *errForeign) Error() string {
 
 // exchange makes one exchange and takes in what comes. It returns when the
 // exchange has ended.
-func (c *Client) exchange(number uint64, k kind, fields wire.Head, records []*sentRecord) result {
-	res := result{kind: k, started: time.Now()}
-	ctx, cancel := context.WithCancelCause(c.ctx)
-	defer cancel(nil)
-	wait := patience + max(fields.Hold, fields.Quiet)
+func (c *Client) exchange(f *flight) result {
+	res := result{flight: f}
+	defer f.cancel(nil)
+	wait := patience + max(f.asked.Hold, f.asked.Quiet)
 	watchdog := time.AfterFunc(wait, func() {
-		cancel(fmt.Errorf("no answer within %v", wait))
+		f.cancel(fmt.Errorf("no answer within %v", wait))
 	})
 	defer watchdog.Stop()
 
 	pad := 0
-	if len(records) == 0 {
+	if len(f.records) == 0 {
 		pad = randomPad()
 	}
-	b := newBody(c.link.head(number, fields, pad), records, c.link.send, func(last bool) {
+	b := newBody(c.link.head(f.number, f.asked, pad), f.records, c.link.send, func(last bool) {
 		watchdog.Reset(wait)
 		if last {
-			c.link.wrote(number)
+			f.mark(&f.sent)
+			c.link.wrote(f.number)
 		}
 	})
 	defer b.Close()
 	res.size = b.size
-	res.err = c.converse(ctx, number, b, &res, func() { watchdog.Reset(wait) })
-	if res.err != nil && ctx.Err() != nil {
-		res.err = context.Cause(ctx)
+	res.err = c.converse(f, b, &res, func() {
+		watchdog.Reset(wait)
+		f.first.CompareAndSwap(0, max(1, int64(time.Since(f.started))))
+		f.mark(&f.heard)
+	})
+	if res.err != nil && f.ctx.Err() != nil {
+		res.err = context.Cause(f.ctx)
 	}
-	c.link.endedExchange(number)
-	c.link.over(number)
+	c.link.endedExchange(f.number)
+	c.link.over(f.number)
 	return res
 }
 
-func (c *Client) converse(ctx context.Context, number uint64, b *body, res *result, moved func()) error {
-	resp, err := c.post(ctx, b, b.size)
+func (c *Client) converse(f *flight, b *body, res *result, moved func()) error {
+	resp, err := c.post(f.ctx, b, b.size)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	moved()
 	if err := c.foreign(resp, res); err != nil {
 		return err
 	}
@@ -259,6 +292,7 @@ func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved fun
 		}
 		res.good = true
 		res.backlog = head.Backlog
+		c.link.owed(head.Sent)
 		if c.link.opened(u.Number, &head) && head.Close != 0 {
 			res.closed = true
 		}
@@ -266,73 +300,75 @@ func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved fun
 }
 
 // greet sends the first message once and returns nil if the server accepted.
-// The rest of the answer is taken in by an exchange of its own.
-func (c *Client) greet(a *attempt) (res result, err error) {
-	ctx, cancel := context.WithCancelCause(c.ctx)
+// The rest of the answer is then taken in by the flight's goroutine.
+func (c *Client) greet(a *attempt) (foreign result, err error) {
+	f := c.newFlight(0, greeting)
 	accepted := false
 	defer func() {
 		if !accepted {
-			cancel(nil)
+			f.cancel(nil)
 		}
 	}()
 	watchdog := time.AfterFunc(patience, func() {
-		cancel(fmt.Errorf("no answer within %v", patience))
+		f.cancel(fmt.Errorf("no answer within %v", patience))
 	})
-	defer watchdog.Stop()
-	resp, err := c.post(ctx, io.NopCloser(&lazyReader{make: func() ([]byte, error) { return c.message(a) }}), int64(a.size))
+	resp, err := c.post(f.ctx, io.NopCloser(&lazyReader{make: func() ([]byte, error) { return c.message(a) }}), int64(a.size))
 	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+		watchdog.Stop()
+		if f.ctx.Err() != nil {
+			err = context.Cause(f.ctx)
 		}
-		return res, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		return foreign, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	defer func() {
 		if !accepted {
+			watchdog.Stop()
 			resp.Body.Close()
 		}
 	}()
-	if err := c.foreign(resp, &res); err != nil {
+	if err := c.foreign(resp, &foreign); err != nil {
 		a.date = resp.Header.Get("Date")
-		if !res.foreign {
-			return res, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		if !foreign.foreign {
+			return foreign, fmt.Errorf("%w: %w", ErrUnreachable, err)
 		}
-		return res, fmt.Errorf("%w: %w", ErrNotServer, err)
+		return foreign, fmt.Errorf("%w: %w", ErrNotServer, err)
 	}
-	initiator, made := c.attempts.of(a)
-	if initiator == nil { // it was answered before it was read
-		res.foreign = true
-		return res, fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
+	var answer handshake.Answer
+	var keys handshake.Keys
+	err = handshake.ErrNotNoise // from who answered before the message was read
+	if initiator, _ := c.attempts.of(a); initiator != nil {
+		answer, keys, err = initiator.Finish(resp.Body)
 	}
-	answer, keys, err := initiator.Finish(resp.Body)
 	if err != nil && !somebodyElses(resp, err) {
-		return res, fmt.Errorf("%w: answer cut short: %w", ErrUnreachable, err)
+		return foreign, fmt.Errorf("%w: answer cut short: %w", ErrUnreachable, err)
 	}
 	if err != nil {
 		a.date = resp.Header.Get("Date")
-		res.foreign = true
-		return res, fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
+		foreign.foreign = true
+		return foreign, fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
 	}
 	if err := refusal(answer, c.cfg.Engine); err != nil {
-		return res, err
+		return foreign, err
 	}
 	accepted = true
+	f.mark(&f.first)
 	c.link.send, c.link.receive = keys.Send, keys.Receive
 	c.established()
+	c.flights[0] = f
 	c.wg.Go(func() {
-		defer cancel(nil)
+		defer f.cancel(nil)
 		defer resp.Body.Close()
-		watchdog := time.AfterFunc(patience, func() { cancel(nil) })
 		defer watchdog.Stop()
-		res := result{kind: greeting, started: made}
-		res.err = c.takeIn(resp.Body, resp, &res, func() { watchdog.Reset(patience) })
+		res := result{flight: f}
+		res.err = c.takeIn(resp.Body, resp, &res, func() {
+			watchdog.Reset(patience)
+			f.mark(&f.heard)
+		})
 		c.link.endedExchange(0)
 		c.results <- res
 	})
-	return res, nil
+	return foreign, nil
 }
-
-// errUnneeded ends an exchange that is not wanted any more.
-var errUnneeded = errors.New("not wanted any more")
 
 // lazyReader reads what make returns, which is called when the first byte is
 // wanted: the connection is ready then.

@@ -116,7 +116,9 @@ type link struct {
 	delivered uint64   // number of the record that ready waits for
 	got       wire.Set // records received or given up
 	gapSince  time.Time
-	window    uint64 // the newest window told
+	existing  uint64    // records below this exist, as the other side says
+	owedSince time.Time // since when one of them has been missing
+	window    uint64    // the newest window told
 	newsAt    time.Time
 
 	heads        uint64 // number of the next head
@@ -411,6 +413,7 @@ func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
 	h.Acks, h.Ended = l.got, l.ended
 	l.window = l.delivered - uint64(len(l.ready)) + windowRecords
 	h.Window = l.window
+	h.Sent = l.next
 	h.Backlog = l.queued
 	for _, n := range l.lost {
 		if r := l.record(n); r != nil {
@@ -570,6 +573,31 @@ func (l *link) receivedHello(datagrams []byte) {
 	l.hold(1)
 	l.ready = append(l.ready, b)
 	signal(l.readable)
+}
+
+// owed notes that records below number exist.
+func (l *link) owed(number uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.existing = max(l.existing, number)
+	if l.got.Low >= l.existing {
+		l.owedSince = time.Time{}
+	} else if l.owedSince.IsZero() {
+		l.owedSince = time.Now()
+	}
+}
+
+// owedFor says for how long records have been missing that exist.
+func (l *link) owedFor(now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.got.Low >= l.existing {
+		l.owedSince = time.Time{}
+	}
+	if l.owedSince.IsZero() {
+		return 0
+	}
+	return now.Sub(l.owedSince)
 }
 
 // newsIn says how long the client may still keep the news that records came;

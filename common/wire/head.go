@@ -37,6 +37,7 @@ type Head struct {
 	Quiet   time.Duration // request: in such an answer, never be silent longer than this
 	Window  uint64        // both: records below this number have room
 	Backlog int           // answer: bytes that wait to be sent
+	Sent    uint64        // answer: records below this number exist
 	Close   uint64        // both: the sender has ended the session, for this reason
 }
 
@@ -50,6 +51,7 @@ const (
 	fieldWindow  = 5 // record number
 	fieldBacklog = 6 // bytes
 	fieldClose   = 7 // reason
+	fieldSent    = 8 // record number
 )
 
 // Reasons to close a session.
@@ -82,7 +84,8 @@ func (h *Head) Append(b []byte) []byte {
 	b = appendField(b, fieldQuiet, milli(h.Quiet))
 	b = appendField(b, fieldWindow, h.Window)
 	b = appendField(b, fieldBacklog, uint64(h.Backlog))
-	return appendField(b, fieldClose, h.Close)
+	b = appendField(b, fieldClose, h.Close)
+	return appendField(b, fieldSent, h.Sent)
 }
 
 // Pad appends n bytes of padding to a head's plaintext, at least 1.
@@ -143,7 +146,7 @@ func (h *Head) Parse(b []byte) error {
 		if v, b, err = cutUvarint(b, 1<<63); err != nil {
 			return err
 		}
-		if kind <= fieldClose && v > maxField {
+		if kind <= fieldSent && v > maxField {
 			return fmt.Errorf("%w: field %d is %d", ErrMalformed, kind, v)
 		}
 		switch kind {
@@ -161,6 +164,8 @@ func (h *Head) Parse(b []byte) error {
 			h.Backlog = int(v)
 		case fieldClose:
 			h.Close = v
+		case fieldSent:
+			h.Sent = v
 		}
 	}
 	return nil

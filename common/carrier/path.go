@@ -1,0 +1,150 @@
+package carrier
+
+import (
+	"sync"
+	"time"
+)
+
+const (
+	// defaultHold is how long a poll waits for something to say, defaultQuiet
+	// how long a stream may be silent, and defaultAge how long it stays open: as
+	// long as most paths allow, and a stream ends before a transfer that lasts
+	// looks like nothing else on the web.
+	defaultHold  = 25 * time.Second
+	defaultQuiet = 25 * time.Second
+	defaultAge   = 60 * time.Second
+
+	// minLearned is the shortest of these that is learned. What ends sooner
+	// than that was not cut for its length.
+	minLearned = 4 * time.Second
+
+	// cutShare is what is asked for of a length that was cut.
+	cutShare = 0.8
+
+	// firstProbe is when a path that did not stream is looked at again. Each
+	// time it still does not, the next look is twice as far away.
+	firstProbe = 30 * time.Second
+	lastProbe  = 30 * time.Minute
+)
+
+// A Path is what sessions have learned of the ways to their server, by the
+// name of the front. Sessions that share it learn from each other. The zero
+// value knows nothing. Safe for concurrent use.
+type Path struct {
+	mu   sync.Mutex
+	ways map[string]*way // guarded by mu
+}
+
+// way is what is known of the way through one front.
+type way struct {
+	mu         sync.Mutex
+	known      bool // that it streams, or not; guarded by mu, like what follows
+	streams    bool
+	serialTill time.Time // until then it is taken to let one exchange through at a time
+	serialFor  time.Duration
+	probeAt    time.Time
+	probeAfter time.Duration
+	hold       time.Duration
+	quiet      time.Duration
+	age        time.Duration
+	cutAt      time.Duration // the age at which a stream was cut last
+}
+
+func (p *Path) way(front string) *way {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := p.ways[front]
+	if w == nil {
+		w = &way{hold: defaultHold, quiet: defaultQuiet, age: defaultAge}
+		if p.ways == nil {
+			p.ways = make(map[string]*way)
+		}
+		p.ways[front] = w
+	}
+	return w
+}
+
+// lengths are what to ask for.
+func (w *way) lengths() (hold, quiet, age time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.hold, w.quiet, w.age
+}
+
+// streaming tells whether answers arrive as they are written, as far as known.
+func (w *way) streaming() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.streams
+}
+
+// oneAtATime tells whether exchanges wait for one another.
+func (w *way) oneAtATime(now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return now.Before(w.serialTill)
+}
+
+// setSerial notes that exchanges wait for one another. That is believed for a
+// while, and each time for twice as long.
+func (w *way) setSerial(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.serialFor = min(max(firstProbe, 2*w.serialFor), lastProbe)
+	w.serialTill = now.Add(w.serialFor)
+}
+
+// saw notes whether an answer arrived as it was written, and tells whether that
+// is news.
+func (w *way) saw(now time.Time, streams bool) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	changed := !w.known || w.streams != streams
+	if streams || w.streams || w.probeAfter == 0 {
+		w.probeAfter = firstProbe
+	} else {
+		w.probeAfter = min(2*w.probeAfter, lastProbe)
+	}
+	w.probeAt = now.Add(w.probeAfter)
+	w.known, w.streams = true, streams
+	return changed
+}
+
+// probeIn says how long to wait before the way is looked at again.
+func (w *way) probeIn(now time.Time) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.probeAt.Sub(now)
+}
+
+// soon has the way looked at again: it may have changed.
+func (w *way) soon(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.known {
+		w.probeAt, w.probeAfter = now, 0
+	}
+}
+
+// cut notes that an answer ended before its time, age after it was asked for
+// and silence after it last said something.
+func (w *way) cut(streamed bool, age, silence time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case silence >= minLearned && streamed:
+		w.quiet = min(w.quiet, share(silence))
+	case silence >= minLearned:
+		w.hold = min(w.hold, share(silence))
+	case age >= minLearned && streamed:
+		// Once may be chance; twice at one age is a rule.
+		if w.cutAt > 0 && (age-w.cutAt).Abs() < age/10 {
+			w.age = min(w.age, share(age))
+		}
+		w.cutAt = age
+	}
+}
+
+func share(d time.Duration) time.Duration {
+	return max(time.Duration(float64(d)*cutShare), minLearned*3/4).Truncate(time.Millisecond)
+}
