@@ -118,8 +118,10 @@ type link struct {
 	gapSince  time.Time
 	existing  uint64    // records below this exist, as the other side says
 	owedSince time.Time // since when one of them has been missing
+	cameAt    time.Time // when a record came last
 	window    uint64    // the newest window told
 	newsAt    time.Time
+	room      bool // part of the news is that the window moved
 
 	heads        uint64 // number of the next head
 	newest       uint64 // number of the newest head received, plus one
@@ -169,6 +171,9 @@ func (l *link) hold(n int) {
 func (l *link) put(p []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.shut {
+		return false
+	}
 	if l.queued > 0 && l.queued+len(p) > queueLimit {
 		l.blocked = true
 		signal(l.wake)
@@ -224,7 +229,7 @@ func (l *link) dueIn(now time.Time) time.Duration {
 	switch {
 	case len(l.lost) > 0:
 		return 0
-	case l.queued == 0 || l.next >= l.peerWindow || l.retained >= flightLimit:
+	case l.queued == 0 || !l.mayGrow():
 		return -1
 	case l.queued >= batchSize, l.blocked:
 		return 0
@@ -265,7 +270,7 @@ func (l *link) take(e uint64, limit int) []*sentRecord {
 		}
 		l.lost = l.lost[1:]
 	}
-	for len(l.queue) > 0 && l.next < l.peerWindow && l.retained < flightLimit {
+	for len(l.queue) > 0 && l.mayGrow() {
 		b := l.queue[0]
 		size := len(b.b) + wire.Overhead - wire.HeaderSize
 		if size > limit {
@@ -287,6 +292,12 @@ func (l *link) take(e uint64, limit int) []*sentRecord {
 		signal(l.wake)
 	}
 	return taken
+}
+
+// mayGrow tells whether another record may be sent. It is so many at most,
+// whatever the other side grants: small ones take as much memory as large ones.
+func (l *link) mayGrow() bool {
+	return l.next < l.peerWindow && l.next-l.base < windowRecords && l.retained < flightLimit
 }
 
 // record returns the record with number n if it is not acknowledged.
@@ -420,7 +431,7 @@ func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
 			h.Backlog += r.size
 		}
 	}
-	l.newsAt = time.Time{}
+	l.newsAt, l.room = time.Time{}, false
 	number := l.heads
 	l.heads++
 	b := make([]byte, wire.HeaderSize, 256)
@@ -454,7 +465,10 @@ func (l *link) opened(number uint64, h *wire.Head) (newest bool) {
 	}
 	l.newest = number + 1
 	l.peerTime, l.peerAt = h.Time, now
-	l.peerWindow = max(l.peerWindow, h.Window)
+	if h.Window > l.peerWindow {
+		l.peerWindow = h.Window
+		signal(l.wake)
+	}
 	if h.Echoes {
 		rtt := time.Duration(uint32(now.Sub(l.start).Milliseconds())-h.Echo)*time.Millisecond - h.Delay
 		if rtt >= 0 && rtt < time.Minute {
@@ -495,6 +509,7 @@ func (l *link) received(n uint64, b *buffer) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
+	l.cameAt = now
 	if l.newsAt.IsZero() {
 		l.newsAt = now
 		signal(l.wake)
@@ -553,8 +568,8 @@ func (l *link) get(p []byte) (n int, ok bool) {
 		l.ready = l.ready[1:]
 		l.offset = 0
 		// Tell of new room before the other side has used up the old.
-		if l.delivered-uint64(len(l.ready))+windowRecords >= l.window+windowRecords/2 && l.newsAt.IsZero() {
-			l.newsAt = time.Now()
+		if l.delivered-uint64(len(l.ready))+windowRecords >= l.window+windowRecords/2 && !l.room {
+			l.room, l.newsAt = true, time.Now()
 			signal(l.wake)
 		}
 	}
@@ -616,6 +631,14 @@ func (l *link) told() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.newsAt = time.Time{}
+}
+
+// hasRoom tells whether the other side waits to hear that its records have
+// room again.
+func (l *link) hasRoom() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.room
 }
 
 // endedExchange says that of exchange e no more will be received.
@@ -688,8 +711,14 @@ func (l *link) tick() {
 	}
 	now := time.Now()
 	if !l.gapSince.IsZero() && now.Sub(l.gapSince) >= l.gapPatience() && len(l.got.Spans) > 0 {
-		l.got.Fill()
-		l.deliver(now)
+		if now.Sub(l.cameAt) < l.gapPatience()/2 {
+			l.got.Fill()
+			l.deliver(now)
+		} else {
+			// In an outage nothing is repaired: the wait begins anew when
+			// something comes.
+			l.gapSince = time.Time{}
+		}
 	}
 	probed := false
 	for e, o := range l.out {

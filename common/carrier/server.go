@@ -514,8 +514,14 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 	until := time.Now().Add(hold)
 	for {
 		due := s.link.dueIn(time.Now())
+		if limit < wire.MaxUnit {
+			due = -1
+		}
 		if due == 0 {
 			return s.link.take(e, limit)
+		}
+		if s.link.hasRoom() {
+			return nil
 		}
 		wait := time.Until(until)
 		if due > 0 {
@@ -564,7 +570,9 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []by
 	if say(nil) != nil { // the client sees at once whether answers arrive as they are written
 		return
 	}
-	for limit >= wire.MaxUnit {
+	// A client that leaves no room for a record wants to see heads.
+	room := limit >= wire.MaxUnit
+	for !room || limit >= wire.MaxUnit {
 		left := time.Until(end)
 		if left <= 0 {
 			return

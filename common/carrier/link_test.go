@@ -1,0 +1,288 @@
+package carrier
+
+import (
+	"bytes"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"turbotunnel/common/wire"
+)
+
+// testLinks are the two ends of a session without anything between them.
+func testLinks() (a, b *link) {
+	a, b = newLink(nil), newLink(nil)
+	k1, k2 := wire.NewKey([32]byte{1}), wire.NewKey([32]byte{2})
+	a.send, a.receive, b.send, b.receive = k1, k2, k2, k1
+	return a, b
+}
+
+// carry moves records from one link to another, except those that lose says.
+func carry(t *testing.T, from, to *link, e uint64, lose func(n uint64) bool) {
+	t.Helper()
+	for _, r := range from.take(e, MaxBody) {
+		buf := newBuffer()
+		u, err := to.receive.Next(bytes.NewReader(r.unit(from.send)), buf.raw[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.buf.release()
+		buf.b = u.Payload
+		if lose != nil && lose(u.Number) || !to.received(u.Number, buf) {
+			buf.release()
+		}
+	}
+	from.wrote(e)
+}
+
+// tell gives one link a head of the other.
+func tell(t *testing.T, from, to *link, e uint64) (newest bool) {
+	t.Helper()
+	buf := newBuffer()
+	defer buf.release()
+	u, err := to.receive.Next(bytes.NewReader(from.head(e, wire.Head{}, 0)), buf.raw[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var h wire.Head
+	if err := h.Parse(u.Payload); err != nil {
+		t.Fatal(err)
+	}
+	return to.opened(u.Number, &h)
+}
+
+// got reads everything that is ready.
+func (l *link) all() (texts []string) {
+	buf := make([]byte, wire.MaxDatagram)
+	for {
+		n, ok := l.get(buf)
+		if !ok {
+			return texts
+		}
+		texts = append(texts, string(buf[:n]))
+	}
+}
+
+func emptyLinks(t *testing.T, links ...*link) {
+	t.Helper()
+	for _, l := range links {
+		l.drop()
+		if held := l.held.Load(); held != 0 {
+			t.Errorf("%d bytes held after drop", held)
+		}
+		if l.put([]byte("late")) || l.held.Load() != 0 {
+			t.Errorf("a datagram was taken after drop, %d bytes held", l.held.Load())
+		}
+		b := newBuffer()
+		if l.received(1000, b) {
+			t.Error("a record was taken after drop")
+		}
+		b.release()
+	}
+}
+
+// A gap is given up when other records keep coming, and not because there is
+// silence: an outage costs no datagram.
+func TestGap(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		silent bool
+		want   int
+	}{{"others keep coming", false, 0}, {"silence", true, 1}} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := testLinks()
+				defer emptyLinks(t, a, b)
+				for n := range uint64(2) {
+					a.put([]byte{byte(n)})
+					carry(t, a, b, n, func(n uint64) bool { return n == 0 })
+				}
+				for i := range uint64(60) {
+					time.Sleep(time.Second)
+					if !c.silent {
+						a.put([]byte{byte(i)})
+						carry(t, a, b, 2+i, func(n uint64) bool { return n == 0 })
+					}
+				}
+				a.over(0)
+				carry(t, a, b, 100, nil)
+				texts := b.all()
+				if n := b.givenUp.Load(); len(texts) > 0 && (texts[0] == "\x00") != (c.want == 1) || n != uint64(1-c.want) {
+					t.Errorf("%d records were given up, got %q", n, texts)
+				}
+			})
+		})
+	}
+}
+
+// A peer that grants any window and acknowledges nothing gets so many records
+// and no more.
+func TestUnacknowledgedIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := testLinks()
+		defer emptyLinks(t, a, b)
+		a.opened(0, &wire.Head{Window: wire.MaxNumber})
+		const bound = (windowRecords + 4*queueLimit/wire.MaxUnit) * wire.BufferSize
+		for e := range uint64(4 * windowRecords) {
+			a.put([]byte("x"))
+			for _, r := range a.take(e, MaxBody) {
+				r.buf.release()
+			}
+			if held := a.held.Load(); held > bound {
+				t.Fatalf("%d bytes held for %d datagrams of a byte", held, e)
+			}
+		}
+		if due := a.dueIn(time.Now()); due >= 0 {
+			t.Errorf("due in %v, and nothing can be sent", due)
+		}
+	})
+}
+
+// A receiver that does not read is told about, and holds what its window says.
+func TestWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := testLinks()
+		defer emptyLinks(t, a, b)
+		sent := 0
+		for e := range uint64(2 * windowRecords) {
+			if a.put([]byte("x")) {
+				sent++
+			}
+			carry(t, a, b, e, nil)
+			tell(t, b, a, e)
+		}
+		if n := len(b.ready) + len(b.early); n > windowRecords {
+			t.Errorf("%d records are kept for an engine that reads nothing", n)
+		}
+		read := 0
+		for e := uint64(1 << 20); read < sent && e < 1<<20+10; e++ {
+			read += len(b.all())
+			tell(t, b, a, e)
+			carry(t, a, b, e, nil)
+		}
+		if read += len(b.all()); read != sent {
+			t.Errorf("%d datagrams of %d arrived", read, sent)
+		}
+	})
+}
+
+// Records that come beyond the window are refused, and come again.
+func TestBeyondTheWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := testLinks()
+		defer emptyLinks(t, a, b)
+		for i, n := range []uint64{windowRecords, windowRecords + 5, wire.MaxNumber} {
+			buf := newBuffer()
+			if b.received(n, buf) || b.held.Load() != 0 || len(b.early) != 0 {
+				t.Errorf("%d: record %d has room", i, n)
+			}
+			buf.release()
+		}
+	})
+}
+
+// FuzzHeads: whatever a peer says in heads, and in whatever order, the link's
+// counts stay true and its memory is given back.
+func FuzzHeads(f *testing.F) {
+	f.Add([]byte{1, 0, 0, 0, 2, 9, 1, 1})
+	f.Add([]byte{0, 0, 0, 0, 255, 3, 0, 255, 1, 255})
+	f.Add([]byte{9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9, 8, 7, 6, 5, 4, 3, 2, 1})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		a, b := testLinks()
+		defer emptyLinks(t, a, b)
+		next := func() uint64 {
+			if len(script) == 0 {
+				return 0
+			}
+			n := script[0]
+			script = script[1:]
+			return uint64(n)
+		}
+		exchange := uint64(0)
+		for len(script) > 0 {
+			switch next() % 6 {
+			case 0, 1:
+				a.put(make([]byte, 1+next()*60))
+			case 2:
+				exchange++
+				for _, r := range a.take(exchange, int(next())<<10) {
+					r.unit(a.send)
+					r.buf.release()
+				}
+				a.wrote(exchange)
+			case 3:
+				a.over(next())
+			case 4:
+				h := wire.Head{Time: uint32(next()), Window: next() << next()}
+				if next()%2 == 0 {
+					h.Echoes, h.Echo, h.Delay = true, uint32(next()), time.Duration(next())*time.Millisecond
+				}
+				for range next() % 8 {
+					h.Acks.Add(next())
+					h.Ended.Add(next())
+				}
+				h.Acks.Low = max(h.Acks.Low, next()%2*next())
+				if !setIsValid(&h.Acks) {
+					continue
+				}
+				a.opened(next(), &h)
+			case 5:
+				buf := newBuffer()
+				buf.b = append(buf.b, script[:min(len(script), 20)]...)
+				if !b.received(next()<<(next()%12), buf) {
+					buf.release()
+				}
+				b.all()
+				b.tick()
+			}
+			checkLink(t, a)
+			checkLink(t, b)
+		}
+	})
+}
+
+func setIsValid(s *wire.Set) bool {
+	for i, p := range s.Spans {
+		if p.First <= s.Low || i > 0 && p.First <= s.Spans[i-1].End {
+			return false
+		}
+	}
+	return true
+}
+
+// checkLink compares what a link counts with what it holds.
+func checkLink(t *testing.T, l *link) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	flying, retained, buffers := 0, 0, 0
+	for i, r := range l.sent {
+		if r.number != l.base+uint64(i) {
+			t.Fatalf("record %d stands at %d", r.number, l.base+uint64(i))
+		}
+		if r.acked {
+			continue
+		}
+		retained += r.size
+		buffers++
+		if !r.lost {
+			flying += r.size
+		}
+	}
+	queued := 0
+	for _, b := range l.queue {
+		queued += len(b.b) - wire.HeaderSize
+		buffers++
+	}
+	buffers += len(l.ready) + len(l.early)
+	if flying != l.flying || retained != l.retained || queued != l.queued {
+		t.Fatalf("flying %d, counted %d; retained %d, counted %d; queued %d, counted %d",
+			flying, l.flying, retained, l.retained, queued, l.queued)
+	}
+	if held := int64(buffers) * wire.BufferSize; held != l.held.Load() {
+		t.Fatalf("%d buffers, %d counted", buffers, l.held.Load()/wire.BufferSize)
+	}
+	if uint64(len(l.sent)) != l.next-l.base {
+		t.Fatalf("%d records from %d to %d", len(l.sent), l.base, l.next)
+	}
+}
