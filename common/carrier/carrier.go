@@ -31,9 +31,9 @@ import (
 type Mode string
 
 const (
-	Auto   Mode = "auto"   // whatever the path allows
-	Poll   Mode = "poll"   // answers of known length
-	Stream Mode = "stream" // answers that stay open
+	Auto   Mode = "auto"   // polls until the path has shown that it streams, and whenever it does not
+	Poll   Mode = "poll"   // answers of known length, always
+	Stream Mode = "stream" // answers that stay open, unless the path holds them back
 )
 
 const (
@@ -63,8 +63,9 @@ const (
 type Transport interface {
 	http.RoundTripper
 
-	// MaxInFlight is how many exchanges may be under way at once, at least 1.
-	// It may change.
+	// MaxInFlight is how many exchanges a session may have under way at once,
+	// at least 1. It may change. 1 means that there is a crowd: other sessions
+	// wait for their turn.
 	MaxInFlight() int
 }
 

@@ -48,6 +48,10 @@ const (
 	// what the client wants to say waits meanwhile.
 	turnHold = 50 * time.Millisecond
 
+	// turnPause is how long such a session that has nothing to say keeps out
+	// of the way where sessions share too few exchanges.
+	turnPause = 2 * time.Second
+
 	// manyBytes in an answer say that there is more to come.
 	manyBytes = 32 << 10
 
@@ -121,6 +125,7 @@ type Client struct {
 	streaming   bool
 	bodyLimit   int
 	spoke       time.Time // when records were sent last
+	turned      time.Time // when a turn began last
 	answered    time.Time // when an upload that was answered last had been started
 	suspended   time.Time // when answers were ended to see whether uploads pass without them; zero: not now
 	failures    int       // in a row
@@ -405,8 +410,12 @@ func backoff(n int, age time.Duration) time.Duration {
 func (c *Client) carry() error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var closed time.Time // when the server said that it has ended the session
 	for {
 		wait := c.launch(time.Now())
+		if !closed.IsZero() {
+			wait = min(wait, farewellTime)
+		}
 		timer.Reset(wait)
 		select {
 		case <-c.ctx.Done():
@@ -418,15 +427,18 @@ func (c *Client) carry() error {
 		case <-timer.C:
 		case res := <-c.results:
 			c.observe(res)
-			if res.closed {
-				c.link.finish()
-				select { // the engine reads the rest and closes
-				case <-c.link.closed:
-				case <-c.ctx.Done():
-				case <-time.After(farewellTime):
-				}
-				return fmt.Errorf("%w: ended by the server", ErrLost)
+			if res.closed && closed.IsZero() {
+				closed = time.Now()
 			}
+		}
+		if !closed.IsZero() && (c.link.complete() || time.Since(closed) > farewellTime) {
+			c.link.finish()
+			select { // the engine reads the rest and closes
+			case <-c.link.closed:
+			case <-c.ctx.Done():
+			case <-time.After(farewellTime):
+			}
+			return fmt.Errorf("%w: ended by the server", ErrLost)
 		}
 		if idle := time.Since(c.failingFrom); idle > Lifetime && c.failures > 0 {
 			return fmt.Errorf("%w: nothing came through for %v: %w", ErrLost, idle.Round(time.Second), c.failure)
@@ -471,8 +483,8 @@ func (c *Client) launch(now time.Time) time.Duration {
 		due = c.link.newsIn(now)
 	}
 	way := c.way()
-	if way.oneAtATime(now) || c.cfg.Transport.MaxInFlight() < 2 {
-		return min(c.takeTurn(now, due), long)
+	if crowded := c.cfg.Transport.MaxInFlight() < 2; crowded || way.oneAtATime(now) {
+		return min(c.takeTurn(now, due, crowded), long)
 	}
 	uploads, downloads := c.slots()
 	wait := min(long, c.look(now, way))
@@ -517,26 +529,31 @@ func (c *Client) wantStreams(now time.Time) int {
 
 // takeTurn keeps one exchange in flight, which carries both directions. When
 // there is something to say while the server has nothing to say, it is broken
-// off.
-func (c *Client) takeTurn(now time.Time, due time.Duration) time.Duration {
+// off. In a crowd an idle session is silent now and then.
+func (c *Client) takeTurn(now time.Time, due time.Duration, crowded bool) time.Duration {
+	const long = time.Minute
+	idle := now.Sub(c.spoke) >= lively
 	if len(c.flights) == 0 {
-		c.start(turn)
-		return time.Minute
-	}
-	if due == 0 {
-		for _, f := range c.flights {
-			if f.kind != turn && f.kind != greeting && f.kind != upload {
-				f.cancel(errUnneeded)
-			} else if f.kind == turn && f.asked.Hold > turnHold && f.first.Load() == 0 && f.sent.Load() > 0 {
-				f.cancel(errUnneeded)
-			}
+		if wait := turnPause - now.Sub(c.turned); crowded && idle && due < 0 && wait > 0 {
+			return wait
 		}
-		return time.Minute // the end of the flight comes as a result
+		c.turned = now
+		c.start(turn)
+		return long
 	}
-	if due > 0 {
+	if due != 0 {
+		if due < 0 {
+			return long
+		}
 		return due
 	}
-	return time.Minute
+	for _, f := range c.flights {
+		held := f.kind == poll || f.kind == stream || f.kind == turn && f.asked.Hold > turnHold
+		if held && f.sent.Load() > 0 && f.first.Load() == 0 || f.kind == stream {
+			f.cancel(errUnneeded)
+		}
+	}
+	return long // the end of the flight comes as a result
 }
 
 // look judges by what is under way what the path does, and says when to look
@@ -555,7 +572,7 @@ func (c *Client) look(now time.Time, way *way) time.Duration {
 			}
 		case stream:
 			again(time.Duration(float64(f.asked.Stream)*overlap) - now.Sub(f.started))
-			if f.probe || c.cfg.Mode == Stream {
+			if f.probe {
 				continue
 			}
 			silent := f.since(now, &f.heard)
@@ -598,7 +615,7 @@ func (c *Client) look(now time.Time, way *way) time.Duration {
 		}
 		again(late - now.Sub(c.suspended))
 	}
-	if c.cfg.Mode == Auto && !c.streaming && now.Sub(c.spoke) < lively {
+	if c.cfg.Mode != Poll && !c.streaming && now.Sub(c.spoke) < lively {
 		if in := way.probeIn(now); in > 0 {
 			again(in)
 		} else if c.streams == 0 {
@@ -650,9 +667,11 @@ func (c *Client) start(k kind) {
 			f.probe, f.asked.Stream, f.asked.Limit = true, probeAge, minBody/2
 		}
 	case turn:
-		f.asked.Hold = hold
-		if f.started.Sub(c.spoke) < lively {
+		switch {
+		case f.started.Sub(c.spoke) < lively:
 			f.asked.Hold = turnHold
+		case c.cfg.Transport.MaxInFlight() >= 2:
+			f.asked.Hold = hold
 		}
 	case farewell:
 		f.asked.Close = wire.CloseDone
@@ -764,7 +783,7 @@ func (c *Client) learn(res *result, now time.Time, way *way) {
 
 // judge takes note of whether an answer came as it was written.
 func (c *Client) judge(now time.Time, way *way, streams bool) {
-	if c.cfg.Mode != Auto {
+	if c.cfg.Mode == Poll {
 		return
 	}
 	changed := way.saw(now, streams)

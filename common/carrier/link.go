@@ -615,6 +615,13 @@ func (l *link) owedFor(now time.Time) time.Duration {
 	return now.Sub(l.owedSince)
 }
 
+// complete tells whether all records have come that the other side has spoken of.
+func (l *link) complete() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.got.Low >= l.existing
+}
+
 // newsIn says how long the client may still keep the news that records came;
 // negative if there is none.
 func (l *link) newsIn(now time.Time) time.Duration {

@@ -55,6 +55,8 @@ type Dialer struct {
 	cfg    *parsed
 	engine engine.Engine
 	path   *path
+	share  share
+	known  carrier.Path
 	log    *slog.Logger
 	ctx    context.Context // ends when the Dialer is closed
 	cancel context.CancelFunc
@@ -93,6 +95,7 @@ func NewDialer(cfg Config, opts Options) (*Dialer, error) {
 		path.fronts = append(path.fronts, front)
 	}
 	d := &Dialer{cfg: p, engine: e, path: path, log: log}
+	d.share.path = path
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d, nil
 }
@@ -184,7 +187,8 @@ func (d *Dialer) start() (*session, error) {
 		return nil, errDialerClosed
 	}
 	c := carrier.NewClient(carrier.ClientConfig{
-		Transport: d.path,
+		Transport: &d.share,
+		Path:      &d.known,
 		URL:       d.cfg.url,
 		Key:       d.cfg.key,
 		Engine:    d.engine.Name(),
@@ -197,6 +201,7 @@ func (d *Dialer) start() (*session, error) {
 		return nil, err
 	}
 	s := &session{c, e}
+	d.share.sessions.Add(1)
 	d.wg.Go(func() { d.watch(s) })
 	return s, nil
 }
@@ -207,6 +212,7 @@ func (d *Dialer) watch(s *session) {
 	defer func() {
 		s.engine.Close()
 		<-s.client.Done() // the farewell is bounded
+		d.share.sessions.Add(-1)
 	}()
 	suspect := s.client.Suspect()
 	var retry <-chan time.Time
@@ -270,6 +276,18 @@ func ended(c <-chan struct{}) bool {
 	}
 }
 
+// share divides the exchanges that the way to the server has room for among
+// the sessions that use it.
+type share struct {
+	*path
+	sessions atomic.Int64
+}
+
+// MaxInFlight is a session's part, and 1 when there is less than 1 for each.
+func (s *share) MaxInFlight() int {
+	return max(1, s.path.MaxInFlight()/max(1, int(s.sessions.Load())))
+}
+
 // path is the way to the server: one front at a time, another one when that
 // fails.
 type path struct {
@@ -294,6 +312,9 @@ func (p *path) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // MaxInFlight is that of the current front.
 func (p *path) MaxInFlight() int { return p.fronts[p.current.Load()].MaxInFlight() }
+
+// Name is that of the current front.
+func (p *path) Name() string { return p.fronts[p.current.Load()].Name() }
 
 func (p *path) close() error {
 	for _, f := range p.fronts {
