@@ -23,6 +23,8 @@ type memory struct {
 	closed chan struct{}
 	once   sync.Once
 	dials  atomic.Int32
+	delay  time.Duration // each way; set before the first dial, like rate
+	rate   int           // bytes per second to the client, 0: any
 
 	mu   sync.Mutex
 	last *dark
@@ -51,6 +53,7 @@ func (m *memory) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1
 func (m *memory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	m.dials.Add(1)
 	up, down := newHalf(), newHalf()
+	up.delay, down.delay, down.rate = m.delay, m.delay, m.rate
 	client, server := &end{in: down, out: up}, &end{in: up, out: down}
 	select {
 	case m.accept <- server:
@@ -77,10 +80,21 @@ func (m *memory) goDark() *dark {
 // A half is one direction of a connection. Unlike net.Pipe it has room, without
 // which the two sides of a TLS handshake can wait for each other.
 type half struct {
+	delay time.Duration // from the end of a Write to its arrival
+	rate  int           // bytes per second, 0: any
+
 	mu     sync.Mutex
 	more   *sync.Cond
 	data   bytes.Buffer
+	way    []parcel  // what has not arrived yet
+	free   time.Time // when the link has sent all that was written
 	closed bool
+}
+
+// A parcel is a number of bytes of a half's data, and when they arrive.
+type parcel struct {
+	n  int
+	at time.Time
 }
 
 func newHalf() *half {
@@ -95,6 +109,17 @@ func (h *half) Read(p []byte) (int, error) {
 	for h.data.Len() == 0 && !h.closed {
 		h.more.Wait()
 	}
+	if len(h.way) > 0 && len(p) > 0 {
+		if wait := time.Until(h.way[0].at); wait > 0 {
+			h.mu.Unlock()
+			time.Sleep(wait)
+			h.mu.Lock()
+		}
+		p = p[:min(len(p), h.way[0].n)]
+		if h.way[0].n -= len(p); h.way[0].n == 0 {
+			h.way = h.way[1:]
+		}
+	}
 	return h.data.Read(p)
 }
 
@@ -105,6 +130,16 @@ func (h *half) Write(p []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	h.more.Broadcast()
+	if h.delay > 0 {
+		now := time.Now()
+		if h.free.Before(now) {
+			h.free = now
+		}
+		if h.rate > 0 {
+			h.free = h.free.Add(time.Duration(len(p)) * time.Second / time.Duration(h.rate))
+		}
+		h.way = append(h.way, parcel{len(p), h.free.Add(h.delay)})
+	}
 	return h.data.Write(p)
 }
 

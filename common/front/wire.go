@@ -1,5 +1,7 @@
 package front
 
+//lint:file-ignore SA1019 net/http, which x/net/http2 points to, speaks HTTP/2 over TLS of crypto/tls only, and has no ping.
+
 import (
 	"context"
 	"net"

@@ -66,8 +66,8 @@ type Recorder struct {
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
 
-	mu    sync.Mutex    // guards what follows, until Close has returned
-	conns []*Connection // in the order of their first request
+	mu    sync.Mutex // guards what follows, until Close has returned
+	conns []*Connection
 	done  map[string]chan struct{}
 	errs  []error
 }
@@ -93,8 +93,8 @@ func NewRecorder(cert tls.Certificate, protocol, page string) (*Recorder, error)
 // Addr is the address to connect to.
 func (r *Recorder) Addr() string { return r.listener.Addr().String() }
 
-// Connections are those that have carried a request, in their order. It is for
-// the time after Close.
+// Connections are those whose TLS handshake succeeded, in their order, with
+// requests or without. It is for the time after Close.
 func (r *Recorder) Connections() []*Connection { return r.conns }
 
 // Answered returns a channel that is closed when the path's answer was sent.
@@ -142,7 +142,6 @@ func (r *Recorder) accept() {
 	}
 }
 
-// keep keeps c, which has carried its first request.
 func (r *Recorder) keep(c *Connection) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -193,6 +192,7 @@ func (r *Recorder) serve(conn net.Conn, c *Connection) error {
 	}
 	state := secure.ConnectionState()
 	c.Resumed = state.DidResume
+	r.keep(c)
 	defer func() {
 		// The client's first encrypted record is its Finished.
 		if _, all, err := splitRecords(t.seen.Bytes()); err == nil && len(all) > 0 {
@@ -248,9 +248,6 @@ func (r *Recorder) serveH2(conn net.Conn, c *Connection) error {
 		}
 		c.Frames = append(c.Frames, f)
 		if f.Kind == http2.FrameHeaders {
-			if len(paths) == 0 {
-				r.keep(c)
-			}
 			for _, field := range f.Fields {
 				if field.Name == ":path" {
 					paths[f.Stream] = field.Value
@@ -320,9 +317,7 @@ func (r *Recorder) serveH1(conn net.Conn, c *Connection) error {
 				return err
 			}
 		}
-		if c.Heads = append(c.Heads, parseHead(raw.String())); len(c.Heads) == 1 {
-			r.keep(c)
-		}
+		c.Heads = append(c.Heads, parseHead(raw.String()))
 		path := req.URL.Path
 		page := r.pageFor(path)
 		end := ""
