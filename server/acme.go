@@ -173,8 +173,12 @@ func (a *autoCertificate) answerHTTP(site http.Handler) http.Handler {
 	answers := a.manager.HTTPHandler(http.NotFoundHandler())
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet && strings.HasPrefix(r.URL.Path, challengePath) {
+			asked := r.Clone(r.Context())
+			if host, _, err := net.SplitHostPort(r.Host); err == nil {
+				asked.Host = host // autocert takes names alone
+			}
 			answer := answer{status: http.StatusOK, header: make(http.Header)}
-			answers.ServeHTTP(&answer, r)
+			answers.ServeHTTP(&answer, asked)
 			if answer.status == http.StatusOK {
 				w.Header().Set("Content-Type", "application/octet-stream") // RFC 8555, section 8.3
 				w.Write(answer.body.Bytes())                               //nolint:errcheck // the authority will say

@@ -31,6 +31,7 @@ func newPair(t *testing.T, serial int64, until time.Time) (certPEM, keyPEM []byt
 		SerialNumber: big.NewInt(serial),
 		Subject:      pkix.Name{CommonName: "site.example"},
 		DNSNames:     []string{"site.example"},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
 		NotBefore:    until.Add(-48 * time.Hour),
 		NotAfter:     until,
 	}

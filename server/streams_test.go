@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -106,22 +107,23 @@ func destination(t *testing.T, serve func(*net.TCPConn)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var serving sync.WaitGroup
+	serving.Go(func() {
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
 			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
-			serve(c.(*net.TCPConn))
-			c.Close()
+			serving.Go(func() {
+				serve(c.(*net.TCPConn))
+				c.Close()
+			})
 		}
-	}()
+	})
 	t.Cleanup(func() {
 		ln.Close()
-		<-done
+		serving.Wait()
 	})
 	return ln.Addr().String()
 }

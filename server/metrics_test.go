@@ -1,0 +1,93 @@
+package main
+
+import (
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// metric returns the value of a line of Prometheus' text format.
+func metric(t *testing.T, page, name string) float64 {
+	t.Helper()
+	for line := range strings.Lines(page) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			value, err := strconv.ParseFloat(strings.TrimSpace(rest), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return value
+		}
+	}
+	t.Fatalf("no metric %s in\n%s", name, page)
+	return 0
+}
+
+func TestMetrics(t *testing.T) {
+	address := destination(t, func(c *net.TCPConn) { io.Copy(c, io.LimitReader(c, 1000)) })
+	metrics := "127.0.0.1:" + strconv.Itoa(freePort(t))
+	p := start(t, nil, "-state-dir", t.TempDir(), "-metrics", metrics, "127.0.0.1:0", address)
+	key := p.said(`clients need -key (\S+)`)
+	addr := p.said(`serving on (127\.0\.0\.1:\d+)`)
+
+	s := dial(t, dialer(t, addr, key))
+	io.WriteString(s, strings.Repeat("x", 1000))
+	if _, err := io.ReadFull(s, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	status, page := get(t, "http://"+metrics+"/metrics")
+	if status != 200 {
+		t.Fatalf("status %d", status)
+	}
+	for name, want := range map[string]float64{
+		"turbotunnel_sessions":                             1,
+		"turbotunnel_streams":                              1,
+		"turbotunnel_sessions_opened_total":                1,
+		"turbotunnel_sessions_refused_total":               0,
+		"turbotunnel_sessions_expired_total":               0,
+		"turbotunnel_streams_accepted_total":               1,
+		"turbotunnel_streams_refused_total":                0,
+		`turbotunnel_stream_bytes_total{direction="up"}`:   1000,
+		`turbotunnel_stream_bytes_total{direction="down"}`: 1000,
+	} {
+		if got := metric(t, page, name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+	if n := metric(t, page, "turbotunnel_http_requests_total"); n < 2 {
+		t.Errorf("%v HTTP requests", n)
+	}
+	metric(t, page, "turbotunnel_memory_bytes")
+	if metric(t, page, "go_goroutines") < 1 || metric(t, page, "process_resident_memory_bytes") < 1 {
+		t.Error("nothing of the process")
+	}
+	if !strings.Contains(page, `turbotunnel_build_info{goversion="go1.`) {
+		t.Error("no build information")
+	}
+	if strings.Contains(page, "127.0.0.1") || strings.Contains(page, key) {
+		t.Error("the metrics hold an address or the key")
+	}
+
+	// They are on their listener only, and nothing else is there.
+	if _, page := get(t, "http://"+addr+"/metrics"); strings.Contains(page, "turbotunnel") {
+		t.Error("strangers see the metrics")
+	}
+	if status, _ := get(t, "http://"+metrics+"/"); status != 404 {
+		t.Errorf("/: status %d", status)
+	}
+}
+
+// A stream whose destination refuses is counted.
+func TestMetricsOfRefusedStreams(t *testing.T) {
+	metrics := "127.0.0.1:" + strconv.Itoa(freePort(t))
+	p := start(t, nil, "-state-dir", t.TempDir(), "-metrics", metrics, "127.0.0.1:0", "127.0.0.1:"+strconv.Itoa(freePort(t)))
+	key := p.said(`clients need -key (\S+)`)
+	s := dial(t, dialer(t, p.said(`serving on (127\.0\.0\.1:\d+)`), key))
+	if n, err := s.Read(make([]byte, 1)); err == nil {
+		t.Errorf("%d bytes came from nowhere", n)
+	}
+	if _, page := get(t, "http://"+metrics+"/metrics"); metric(t, page, "turbotunnel_streams_refused_total") != 1 {
+		t.Errorf("metrics:\n%s", page)
+	}
+}
