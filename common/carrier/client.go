@@ -432,7 +432,7 @@ func (c *Client) carry() error {
 			}
 		}
 		if !closed.IsZero() && (c.link.complete() || time.Since(closed) > farewellTime) {
-			c.link.finish()
+			c.link.finish(0)
 			select { // the engine reads the rest and closes
 			case <-c.link.closed:
 			case <-c.ctx.Done():
@@ -804,17 +804,27 @@ func (c *Client) sayFarewell() {
 	deadline := time.NewTimer(farewellTime)
 	defer deadline.Stop()
 	c.start(farewell)
+	said, saying := false, true
 	for {
 		select {
 		case res := <-c.results:
 			delete(c.flights, res.flight.number)
-			if res.flight.kind != farewell {
-				continue
+			switch res.flight.kind {
+			case upload:
+				c.uploads--
+			case farewell:
+				saying, said = false, said || res.err == nil
+				if res.foreign || res.err != nil && !c.pause0(deadline, minBackoff) {
+					return
+				}
 			}
-			if res.err == nil || !c.pause0(deadline, minBackoff) {
+			if said && !c.link.unfinished() {
 				return
 			}
-			c.start(farewell)
+			if !saying && c.uploads == 0 {
+				c.start(farewell)
+				saying = true
+			}
 		case <-deadline.C:
 			return
 		case <-c.ctx.Done():

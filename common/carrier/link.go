@@ -93,6 +93,8 @@ type link struct {
 	mu         sync.Mutex
 	shut       bool        // closed is closed
 	fin        bool        // finished is closed
+	last       *time.Timer // closes it; nil before finish
+	end        uint64      // no record from here on will come, if last is set
 	timer      *time.Timer // calls tick
 	queue      []*buffer   // records not yet numbered, header room first; the last is open
 	queued     int         // bytes in them
@@ -540,6 +542,9 @@ func (l *link) deliver(now time.Time) {
 		l.gapSince = time.Time{}
 		signal(l.readable)
 	}
+	if l.last != nil && l.delivered >= l.end {
+		l.endReached()
+	}
 	if len(l.got.Spans) > 0 && l.gapSince.IsZero() {
 		l.gapSince = now
 		l.arm()
@@ -740,11 +745,26 @@ func (l *link) tick() {
 	l.arm()
 }
 
-// finish says that nothing more will be received: the engine reads what is
-// there and then an error.
-func (l *link) finish() {
+// finish says that no record from number on will be received: the engine reads
+// those before it, for which finish waits farewellTime, and then an error.
+func (l *link) finish(number uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.last == nil && !l.shut {
+		l.end = number
+		l.last = time.AfterFunc(farewellTime, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.endReached()
+		})
+	}
+	if l.delivered >= number {
+		l.endReached()
+	}
+}
+
+// endReached closes finished. mu is held.
+func (l *link) endReached() {
 	if !l.fin {
 		l.fin = true
 		close(l.finished)
@@ -762,6 +782,9 @@ func (l *link) close() {
 	l.shut = true
 	close(l.closed)
 	l.arm()
+	if l.last != nil {
+		l.last.Stop()
+	}
 	for _, b := range l.ready {
 		b.release()
 		l.hold(-1)

@@ -393,10 +393,10 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours bool) {
 	buf := newBuffer()
 	defer func() { buf.release() }()
-	closing := false
+	closing, end := false, uint64(0)
 	defer func() {
 		if closing {
-			s.finish()
+			s.finish(end)
 		}
 	}()
 	var head wire.Head
@@ -430,7 +430,7 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 			first.Acks, first.Ended = wire.Set{}, wire.Set{}
 		}
 		if s.link.opened(u.Number, &head) && head.Close != 0 {
-			closing = true
+			closing, end = true, head.Sent
 		}
 	}
 }
@@ -601,16 +601,17 @@ func (s *Session) end(reason uint64) {
 	s.link.close()
 }
 
-// finish says that the client has ended the session: the engine reads what has
-// come, and the session is forgotten when it is done with that.
-func (s *Session) finish() {
+// finish says that the client has ended the session and sends no record from
+// number end on: the engine reads those before it, and the session is forgotten
+// when it is done with that.
+func (s *Session) finish(end uint64) {
 	s.mu.Lock()
 	if s.ended.IsZero() {
 		s.ended, s.reason = time.Now(), wire.CloseDone
 	}
 	s.finishing = true
 	s.mu.Unlock()
-	s.link.finish()
+	s.link.finish(end)
 	s.server.mu.Lock()
 	started := s.started
 	s.server.mu.Unlock()

@@ -37,7 +37,7 @@ type Head struct {
 	Quiet   time.Duration // request: in such an answer, never be silent longer than this
 	Window  uint64        // both: records below this number have room
 	Backlog int           // answer: bytes that wait to be sent
-	Sent    uint64        // answer: records below this number exist
+	Sent    uint64        // both: records below this number exist
 	Close   uint64        // both: the sender has ended the session, for this reason
 }
 
