@@ -25,8 +25,8 @@ func TestHeadRoundTrip(t *testing.T) {
 		"zero":     {},
 		"echo 0":   {Echoes: true},
 		"times":    {Time: 1<<32 - 1, Echoes: true, Echo: 1<<32 - 1, Delay: (maxMilli - 1) * time.Millisecond},
-		"fields":   {Hold: time.Second, Limit: 1, Stream: time.Hour, Quiet: time.Millisecond, Window: 1, Backlog: 3, Close: CloseRoom},
-		"greatest": {Exchange: MaxNumber, Hold: (maxMilli - 1) * time.Millisecond, Limit: maxField, Window: maxField, Backlog: maxField, Close: maxField},
+		"fields":   {Hold: time.Second, Limit: 1, Stream: time.Hour, Quiet: time.Millisecond, Window: 1, Backlog: 3, Close: CloseRoom, Sent: 9},
+		"greatest": {Exchange: MaxNumber, Hold: (maxMilli - 1) * time.Millisecond, Limit: maxField, Window: maxField, Backlog: maxField, Close: maxField, Sent: maxField},
 		"sets":     {Acks: wide, Ended: wide},
 	} {
 		b := h.Append(nil)
@@ -99,7 +99,7 @@ func FuzzHead(f *testing.F) {
 	f.Add(headBytes(1, 2, 0, 0, 0, 0, 0))
 	f.Add(headBytes(MaxNumber, 1<<32-1, 1<<32, maxMilli, 5, 2, 1, 0, 3, 9, 7, 1, 1, 1, 1, 25000, 99, 4, fieldWindow, maxField))
 	f.Add(headBytes(1, 2, 0, 0, MaxSpans+1))
-	full := Head{Echoes: true, Delay: time.Second, Acks: Set{4, []Span{{9, 12}}}, Hold: time.Second, Limit: 1, Stream: 1e9, Quiet: 1e9, Window: 7, Backlog: 8, Close: 1}
+	full := Head{Echoes: true, Delay: time.Second, Acks: Set{4, []Span{{9, 12}}}, Hold: time.Second, Limit: 1, Stream: 1e9, Quiet: 1e9, Window: 7, Backlog: 8, Close: 1, Sent: 9}
 	f.Add(Pad(full.Append(nil), 9))
 	f.Fuzz(func(t *testing.T, plain []byte) {
 		var h, again Head

@@ -73,6 +73,7 @@ func TestVectorOfHead(t *testing.T) {
 		Window:  3048,
 		Backlog: 70000,
 		Close:   CloseDone,
+		Sent:    1234,
 	}
 	var got Head
 	if err := got.Parse(plain); err != nil || !sameHead(&got, &want) {
