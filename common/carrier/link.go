@@ -11,25 +11,12 @@ import (
 )
 
 const (
-	// queueLimit is how many bytes of datagrams may wait to be put on an
-	// exchange before WriteTo blocks. What waits here is delay for whatever the
-	// engine says next, and what one body can carry: at 100 Mbit/s it is 20 ms.
-	queueLimit = 256 << 10
-
-	// flightLimit bounds the bytes that are sent and not acknowledged, and so
-	// the memory that repair costs a session. It covers 200 ms at 500 Mbit/s.
-	flightLimit = 16 << 20
-
 	// windowRecords is how many records past the last one that the engine has
 	// read have room. Records are full when it matters: 32 MB, twice the flight.
 	windowRecords = 2048
 
-	// batchSize is the number of queued bytes that are worth an exchange of
-	// their own while others are in flight.
-	batchSize = 64 << 10
-
-	// batchDelay is the least time between two exchanges that carry fewer
-	// bytes than that. What is said after a pause leaves at once.
+	// batchDelay is the least time between two exchanges that carry less than
+	// half of what may be queued. What is said after a pause leaves at once.
 	batchDelay = 2 * time.Millisecond
 
 	// gapRounds and minGap bound the wait for a missing record: longer than
@@ -104,6 +91,7 @@ type link struct {
 	base       uint64      // the lowest number not acknowledged
 	sent       []*sentRecord
 	flying     int // bytes sent, neither acknowledged nor lost
+	flight     window
 	retained   int // bytes sent and not acknowledged
 	lost       []uint64
 	out        map[uint64]*outgoing // by exchange
@@ -150,6 +138,7 @@ func newLink(memory *atomic.Int64) *link {
 		early:      make(map[uint64]*buffer),
 		peerWindow: windowRecords,
 		window:     windowRecords,
+		flight:     newWindow(),
 		lastAck:    now,
 	}
 }
@@ -176,7 +165,7 @@ func (l *link) put(p []byte) bool {
 	if l.shut {
 		return false
 	}
-	if l.queued > 0 && l.queued+len(p) > queueLimit {
+	if l.queued > 0 && l.queued+len(p) > l.flight.queue() {
 		l.blocked = true
 		signal(l.wake)
 		return false
@@ -233,7 +222,7 @@ func (l *link) dueIn(now time.Time) time.Duration {
 		return 0
 	case l.queued == 0 || !l.mayGrow():
 		return -1
-	case l.queued >= batchSize, l.blocked:
+	case l.queued >= l.flight.queue()/2, l.blocked:
 		return 0
 	}
 	return max(0, batchDelay-now.Sub(l.taken))
@@ -299,7 +288,11 @@ func (l *link) take(e uint64, limit int) []*sentRecord {
 // mayGrow tells whether another record may be sent. It is so many at most,
 // whatever the other side grants: small ones take as much memory as large ones.
 func (l *link) mayGrow() bool {
-	return l.next < l.peerWindow && l.next-l.base < windowRecords && l.retained < flightLimit
+	if l.flying >= l.flight.size || l.retained >= flightLimit {
+		l.flight.limited = true
+		return false
+	}
+	return l.next < l.peerWindow && l.next-l.base < windowRecords
 }
 
 // record returns the record with number n if it is not acknowledged.
@@ -356,13 +349,21 @@ func (l *link) lose(n, e uint64) {
 // acknowledge takes note of the records that the other side has.
 func (l *link) acknowledge(acks *wire.Set, now time.Time) {
 	before := l.base
-	any := false
+	bytes, newest := 0, time.Time{}
+	ack := func(n uint64) {
+		if r := l.ack(n); r != nil {
+			bytes += r.size
+			if r.at.After(newest) {
+				newest = r.at
+			}
+		}
+	}
 	for n := l.base; n < min(acks.Low, l.next); n++ {
-		any = l.ack(n) || any
+		ack(n)
 	}
 	for _, s := range acks.Spans {
 		for n := max(s.First, l.base); n < min(s.End, l.next); n++ {
-			any = l.ack(n) || any
+			ack(n)
 		}
 	}
 	cut := 0
@@ -372,16 +373,23 @@ func (l *link) acknowledge(acks *wire.Set, now time.Time) {
 	}
 	l.sent = l.sent[cut:]
 	l.base = before + uint64(cut)
-	if any {
+	if bytes > 0 {
+		rtt := time.Duration(0)
+		if newest.After(l.newestSent) {
+			l.newestSent = newest
+			rtt = now.Sub(newest)
+		}
+		l.flight.ack(now, bytes, rtt)
 		l.lastAck, l.probes = now, 0
 		signal(l.wake) // the flight may have been what sending waited for
 	}
 }
 
-func (l *link) ack(n uint64) bool {
+// ack returns record n if it was not acknowledged before.
+func (l *link) ack(n uint64) *sentRecord {
 	r := l.sent[n-l.base]
 	if r.acked {
-		return false
+		return nil
 	}
 	r.acked = true
 	if !r.lost {
@@ -390,14 +398,11 @@ func (l *link) ack(n uint64) bool {
 	l.retained -= r.size
 	r.buf.release()
 	l.hold(-1)
-	if r.at.After(l.newestSent) {
-		l.newestSent = r.at
-	}
 	// An exchange keeps its order: what it carried before r and did not bring
 	// is lost.
 	o := l.out[r.exchange]
 	if o == nil {
-		return true
+		return r
 	}
 	for len(o.records) > 0 && o.records[0] != n {
 		l.lose(o.records[0], r.exchange)
@@ -409,7 +414,7 @@ func (l *link) ack(n uint64) bool {
 	if len(o.records) == 0 {
 		delete(l.out, r.exchange)
 	}
-	return true
+	return r
 }
 
 // head returns a sealed head for exchange e. fields has the values that are

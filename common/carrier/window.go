@@ -1,0 +1,113 @@
+package carrier
+
+import "time"
+
+const (
+	// minFlight and flightLimit bound a window. The least is what an idle
+	// session may send at once; the most covers 200 ms at 500 Mbit/s and as
+	// much again, and bounds the memory that repair costs a session.
+	minFlight   = 256 << 10
+	flightLimit = 24 << 20
+
+	// queueLimit and maxQueue bound the bytes of datagrams that may wait to be
+	// put on an exchange before WriteTo blocks. What waits here is delay for
+	// whatever the engine says next, and what one body can carry.
+	queueLimit = 64 << 10
+	maxQueue   = 1 << 20
+
+	// queueDelay is how much a session lets its own bytes wait in front of the
+	// bottleneck, on the average. It is what a loaded path adds to the delay of
+	// everything else, and enough to keep the bottleneck busy.
+	queueDelay = 25 * time.Millisecond
+
+	// startDelay ends the phase in which a window doubles each round trip.
+	startDelay = 2 * queueDelay
+
+	// baseLife is how long a round-trip time counts as the shortest. Then the
+	// window is kept low for a round trip, so that it can be seen again.
+	baseLife = 20 * time.Second
+)
+
+// A window says how many bytes may be in flight: the product of the path's
+// rate and its round-trip time, and queueDelay's worth more. Below it there is
+// TCP, which has no loss to show and deep buffers, so it goes by delay, as FAST
+// TCP does (Wei, Jin, Low, Hegde: IEEE/ACM Transactions on Networking 14(6),
+// 2006): once a round trip,
+//
+//	size = size × base / rtt + rate × queueDelay
+//
+// It follows what is delivered, not what is lost: the carrier's losses are
+// whole exchanges and say nothing about a queue. The zero value is not ready.
+// It belongs to a link, whose lock guards it.
+type window struct {
+	size     int
+	starting bool          // the size doubles
+	base     time.Duration // the shortest round trip of late; 0: none yet
+	baseAt   time.Time     // when it was seen
+
+	// The round trip under way.
+	since     time.Time
+	delivered int           // bytes
+	shortest  time.Duration // 0: none yet
+	limited   bool          // there was more to send than the window allows
+	draining  bool
+}
+
+func newWindow() window { return window{size: minFlight, starting: true} }
+
+// ack notes that n bytes were acknowledged, of which the last took rtt, if that
+// is not 0.
+func (w *window) ack(now time.Time, n int, rtt time.Duration) {
+	w.delivered += n
+	if rtt > 0 && (w.shortest == 0 || rtt < w.shortest) {
+		w.shortest = rtt
+	}
+	if w.since.IsZero() {
+		w.since = now
+	}
+	if w.shortest == 0 || now.Sub(w.since) < w.shortest {
+		return
+	}
+	if w.base == 0 || w.shortest <= w.base {
+		w.base, w.baseAt = w.shortest, now
+	}
+	w.turn(now)
+	w.since, w.delivered, w.shortest, w.limited = now, 0, 0, false
+}
+
+// turn ends a round trip.
+func (w *window) turn(now time.Time) {
+	rate := float64(w.delivered) / now.Sub(w.since).Seconds() // bytes per second
+	ahead := rate * queueDelay.Seconds()
+	switch {
+	case w.draining:
+		// What was measured with little in flight is the path's own.
+		w.draining = false
+		w.base, w.baseAt = w.shortest, now
+		w.set(rate*w.base.Seconds()*2 + ahead)
+		return
+	case !w.limited:
+		return // it says nothing about the path
+	case w.starting:
+		if w.shortest-w.base < startDelay {
+			w.set(2 * float64(w.size))
+			return
+		}
+		w.starting = false
+	case now.Sub(w.baseAt) > baseLife:
+		w.draining = true
+		w.set(float64(w.size) / 2)
+		return
+	}
+	next := float64(w.size)*w.base.Seconds()/w.shortest.Seconds() + ahead
+	// Half way, and at most doubled: one odd round trip does not count much.
+	w.set(min((float64(w.size)+next)/2, 2*float64(w.size)))
+}
+
+func (w *window) set(size float64) {
+	w.size = int(min(max(size, minFlight), flightLimit))
+}
+
+// queue is how many bytes may wait in front of the window: enough for each of
+// several exchanges in flight to carry its share of it, and little delay.
+func (w *window) queue() int { return min(max(w.size/8, queueLimit), maxQueue) }
