@@ -5,6 +5,7 @@ import (
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/kcp"
 	"turbotunnel/common/engine/kcpsmux"
+	"turbotunnel/common/engine/quic"
 	"turbotunnel/common/engine/sctp"
 )
 
@@ -12,7 +13,7 @@ import (
 const Default = "kcp-smux"
 
 // all in the order in which they are listed to a person. It is not changed.
-var all = []engine.Engine{kcpsmux.Engine{}, kcp.Engine{}, sctp.Engine{}}
+var all = []engine.Engine{kcpsmux.Engine{}, kcp.Engine{}, sctp.Engine{}, quic.Engine{}}
 
 // Names returns the names of all engines, the default first.
 func Names() []string {

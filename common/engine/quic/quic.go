@@ -12,9 +12,9 @@
 // Streams are bidirectional and opened by the client. The first byte of each
 // client's direction is 0 and not content: a QUIC stream begins to exist for
 // the other side with its first byte, and here one exists before anybody has
-// anything to say. A side that closes a stream whose end it has not read asks
-// the other one by STOP_SENDING, code 0, to stop; nothing resets a stream
-// otherwise.
+// anything to say. Another first byte ends the session. A side that closes a
+// stream whose end it has not read asks the other one by STOP_SENDING, code 0,
+// to stop; nothing resets a stream otherwise.
 //
 // # TLS, and what it is worth here
 //
@@ -64,7 +64,7 @@ const (
 	// initialWindow is the receive window of every stream in bytes before its
 	// reader has shown to be fast. It is doubled while half of it is read
 	// within two round trips, which keeps ahead of slow start.
-	initialWindow = 512 << 10
+	initialWindow = 1 << 20
 
 	// maxWindow is the largest window of a stream in bytes: 500 Mbit/s with a
 	// round trip of 200 ms are 12.5 MB. The library has 14.5 MB in flight at
@@ -73,7 +73,7 @@ const (
 
 	// sessionWindow is how many bytes the streams of a session may hold unread.
 	// When it is used up every stream stands still, so it must not be reached
-	// by streams whose readers have stopped: 512 that were never read, or 16
+	// by streams whose readers have stopped: 256 that were never read, or 16
 	// that were read at full speed before.
 	sessionWindow = 256 << 20
 

@@ -1,11 +1,420 @@
 package quic
 
 import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"go.uber.org/goleak"
+
+	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/enginetest"
 )
 
 func TestConformance(t *testing.T) { enginetest.Run(t, Engine{}) }
 
 func BenchmarkEngine(b *testing.B) { enginetest.Benchmark(b, Engine{}) }
+
+// bound is a PacketConn with a binding, which may come to be known late.
+type bound struct {
+	*enginetest.Conn
+	secret atomic.Pointer[[]byte]
+	asked  atomic.Int32
+}
+
+func (b *bound) Binding() []byte {
+	b.asked.Add(1)
+	if p := b.secret.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func (b *bound) set(secret string) {
+	p := []byte(secret)
+	b.secret.Store(&p)
+}
+
+const delay = 50 * time.Millisecond
+
+// bind returns the two ends of a network as bound ones. An empty secret is none.
+func bind(client, server string) (x, y *bound) {
+	a, b := enginetest.Connect(enginetest.Path{Delay: delay}, enginetest.Path{Delay: delay}, 1)
+	x, y = &bound{Conn: a}, &bound{Conn: b}
+	if client != "" {
+		x.set(client)
+	}
+	if server != "" {
+		y.set(server)
+	}
+	return x, y
+}
+
+// start starts both ends and has them closed at the end of the test.
+func start(t *testing.T, x, y net.PacketConn) (client, server *session) {
+	t.Helper()
+	c, err := Engine{}.Client(x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Engine{}.Server(y)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.Close()
+		s.Close()
+	})
+	return c.(*session), s.(*session)
+}
+
+func open(t *testing.T, s *session) engine.Stream {
+	t.Helper()
+	st, err := s.Open(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func accept(t *testing.T, s *session) engine.Stream {
+	t.Helper()
+	st, err := s.Accept(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// TestBinding: the two ends of two sealed sessions do not become one session.
+func TestBinding(t *testing.T) {
+	for _, test := range []struct {
+		name, client, server string
+		good                 bool
+	}{
+		{"Same", "secret", "secret", true},
+		{"None", "", "", true},
+		{"Other", "secret", "other", false},
+		{"OnlyClient", "secret", "", false},
+		{"OnlyServer", "", "secret", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x, y := bind(test.client, test.server)
+				client, server := start(t, x, y)
+				c := open(t, client)
+				if _, err := c.Write([]byte("hello")); err != nil {
+					t.Fatal(err)
+				}
+				if test.good {
+					if _, err := io.ReadFull(accept(t, server), make([]byte, 5)); err != nil {
+						t.Error(err)
+					}
+					return
+				}
+				<-client.Done()
+				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, errCertificate) || !errors.Is(err, engine.ErrReset) {
+					t.Errorf("the client's stream: %v; want %v", err, errCertificate)
+				}
+				if _, err := server.Accept(context.Background()); err == nil {
+					t.Error("the server accepted a stream")
+				}
+			})
+		})
+	}
+}
+
+// TestServerChecks: a client that does not look at the server's certificate is
+// refused for its own.
+func TestServerChecks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("other", "secret")
+		client, server := newSession(x, true), newSession(y, false)
+		defer client.Close()
+		defer server.Close()
+		l, err := server.transport.Listen(tlsConfig(y), config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		careless := tlsConfig(x)
+		careless.VerifyConnection = nil
+		conn, err := client.transport.Dial(t.Context(), x.RemoteAddr(), careless, config())
+		if err != nil {
+			t.Fatal(err) // TLS 1.3: the client is done before the server has seen its certificate
+		}
+		<-conn.Context().Done()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := l.Accept(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Accept: %v; want none", err)
+		}
+	})
+}
+
+// TestBindingComesLate: the carrier of a client knows its secret only when the
+// server has answered. Until then it is not asked.
+func TestBindingComesLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "secret")
+		client, server := start(t, x, y)
+		c := open(t, client)
+		if _, err := c.Write([]byte("early")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(delay)
+		synctest.Wait()
+		if n := x.asked.Load(); n > 0 {
+			t.Errorf("asked %d times for a binding that nobody can know", n)
+		}
+		if sent := x.Sent(); sent.Datagrams != 1 {
+			t.Errorf("the first flight is %+v; want one datagram", sent)
+		}
+		x.set("secret")
+		if _, err := io.ReadFull(accept(t, server), make([]byte, 5)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestEarlyData: what is written before the handshake is done arrives one and
+// a half round trips after the session began, whether the stream is still open
+// then or not.
+func TestEarlyData(t *testing.T) {
+	for _, end := range []struct {
+		name string
+		end  func(engine.Stream) error
+	}{
+		{"CloseWrite", engine.Stream.CloseWrite},
+		{"Close", engine.Stream.Close},
+	} {
+		t.Run(end.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x, y := bind("", "")
+				client, server := start(t, x, y)
+				begin := time.Now()
+				c := open(t, client)
+				text := bytes.Repeat([]byte("x"), earlyLimit-1)
+				if n, err := c.Write(text); n != len(text) || err != nil {
+					t.Fatalf("Write: %d, %v", n, err)
+				}
+				if err := end.end(c); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := c.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("Write after the end: %v", err)
+				}
+				if d := time.Since(begin); d > 0 {
+					t.Errorf("that took %v", d)
+				}
+				got, err := io.ReadAll(accept(t, server))
+				if err != nil || !bytes.Equal(got, text) {
+					t.Errorf("%d bytes arrived of %d: %v", len(got), len(text), err)
+				}
+				if d := time.Since(begin); d > 3*delay {
+					t.Errorf("the first bytes took %v on a path of %v", d, delay)
+				}
+			})
+		})
+	}
+}
+
+// TestEarlyWriteWaits: a long Write begins before the handshake is done and
+// ends after it; one that has to give up says what it has written.
+func TestEarlyWriteWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "")
+		client, server := start(t, x, y)
+		c := open(t, client)
+		c.SetDeadline(time.Now().Add(delay))
+		text := make([]byte, 100<<10)
+		rand.Read(text)
+		n, err := c.Write(text)
+		if n != earlyLimit-1 || !errors.Is(err, context.DeadlineExceeded) && !isTimeout(err) {
+			t.Errorf("Write: %d, %v", n, err)
+		}
+		if _, err := c.Read(make([]byte, 1)); !isTimeout(err) {
+			t.Errorf("Read: %v", err)
+		}
+		c.SetDeadline(time.Time{})
+		done := make(chan error, 1)
+		go func() {
+			_, err := c.Write(text[n:])
+			done <- errors.Join(err, c.CloseWrite())
+		}()
+		got, err := io.ReadAll(accept(t, server))
+		if err != nil || !bytes.Equal(got, text) {
+			t.Errorf("%d bytes arrived of %d: %v", len(got), len(text), err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// TestOpeningTravelsWithData: a stream that is opened and written to at once
+// costs one datagram, and one that nobody writes to is known after openDelay.
+func TestOpeningTravelsWithData(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "")
+		client, server := start(t, x, y)
+		open(t, client)
+		accept(t, server)
+		time.Sleep(time.Minute)
+
+		before := x.Sent().Datagrams
+		c := open(t, client)
+		if _, err := c.Write([]byte("at once")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(accept(t, server), make([]byte, 7)); err != nil {
+			t.Fatal(err)
+		}
+		if n := x.Sent().Datagrams - before; n != 1 {
+			t.Errorf("opening with data took %d datagrams", n)
+		}
+
+		time.Sleep(time.Minute)
+		begin := time.Now()
+		open(t, client)
+		accept(t, server)
+		if d := time.Since(begin); d != delay+openDelay {
+			t.Errorf("the server knew of a stream after %v", d)
+		}
+	})
+}
+
+// TestTooManyStreams: the limit is the same before and after the handshake,
+// and a stream that is over makes room for another.
+func TestTooManyStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "")
+		client, server := start(t, x, y)
+		var streams []engine.Stream
+		for range maxStreams {
+			streams = append(streams, open(t, client))
+		}
+		for range 2 {
+			if _, err := client.Open(context.Background()); !errors.Is(err, errTooMany) {
+				t.Errorf("Open: %v; want %v", err, errTooMany)
+			}
+			streams = append(streams, accept(t, server)) // after the handshake
+		}
+		streams[0].Close()
+		accepted := streams[maxStreams]
+		if _, err := io.ReadAll(accepted); err != nil {
+			t.Error(err)
+		}
+		accepted.Close()
+		time.Sleep(time.Second)
+		open(t, client)
+	})
+}
+
+// TestNoOpening: a stream without the opening ends the session; its bytes are
+// not delivered with one missing.
+func TestNoOpening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "")
+		client, server := start(t, x, y)
+		c := open(t, client).(*stream)
+		c.mu.Lock()
+		c.early[0] = 'x'
+		c.mu.Unlock()
+		s := accept(t, server)
+		for range 2 {
+			if n, err := s.Read(make([]byte, 10)); n != 0 || !errors.Is(err, errOpening) {
+				t.Errorf("Read: %d, %v; want %v", n, err, errOpening)
+			}
+		}
+		<-server.Done()
+	})
+}
+
+// TestCloseTogether: several calls of Close, during everything, all return when
+// the session is gone.
+func TestCloseTogether(t *testing.T) {
+	for _, after := range []time.Duration{0, delay, 2 * delay, time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			x, y := bind("", "")
+			client, server := start(t, x, y)
+			open(t, client)
+			time.Sleep(after)
+			done := make(chan error)
+			for range 3 {
+				go func() { done <- client.Close() }()
+				go func() { done <- server.Close() }()
+			}
+			for range 6 {
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// dialed is an unconnected socket that knows whom it writes to.
+type dialed struct {
+	net.PacketConn
+	to net.Addr
+}
+
+func (d dialed) RemoteAddr() net.Addr { return d.to }
+
+// TestUDP: sockets in place of the carrier, and a clock that is decades away
+// from the certificates' year.
+func TestUDP(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	a, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := Engine{}.Client(dialed{a, b.LocalAddr()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	server, err := Engine{}.Server(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	c, err := client.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := make([]byte, 10<<20)
+	rand.Read(text)
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Write(text)
+		done <- errors.Join(err, c.CloseWrite())
+	}()
+	s, err := server.Accept(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(s)
+	if err != nil || !bytes.Equal(got, text) {
+		t.Errorf("%d bytes arrived of %d: %v", len(got), len(text), err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

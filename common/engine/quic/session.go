@@ -37,9 +37,9 @@ type session struct {
 	ready     chan struct{}  // closed when conn is set
 	gone      chan struct{}  // closed when Close has done its work
 
-	mu      sync.Mutex // guards what follows
-	conn    *quic.Conn // nil before the handshake is done
-	unwatch func() bool
+	mu      sync.Mutex           // guards what follows
+	conn    *quic.Conn           // nil before the handshake is done
+	unwatch func() bool          // ends watch; nil before it began
 	pending []*stream            // opened before the handshake is done, in order
 	streams map[*stream]struct{} // those not closed
 	closing bool
@@ -87,6 +87,7 @@ func newClient(pc net.PacketConn) *session {
 			s.lost(err)
 			return
 		}
+		s.watch(conn.Context())
 		s.established(conn)
 	})
 	return s
@@ -94,6 +95,10 @@ func newClient(pc net.PacketConn) *session {
 
 func newServer(pc net.PacketConn) (*session, error) {
 	s := newSession(pc, false)
+	s.transport.ConnContext = func(ctx context.Context, _ *quic.ClientInfo) (context.Context, error) {
+		s.watch(ctx) // Accept says nothing of a handshake that fails
+		return ctx, nil
+	}
 	l, err := s.transport.Listen(tlsConfig(pc), config())
 	if err != nil {
 		pc.Close()
@@ -111,13 +116,19 @@ func newServer(pc net.PacketConn) (*session, error) {
 	return s, nil
 }
 
+// watch ends the session with ctx, which is the connection's.
+func (s *session) watch(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unwatch = context.AfterFunc(ctx, func() { s.lost(context.Cause(ctx)) })
+}
+
 // established says that the handshake is done.
 func (s *session) established(conn *quic.Conn) {
 	s.pipe.conn.Store(conn)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.conn = conn
-	s.unwatch = context.AfterFunc(conn.Context(), func() { s.lost(context.Cause(conn.Context())) })
 	for _, st := range s.pending {
 		str, err := conn.OpenStream()
 		if err != nil { // a server allows maxStreams

@@ -32,7 +32,7 @@ const (
 	lateTime = time.Millisecond
 )
 
-var errOpening = fmt.Errorf("%w: quic: the stream does not begin with its opening", engine.ErrReset)
+var errOpening = errors.New("a stream does not begin with its opening")
 
 // stream implements engine.Stream on one of the library's streams, which it
 // has to wait for while the handshake is not done.
@@ -172,7 +172,8 @@ func (st *stream) Read(p []byte) (int, error) {
 		var b [1]byte
 		switch n, err := st.read(b[:]); {
 		case n == 0 && err == io.EOF, n == 1 && b[0] != opening:
-			return 0, errOpening
+			st.session.lost(errOpening)
+			return 0, st.session.err()
 		case n == 0:
 			return 0, err
 		}
