@@ -15,13 +15,12 @@ const (
 	queueLimit = 64 << 10
 	maxQueue   = 1 << 20
 
-	// queueDelay is how much a session lets its own bytes wait in front of the
-	// bottleneck, on the average. It is what a loaded path adds to the delay of
-	// everything else, and enough to keep the bottleneck busy.
-	queueDelay = 25 * time.Millisecond
-
-	// startDelay ends the phase in which a window doubles each round trip.
-	startDelay = 2 * queueDelay
+	// queueDelay and queueShare say how long a session lets its own bytes wait
+	// in front of the bottleneck: so long, and that share of the round trip
+	// more. It is what a loaded path adds to the delay of everything else, and
+	// enough to keep the bottleneck busy while acknowledgements come in bursts.
+	queueDelay = 15 * time.Millisecond
+	queueShare = 1.0 / 8
 
 	// baseLife is how long a round-trip time counts as the shortest. Then the
 	// window is kept low for a round trip, so that it can be seen again.
@@ -29,12 +28,12 @@ const (
 )
 
 // A window says how many bytes may be in flight: the product of the path's
-// rate and its round-trip time, and queueDelay's worth more. Below it there is
+// rate and its round-trip time, and a short queue's worth more. Below it there is
 // TCP, which has no loss to show and deep buffers, so it goes by delay, as FAST
 // TCP does (Wei, Jin, Low, Hegde: IEEE/ACM Transactions on Networking 14(6),
 // 2006): once a round trip,
 //
-//	size = size × base / rtt + rate × queueDelay
+//	size = size × base / rtt + rate × delay
 //
 // It follows what is delivered, not what is lost: the carrier's losses are
 // whole exchanges and say nothing about a queue. The zero value is not ready.
@@ -78,7 +77,8 @@ func (w *window) ack(now time.Time, n int, rtt time.Duration) {
 // turn ends a round trip.
 func (w *window) turn(now time.Time) {
 	rate := float64(w.delivered) / now.Sub(w.since).Seconds() // bytes per second
-	ahead := rate * queueDelay.Seconds()
+	delay := queueDelay + time.Duration(queueShare*float64(w.base))
+	ahead := rate * delay.Seconds()
 	switch {
 	case w.draining:
 		// What was measured with little in flight is the path's own.
@@ -89,7 +89,7 @@ func (w *window) turn(now time.Time) {
 	case !w.limited:
 		return // it says nothing about the path
 	case w.starting:
-		if w.shortest-w.base < startDelay {
+		if w.shortest-w.base < 2*delay {
 			w.set(2 * float64(w.size))
 			return
 		}
@@ -110,4 +110,4 @@ func (w *window) set(size float64) {
 
 // queue is how many bytes may wait in front of the window: enough for each of
 // several exchanges in flight to carry its share of it, and little delay.
-func (w *window) queue() int { return min(max(w.size/8, queueLimit), maxQueue) }
+func (w *window) queue() int { return min(max(w.size/12, queueLimit), maxQueue) }

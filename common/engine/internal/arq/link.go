@@ -97,10 +97,18 @@ const (
 	minBacklog = 32 << 10
 	maxBacklog = 1 << 20
 
-	// slowWrite is how long the carrier may take for one batch before the
-	// backlog is made smaller; batchSize is the size of a batch in bytes.
-	slowWrite = 20 * time.Millisecond
+	// backlogTime is how long the backlog may take to leave where the carrier
+	// is the limit: somewhat more than the time between two flushes. It delays
+	// what a new stream says.
+	backlogTime = 15 * time.Millisecond
+
+	// slowWrite is how long a batch takes that had to wait for the carrier;
+	// batchSize is the size of a batch in bytes.
+	slowWrite = time.Millisecond
 	batchSize = 64 << 10
+
+	// rateSpan is the time over which the carrier's rate is measured.
+	rateSpan = 50 * time.Millisecond
 
 	// farewellTime is how long Close waits for a blocked carrier before it
 	// gives up telling the other side.
@@ -169,10 +177,14 @@ type Link struct {
 	hold     time.Time // what is ready may wait until then for more
 	inKCP    int       // bytes given to KCP that it has not put out yet
 	out      []*datagram
-	outBytes int  // in out and in the batch being written
-	backlog  int  // limit for inKCP+outBytes
-	limited  bool // the limit has kept bytes back since the last flush
-	lastRun  time.Time
+	outBytes int // in out and in the batch being written
+	backlog  int // limit for inKCP+outBytes
+
+	rate      float64 // bytes per second that the carrier takes
+	taken     int     // bytes that it has taken since takenFrom
+	takenFrom time.Time
+	limited   bool // the limit has kept bytes back since the last flush
+	lastRun   time.Time
 
 	// What KCP thinks, as far as it can be seen from outside.
 	rmtWnd   uint32
@@ -528,12 +540,17 @@ func (l *Link) turn(batch []*datagram, took time.Duration) ([]*datagram, time.Du
 	l.sleeps = false
 	for _, d := range batch {
 		l.outBytes -= d.n
+		l.taken += d.n
 		l.stats.Datagrams++
 		datagrams.Put(d)
 	}
 	batch = batch[:0]
+	if now := time.Now(); now.Sub(l.takenFrom) >= rateSpan {
+		l.rate = float64(l.taken) / now.Sub(l.takenFrom).Seconds()
+		l.taken, l.takenFrom = 0, now
+	}
 	if took > slowWrite {
-		l.backlog = max(l.backlog/2, minBacklog)
+		l.backlog = min(max(int(l.rate*backlogTime.Seconds()), minBacklog), maxBacklog)
 	}
 	if l.err == nil {
 		l.pull()

@@ -7,8 +7,9 @@ import "time"
 type Window struct {
 	Size int // now, in any unit
 
-	used  int       // consumed since
-	since time.Time // when the last measurement began; zero: never
+	untold int       // consumed since the other side was told
+	used   int       // consumed since since
+	since  time.Time // when the last measurement began; zero: never
 }
 
 // windowGrowth is the factor by which a window grows. Four steps of it lie
@@ -17,18 +18,23 @@ type Window struct {
 const windowGrowth = 4
 
 // Consumed takes n into account, which the reader has taken, and returns true
-// when half of the window was consumed since it returned true last: the time
-// to tell the other side. The window has grown, up to limit, if that took less
-// than two round trips.
+// when a quarter of the window was consumed since it returned true last: the
+// time to tell the other side, so that three quarters can be on their way. The
+// window has grown, up to limit, if half of it was consumed in less than two
+// round trips.
 func (w *Window) Consumed(n, limit int, rtt time.Duration) bool {
 	w.used += n
-	if w.used < w.Size/2 {
+	w.untold += n
+	if w.used >= w.Size/2 {
+		now := time.Now()
+		if !w.since.IsZero() && now.Sub(w.since) < 2*rtt {
+			w.Size = max(w.Size, min(w.Size*windowGrowth, limit))
+		}
+		w.used, w.since = 0, now
+	}
+	if w.untold < w.Size/4 {
 		return false
 	}
-	now := time.Now()
-	if !w.since.IsZero() && now.Sub(w.since) < 2*rtt {
-		w.Size = max(w.Size, min(w.Size*windowGrowth, limit))
-	}
-	w.used, w.since = 0, now
+	w.untold = 0
 	return true
 }
