@@ -72,8 +72,13 @@ func (e *Error) Is(target error) bool {
 	if target != os.ErrDeadlineExceeded && target != context.DeadlineExceeded {
 		return false
 	}
+	return isTimeout(e.Err)
+}
+
+// isTimeout reports whether err says that time ran out, whoever says it.
+func isTimeout(err error) bool {
 	var timeout net.Error
-	return errors.As(e.Err, &timeout) && timeout.Timeout()
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // Timeout reports whether time ran out.

@@ -87,15 +87,17 @@ type Front struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup // dials, pings, exchanges before their response
 
-	mu       sync.Mutex // guards what follows
-	closed   bool
-	known    bool // whether h2 means something
-	h2       bool // the last connection speaks HTTP/2
-	inFlight int  // what MaxInFlight returns
-	conns    []*conn
-	waiters  []*waiter
-	dialing  int // dials under way
-	step     Op  // which the dial that moved last has reached
+	mu        sync.Mutex // guards what follows
+	closed    bool
+	known     bool // whether h2 means something
+	h2        bool // the last connection speaks HTTP/2
+	inFlight  int  // what MaxInFlight returns
+	conns     []*conn
+	waiters   []*waiter
+	dialing   int             // dials under way
+	step      Op              // which the dial that moved last has reached
+	dials     context.Context // ends the dials under way
+	stopDials context.CancelFunc
 }
 
 // New checks cfg and returns a Front. It does not use the network yet. Its
@@ -163,6 +165,7 @@ func New(cfg Config) (*Front, error) {
 		return nil, err
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.dials, f.stopDials = context.WithCancel(f.ctx)
 	return f, nil
 }
 
@@ -327,7 +330,7 @@ func (f *Front) exchange(req *http.Request) (*http.Response, *Error) {
 	var once sync.Once
 	end := func(err error) {
 		once.Do(func() {
-			if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			if err != nil && ctx.Err() != nil && isTimeout(context.Cause(ctx)) {
 				f.doubt(c, begun)
 			}
 			f.release(c)
@@ -401,6 +404,10 @@ func (f *Front) open(ctx context.Context, at func(Op)) (*conn, bool, error) {
 func (f *Front) CloseIdleConnections() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.closeIdleLocked()
+}
+
+func (f *Front) closeIdleLocked() {
 	kept := f.conns[:0]
 	for _, c := range f.conns {
 		if c.busy == 0 {

@@ -84,11 +84,56 @@ func (f *Front) acquire(ctx context.Context) (grant, *Error) {
 		return g, g.err
 	}
 	f.waiters = slices.Delete(f.waiters, i, i+1)
+	return grant{}, f.waitErrLocked(ctx)
+}
+
+// waitErrLocked is the error of an exchange whose context ended while it waited
+// for a connection.
+func (f *Front) waitErrLocked(ctx context.Context) *Error {
 	op := OpWait
 	if f.dialing > 0 {
 		op = f.step
 	}
-	return grant{}, f.err(op, context.Cause(ctx))
+	return f.err(op, context.Cause(ctx))
+}
+
+func (f *Front) waitErr(ctx context.Context) *Error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.waitErrLocked(ctx)
+}
+
+// connect returns nil when there is a connection that takes exchanges.
+func (f *Front) connect(ctx context.Context) error {
+	g, failed := f.acquire(ctx)
+	if failed != nil {
+		return failed
+	}
+	f.release(g.conn)
+	return nil
+}
+
+// connected reports whether there is a connection that takes exchanges, now or
+// when one of those on it ends, as far as this side knows.
+func (f *Front) connected() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.conns, f.servesLocked)
+}
+
+// abandon ends the dials that nobody waits for, and closes the connections that
+// carry no exchange.
+func (f *Front) abandon() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return
+	}
+	if len(f.waiters) == 0 {
+		f.stopDials()
+		f.dials, f.stopDials = context.WithCancel(f.ctx)
+	}
+	f.closeIdleLocked()
 }
 
 // serveLocked gives connections to waiters, first come first served, and
@@ -114,7 +159,8 @@ func (f *Front) serveLocked() {
 	for f.dialing < f.dialsWantedLocked() {
 		f.dialing++
 		f.step = OpConnect
-		f.running.Go(f.dial)
+		dials := f.dials
+		f.running.Go(func() { f.dial(dials) })
 	}
 }
 
@@ -169,8 +215,8 @@ func (f *Front) servesLocked(c *conn) bool {
 
 // dial makes one connection and gives it to the pool. It goes on when the
 // exchange that asked for it has given up: the next one will want it.
-func (f *Front) dial() {
-	ctx, cancel := context.WithTimeoutCause(f.ctx, dialTimeout,
+func (f *Front) dial(dials context.Context) {
+	ctx, cancel := context.WithTimeoutCause(dials, dialTimeout,
 		fmt.Errorf("no connection after %v: %w", dialTimeout, context.DeadlineExceeded))
 	defer cancel()
 	step := OpConnect
@@ -185,10 +231,14 @@ func (f *Front) dial() {
 	defer f.mu.Unlock()
 	f.dialing--
 	switch {
-	case err != nil:
-		if f.closed {
-			return // Close has answered everyone
+	case dials.Err() != nil:
+		if err == nil {
+			f.dropLocked(c)
 		}
+		if !f.closed { // else Close has answered everyone
+			f.serveLocked() // abandoned, and wanted again since
+		}
+	case err != nil:
 		var dns *net.DNSError
 		if step == OpConnect && errors.As(err, &dns) {
 			step = OpResolve
@@ -203,8 +253,6 @@ func (f *Front) dial() {
 			}
 			f.waiters = nil
 		}
-	case f.closed:
-		f.dropLocked(c)
 	default:
 		f.known, f.h2 = true, h2
 		if !h2 {
