@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/url"
 	"sync"
 	"sync/atomic"
@@ -54,7 +53,6 @@ type Options struct {
 type Dialer struct {
 	cfg    *parsed
 	engine engine.Engine
-	path   *path
 	share  share
 	known  carrier.Path
 	log    *slog.Logger
@@ -84,18 +82,15 @@ func NewDialer(cfg Config, opts Options) (*Dialer, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	path := &path{log: log}
-	for _, f := range p.fronts {
-		f.Proxy = opts.Proxy
-		front, err := front.New(f)
-		if err != nil {
-			path.close()
-			return nil, err
-		}
-		path.fronts = append(path.fronts, front)
+	for i := range p.fronts {
+		p.fronts[i].Proxy = opts.Proxy
 	}
-	d := &Dialer{cfg: p, engine: e, path: path, log: log}
-	d.share.path = path
+	fronts, err := front.NewSet(p.fronts, log)
+	if err != nil {
+		return nil, err
+	}
+	d := &Dialer{cfg: p, engine: e, log: log}
+	d.share.Set = fronts
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d, nil
 }
@@ -139,7 +134,7 @@ func (d *Dialer) Close() error {
 	d.mu.Unlock()
 	d.cancel()
 	d.wg.Wait()
-	return d.path.close()
+	return d.share.Close()
 }
 
 func (s *session) open(ctx context.Context) (Stream, error) {
@@ -279,46 +274,11 @@ func ended(c <-chan struct{}) bool {
 // share divides the exchanges that the way to the server has room for among
 // the sessions that use it.
 type share struct {
-	*path
+	*front.Set
 	sessions atomic.Int64
 }
 
 // MaxInFlight is a session's part, and 1 when there is less than 1 for each.
 func (s *share) MaxInFlight() int {
-	return max(1, s.path.MaxInFlight()/max(1, int(s.sessions.Load())))
-}
-
-// path is the way to the server: one front at a time, another one when that
-// fails.
-type path struct {
-	log     *slog.Logger
-	fronts  []*front.Front
-	current atomic.Int64
-}
-
-// RoundTrip makes an exchange through the current front.
-func (p *path) RoundTrip(r *http.Request) (*http.Response, error) {
-	i := p.current.Load()
-	f := p.fronts[i]
-	resp, err := f.RoundTrip(r)
-	if err != nil && len(p.fronts) > 1 && r.Context().Err() == nil {
-		next := (i + 1) % int64(len(p.fronts))
-		if p.current.CompareAndSwap(i, next) {
-			p.log.Info("leaving a front for another", "front", f.Name(), "next", p.fronts[next].Name(), "error", err)
-		}
-	}
-	return resp, err
-}
-
-// MaxInFlight is that of the current front.
-func (p *path) MaxInFlight() int { return p.fronts[p.current.Load()].MaxInFlight() }
-
-// Name is that of the current front.
-func (p *path) Name() string { return p.fronts[p.current.Load()].Name() }
-
-func (p *path) close() error {
-	for _, f := range p.fronts {
-		f.Close()
-	}
-	return nil
+	return max(1, s.Set.MaxInFlight()/max(1, int(s.sessions.Load())))
 }
