@@ -1,0 +1,102 @@
+package deploy
+
+import (
+	"crypto/tls"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"turbotunnel/test/proc"
+)
+
+const siteName = "www.example.com"
+
+// adaptSite changes what a site's file for nginx has for a real machine.
+func adaptSite(t *testing.T, text, dir, listen string, pairs ...string) string {
+	t.Helper()
+	const live = "/etc/letsencrypt/live/" + siteName + "/"
+	return adapt(t, text, append([]string{
+		"listen 443 ssl", "listen " + listen + " ssl",
+		live + "fullchain.pem", filepath.Join(dir, "cert.pem"),
+		live + "privkey.pem", filepath.Join(dir, "key.pem"),
+	}, pairs...)...)
+}
+
+// startSite starts nginx with a site's file in dir.
+func startSite(t *testing.T, dir, listen, site string) *proc.Process {
+	t.Helper()
+	write(t, filepath.Join(dir, "site"), site)
+	return startNginx(t, dir, listen, nginxMain)
+}
+
+// fetch gets a page of the site at addr, whose certificate is in caFile.
+func fetch(t *testing.T, addr, path string) (status int, server, body string) {
+	t.Helper()
+	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: siteName}, ForceAttemptHTTP2: true}
+	defer tr.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+addr+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = siteName
+	resp, err := (&http.Client{Transport: tr}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, resp.Header.Get("Server"), string(text)
+}
+
+// TestNginx runs the file of deploy-nginx.md, and with the changes of which it
+// says that they work as well.
+func TestNginx(t *testing.T) {
+	t.Parallel()
+	for name, pairs := range map[string][]string{
+		"as printed":                     nil,
+		"HTTP/1.0 towards the server":    {"proxy_http_version 1.1;", "", `proxy_set_header Connection "";`, ""},
+		"requests held back":             {"proxy_request_buffering off;", ""},
+		"bodies of 1 MB at most":         {"client_max_body_size 0;", ""},
+		"requests and answers held back": {"proxy_request_buffering off;", "", "proxy_buffering off;", ""},
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			to := startTarget(t)
+			origin, listen, state, dir := addr(t), addr(t), folder(t), folder(t)
+			startServer(t, origin, state, to.Addr(), "-trusted-proxies", "127.0.0.1")
+			caFile := writeCertificate(t, dir, siteName)
+			root := filepath.Join(dir, "html")
+			if err := os.Mkdir(root, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(root, "index.html"), "the site")
+			site := printed(t, "deploy-nginx.md", "/etc/nginx/sites-available/turbotunnel")
+			site = adaptSite(t, site, dir, listen, append([]string{
+				"	listen [::]:443 ssl http2;\n", "",
+				"/var/www/html", root, "127.0.0.1:8080", origin,
+			}, pairs...)...)
+			startSite(t, dir, listen, site)
+
+			if status, _, body := fetch(t, listen, "/"); status != 200 || body != "the site" {
+				t.Errorf("/: %d %q", status, body)
+			}
+			// What strangers see of the tunnel's folder is what nginx says of
+			// other folders.
+			status, server, body := fetch(t, listen, "/updates/x")
+			otherStatus, otherServer, otherBody := fetch(t, listen, "/other/x")
+			strip := func(s string) string { return strings.ReplaceAll(s, "/1.22.1", "") }
+			if status != 404 || status != otherStatus || server != otherServer || strip(body) != strip(otherBody) {
+				t.Errorf("/updates/x: %d, %q, %q; /other/x: %d, %q, %q", status, server, body, otherStatus, otherServer, otherBody)
+			}
+
+			c := startClient(t, caFile, "https://"+siteName+"/updates", "-key", key(t, state), "-addr", slow(t, listen).Addr())
+			move(t, to, c, size, nil)
+		})
+	}
+}

@@ -1,0 +1,373 @@
+package deploy
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"turbotunnel/test/proc"
+)
+
+// A balancer is a program with a file of deploy-scale.md.
+type balancer struct {
+	name   string
+	reload syscall.Signal
+
+	// configure writes its configuration into dir.
+	configure func(t *testing.T, dir, listen string, origins []string)
+	start     func(t *testing.T, dir, listen string) *proc.Process
+}
+
+var balancers = []balancer{
+	{
+		name:   "haproxy",
+		reload: syscall.SIGUSR2,
+		configure: func(t *testing.T, dir, listen string, origins []string) {
+			configureHaproxy(t, dir, listen, origins, "")
+		},
+		start: func(t *testing.T, dir, listen string) *proc.Process {
+			return listens(t, listen, haproxy(dir))
+		},
+	},
+	{
+		name:   "nginx",
+		reload: syscall.SIGHUP,
+		configure: func(t *testing.T, dir, listen string, origins []string) {
+			text := printed(t, "deploy-scale.md", "/etc/nginx/sites-available/turbotunnel")
+			const options = " max_fails=2 fail_timeout=5s;\n"
+			var list strings.Builder
+			for _, origin := range origins {
+				fmt.Fprintf(&list, "\tserver %s%s", origin, options)
+			}
+			write(t, filepath.Join(dir, "site"), adaptSite(t, text, dir, listen,
+				"\tserver 10.0.0.1:8080"+options, list.String(),
+				"\tserver 10.0.0.2:8080"+options, "",
+			))
+		},
+		start: func(t *testing.T, dir, listen string) *proc.Process {
+			return startNginx(t, dir, listen, nginxMain)
+		},
+	},
+}
+
+// configureHaproxy writes haproxy.cfg into dir, with options for each server.
+func configureHaproxy(t *testing.T, dir, listen string, origins []string, options string) {
+	t.Helper()
+	var list strings.Builder
+	for i, origin := range origins {
+		fmt.Fprintf(&list, "\tserver s%d %s%s\n", i+1, origin, options)
+	}
+	writeHaproxy(t, dir, adapt(t, printed(t, "deploy-scale.md", "/etc/haproxy/haproxy.cfg"),
+		"maxconn 20000", "maxconn 1000", // of the test's own limits
+		"bind :443", "bind "+listen,
+		"/etc/haproxy/www.example.com.pem", filepath.Join(dir, "cdn.pem"),
+		"\tserver s1 10.0.0.1:8080\n", list.String(),
+		"\tserver s2 10.0.0.2:8080\n", "",
+	))
+}
+
+func eachBalancer(t *testing.T, test func(t *testing.T, b balancer)) {
+	t.Parallel()
+	for _, b := range balancers {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, b)
+		})
+	}
+}
+
+// startEcho starts where the streams of one server go: it says name, and then
+// what it hears.
+func startEcho(t *testing.T, name string) (addr string) {
+	t.Helper()
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer c.Close()
+				stop := time.AfterFunc(3*waitLimit, func() { c.Close() })
+				defer stop.Stop()
+				io.WriteString(c, name+"\n")
+				io.Copy(c, c)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		serving.Wait()
+	})
+	return ln.Addr().String()
+}
+
+// A line is a stream to one of the servers.
+type line struct {
+	net.Conn
+	r      *bufio.Reader
+	server string
+}
+
+// open opens a stream through the client at addr and learns whose it is.
+func open(addr string) (*line, error) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	_ = c.SetDeadline(time.Now().Add(waitLimit))
+	l := &line{Conn: c, r: bufio.NewReader(c)}
+	name, err := l.r.ReadString('\n')
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	l.server = strings.TrimSpace(name)
+	return l, nil
+}
+
+// check sends bytes to and fro.
+func (l *line) check() error {
+	want := make([]byte, 100_000)
+	rand.Read(want)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := l.Write(want)
+		sent <- err
+	}()
+	got := make([]byte, len(want))
+	_, err := io.ReadFull(l.r, got)
+	if e := <-sent; err == nil {
+		err = e
+	}
+	if err == nil && !bytes.Equal(got, want) {
+		err = fmt.Errorf("%d bytes came back changed", len(want))
+	}
+	return err
+}
+
+// TestScale: of several servers behind a load balancer one is killed. Its
+// sessions come back on others by themselves; those of the others notice
+// nothing.
+func TestScale(t *testing.T) {
+	eachBalancer(t, func(t *testing.T, b balancer) {
+		const servers = 3
+		state, dir, listen := folder(t), folder(t), addr(t)
+		origins := addrs(t, servers)
+		running := make(map[string]*proc.Process)
+		for i, origin := range origins {
+			name := fmt.Sprintf("server %d", i+1)
+			running[name] = startServer(t, origin, state, startEcho(t, name), "-trusted-proxies", "127.0.0.1")
+		}
+		caFile := writeCertificate(t, dir, siteName)
+		b.configure(t, dir, listen, origins)
+		b.start(t, dir, listen)
+		url := "https://" + siteName + "/updates"
+		// A session for each stream, and one for all.
+		many := startClient(t, caFile, url, "-key", key(t, state), "-addr", listen, "-engine", "kcp")
+		one := startClient(t, caFile, url, "-key", key(t, state), "-addr", listen, "-engine", "kcp-smux")
+
+		shared, err := open(one.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer shared.Close()
+		if err := shared.check(); err != nil {
+			t.Fatal(err)
+		}
+		dying := shared.server
+		of := make(map[string][]*line)
+		for n := 0; len(of[dying]) < 2 || len(of) < servers; n++ {
+			if n == 100 {
+				t.Fatalf("100 sessions are on %d servers only", len(of))
+			}
+			l, err := open(many.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			of[l.server] = append(of[l.server], l)
+		}
+
+		if err := running[dying].Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for server, lines := range of {
+			for _, l := range lines {
+				err := l.check()
+				if server == dying && err == nil {
+					t.Errorf("a stream of the dead server goes on")
+				}
+				if server != dying && err != nil {
+					t.Errorf("a stream of another server: %v", err)
+				}
+			}
+		}
+		for _, c := range []*client{many, one} {
+			for n := range 3 {
+				await(t, "a new stream", func() error {
+					l, err := open(c.addr)
+					if err != nil {
+						return err
+					}
+					defer l.Close()
+					if l.server == dying {
+						t.Fatalf("the dead server speaks")
+					}
+					return l.check()
+				})
+				t.Logf("new stream %d works", n+1)
+			}
+		}
+	})
+}
+
+// shares asks for one page of each session through the balancer, and counts
+// who answered.
+func shares(t *testing.T, listen string, sessions []string) map[string]string {
+	t.Helper()
+	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: siteName}}
+	defer tr.CloseIdleConnections()
+	answers := make(map[string]string)
+	for _, session := range sessions {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+listen+"/updates/"+session, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = siteName
+		resp, err := (&http.Client{Transport: tr}).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("%s, %q, %v", resp.Status, text, err)
+		}
+		answers[session] = string(text)
+	}
+	return answers
+}
+
+// TestAddingOneMovesFew: with a fourth server beside three, a quarter of the
+// sessions moves, and all of those to the new one. What a session is, is the
+// last part of the path.
+func TestAddingOneMovesFew(t *testing.T) {
+	eachBalancer(t, func(t *testing.T, b balancer) {
+		var origins []string
+		for i := range 4 {
+			name := fmt.Sprintf("server %d", i+1)
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, name) }))
+			t.Cleanup(s.Close)
+			origins = append(origins, s.Listener.Addr().String())
+		}
+		sessions := make([]string, 400)
+		for i := range sessions {
+			id := make([]byte, 24)
+			rand.Read(id)
+			sessions[i] = base64.RawURLEncoding.EncodeToString(id)
+		}
+		dir, listen := folder(t), addr(t)
+		writeCertificate(t, dir, siteName)
+		b.configure(t, dir, listen, origins[:3])
+		p := b.start(t, dir, listen)
+		before := shares(t, listen, sessions)
+		count := make(map[string]int)
+		for _, server := range before {
+			count[server]++
+		}
+		for server, n := range count {
+			t.Logf("%s: %d of %d", server, n, len(sessions))
+		}
+		if len(count) != 3 {
+			t.Errorf("%d servers of 3 are used", len(count))
+		}
+		for server, n := range count {
+			// A third is 133; the ring's own unevenness and chance are within
+			// 50 of it.
+			if n < len(sessions)/6 || n > len(sessions)/2 {
+				t.Errorf("%s has %d of %d sessions", server, n, len(sessions))
+			}
+		}
+		for session, server := range shares(t, listen, sessions[:20]) {
+			if before[session] != server {
+				t.Fatal("a session has moved by itself")
+			}
+		}
+
+		b.configure(t, dir, listen, origins)
+		if err := p.Signal(b.reload); err != nil {
+			t.Fatal(err)
+		}
+		var after map[string]string
+		await(t, "the new server", func() error {
+			after = shares(t, listen, sessions)
+			for _, server := range after {
+				if server == "server 4" {
+					return nil
+				}
+			}
+			return fmt.Errorf("none of %d sessions is on it", len(sessions))
+		})
+		after = shares(t, listen, sessions)
+		moved := 0
+		for session, server := range after {
+			if server == before[session] {
+				continue
+			}
+			moved++
+			if server != "server 4" {
+				t.Errorf("a session has moved from %s to %s", before[session], server)
+			}
+		}
+		t.Logf("%d of %d sessions have moved", moved, len(sessions))
+		if share := float64(moved) / float64(len(sessions)); share < 0.1 || share > 0.4 {
+			t.Errorf("%.2f of the sessions have moved, want about 0.25", share)
+		}
+	})
+}
+
+// TestTowardsServers: what haproxy can speak to the server, and who the client
+// is by the PROXY protocol.
+func TestTowardsServers(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		options string
+		flags   []string
+	}{
+		"HTTP-1.1":           {"", nil},
+		"HTTP-2":             {" proto h2", nil},
+		"PROXY-1":            {" send-proxy", []string{"-proxy-protocol"}},
+		"PROXY-2-and-HTTP-2": {" send-proxy-v2 proto h2", []string{"-proxy-protocol"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			to := startTarget(t)
+			state, dir, listen, origin := folder(t), folder(t), addr(t), addr(t)
+			startServer(t, origin, state, to.Addr(), append([]string{"-trusted-proxies", "127.0.0.1"}, c.flags...)...)
+			caFile := writeCertificate(t, dir, siteName)
+			configureHaproxy(t, dir, listen, []string{origin}, c.options)
+			listens(t, listen, haproxy(dir))
+			client := startClient(t, caFile, "https://"+siteName+"/updates", "-key", key(t, state), "-addr", listen)
+			move(t, to, client, size, nil)
+		})
+	}
+}
