@@ -58,6 +58,10 @@ const (
 	minBacklog = 64 << 10
 	maxBacklog = 512 << 10
 
+	// probes is how many of the oldest outstanding messages SCTP may send again
+	// without evidence that they are lost: 64 KB at most.
+	probes = 8
+
 	// slowWrite is how long the carrier may take for minBacklog bytes before
 	// the backlog is made smaller.
 	slowWrite = 20 * time.Millisecond
@@ -68,6 +72,7 @@ type Stats struct {
 	Datagrams     int // written
 	Messages      int // sent for the first time
 	Retransmitted int // messages sent again
+	Withheld      int // messages that SCTP wanted to send again for no good reason
 }
 
 // conn is the net.Conn below the association. It keeps account of what SCTP
@@ -91,6 +96,8 @@ type conn struct {
 	limited                bool          // the limit has kept bytes back since SCTP ran dry
 	measured               int           // bytes that the carrier has taken
 	took                   time.Duration // to take them
+
+	reported uint32 // the highest TSN that is known to have arrived before its turn
 
 	// Receiving.
 	delivered uint32 // messages
@@ -179,7 +186,7 @@ func (c *conn) admit(p []byte) bool {
 	if len(p) < packetHeaderSize || len(p)%4 != 0 {
 		return false
 	}
-	una, touched := c.una, uint32(0)
+	una, reported, touched := c.una, c.reported, uint32(0)
 	for rest := p[packetHeaderSize:]; len(rest) > 0; {
 		chunk, after, ok := nextChunk(rest)
 		if !ok {
@@ -201,8 +208,15 @@ func (c *conn) admit(p []byte) bool {
 			if !c.admitSack(chunk) {
 				return false
 			}
-			if next := binary.BigEndian.Uint32(chunk[4:]) + 1; int32(next-una) > 0 {
-				una = next
+			cumulative := binary.BigEndian.Uint32(chunk[4:])
+			if int32(cumulative+1-una) > 0 {
+				una = cumulative + 1
+			}
+			if n := 4 * int(binary.BigEndian.Uint16(chunk[12:])); n > 0 {
+				top := cumulative + uint32(binary.BigEndian.Uint16(chunk[sackHeaderSize+n-2:]))
+				if int32(top-reported) > 0 {
+					reported = top
+				}
 			}
 		case chunkAbort:
 			c.s.fail(errPeerClosed)
@@ -212,6 +226,7 @@ func (c *conn) admit(p []byte) bool {
 		}
 	}
 	c.touched |= touched
+	c.reported = reported
 	c.acknowledged(una)
 	return true
 }
@@ -282,29 +297,54 @@ func (c *conn) depart(p []byte) ([]byte, net.Addr, error) {
 	case c.peer == nil:
 		return nil, nil, nil // nothing has come that could be answered
 	}
+	kept := p[:packetHeaderSize]
 	for rest := p[packetHeaderSize:]; len(rest) >= chunkHeaderSize; {
 		chunk, after, ok := nextChunk(rest)
 		if !ok {
 			break
 		}
+		if chunk[0] != chunkData || c.departs(chunk) {
+			kept = append(kept, rest[:len(rest)-len(after)]...) // in place
+		}
 		rest = after
-		if chunk[0] != chunkData {
-			continue
-		}
-		if tsn := binary.BigEndian.Uint32(chunk[4:]); tsn == c.sent {
-			c.batch = append(c.batch, *c.message(tsn))
-			c.sent++
-			c.stats.Messages++
-			if c.sent == c.next {
-				// Nothing follows. SCTP would wait 200 ms before it acknowledges
-				// an odd packet, longer than the other side's probe timer.
-				chunk[1] |= answerAtOnce
-			}
-		} else {
-			c.stats.Retransmitted++
-		}
 	}
-	return p, c.peer, nil
+	if len(kept) == packetHeaderSize {
+		return nil, nil, nil
+	}
+	return kept, c.peer, nil
+}
+
+// departs takes note of a DATA chunk and tells whether it shall be sent.
+func (c *conn) departs(chunk []byte) bool {
+	tsn := binary.BigEndian.Uint32(chunk[4:])
+	if tsn != c.sent {
+		return c.resend(tsn)
+	}
+	c.batch = append(c.batch, *c.message(tsn))
+	c.sent++
+	c.stats.Messages++
+	if c.sent == c.next {
+		// Nothing follows. SCTP would wait 200 ms before it acknowledges an odd
+		// packet, longer than the other side's probe timer.
+		chunk[1] |= answerAtOnce
+	}
+	return true
+}
+
+// resend tells whether a message shall be sent again. SCTP wants to send all
+// that is outstanding when nothing was acknowledged for a second or little
+// more. A carrier that repairs what it loses may take longer, and then delivers
+// everything. So a message goes if one sent after it has arrived; without that
+// evidence only the oldest few go and the newest, whose arrival is evidence for
+// all the others.
+func (c *conn) resend(tsn uint32) bool {
+	if int32(c.reported-tsn) <= 0 && tsn-c.una >= probes && tsn+1 != c.sent {
+		c.stats.Withheld++
+		c.s.wake() // the next may go
+		return false
+	}
+	c.stats.Retransmitted++
+	return true
 }
 
 // departed takes note of how the carrier has taken a packet of size bytes.

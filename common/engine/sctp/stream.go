@@ -51,8 +51,9 @@ func (st *stream) Consumed(_ *duplex.Stream, n int) {
 		return
 	}
 	before := st.window.Size
-	if st.window.Consumed(n, min(maxWindow, before+s.budget), s.rtt()) {
-		s.budget -= st.window.Size - before
+	due := st.window.Consumed(n, min(maxWindow, before+s.budget), s.rtt())
+	if grown := st.window.Size - before; due || grown > 0 {
+		s.budget -= grown
 		st.creditDue = true
 		s.urgent.push(st)
 		s.pump()
