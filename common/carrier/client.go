@@ -2,10 +2,11 @@ package carrier
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"net/http"
 	"net/url"
 	"strings"
@@ -147,12 +148,14 @@ func NewClient(cfg ClientConfig) *Client {
 		cfg.Path = new(Path)
 	}
 	l := newLink(nil)
+	binding := make([]byte, handshake.BindingSize)
+	rand.Read(binding) // never fails (crypto/rand)
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Client{
 		cfg:       cfg,
 		log:       log,
 		link:      l,
-		conn:      newConn(l, "server"),
+		conn:      newConn(l, "server", binding),
 		ctx:       ctx,
 		cancel:    cancel,
 		ready:     make(chan struct{}),
@@ -271,7 +274,7 @@ func (c *Client) newAttempt(clock time.Duration) *attempt {
 	a := &attempt{
 		id: handshake.NewID(c.cfg.Key),
 		// Room for what a TLS client says first, and no length of ours.
-		size:  2048 + rand.IntN(1500),
+		size:  2048 + mathrand.IntN(1500),
 		clock: clock,
 	}
 	a.size = min(max(a.size, len(c.attempts.hello)+handshake.MinMessage1), handshake.MaxMessage1)
@@ -293,6 +296,7 @@ func (c *Client) message(a *attempt) ([]byte, error) {
 		a.made = time.Now()
 		var err error
 		a.message, a.initiator, err = handshake.Initiate(c.cfg.Key, a.id, handshake.Hello{
+			Binding:   c.conn.binding,
 			Version:   handshake.Version,
 			Time:      a.made.Add(a.clock),
 			Engine:    c.cfg.Engine,
@@ -403,7 +407,7 @@ func backoff(n int, age time.Duration) time.Duration {
 		most = lateBackoff
 	}
 	d := min(minBackoff<<min(max(n-1, 0), 10), most)
-	return d/2 + rand.N(d/2+1)
+	return d/2 + mathrand.N(d/2+1)
 }
 
 // carry makes exchanges until the session ends.

@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -34,13 +35,20 @@ var errTimeout = fmt.Errorf("carrier: %w", os.ErrDeadlineExceeded)
 // and leaves it to the session to send what was written. Safe for concurrent
 // use.
 type Conn struct {
-	link  *link
-	addr  Addr
-	read  deadline
-	write deadline
+	link    *link
+	addr    Addr
+	binding []byte
+	read    deadline
+	write   deadline
 }
 
-func newConn(l *link, addr Addr) *Conn { return &Conn{link: l, addr: addr} }
+func newConn(l *link, addr Addr, binding []byte) *Conn {
+	return &Conn{link: l, addr: addr, binding: bytes.Clone(binding)}
+}
+
+// Binding is a secret that only the two ends of the session know, or nil. An
+// engine with a handshake of its own can bind that to the session.
+func (c *Conn) Binding() []byte { return c.binding }
 
 // ReadFrom returns the next datagram. Its errors match net.ErrClosed after
 // Close, or when the other side has ended the session and everything that came

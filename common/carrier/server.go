@@ -267,7 +267,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Sessio
 		answer:    msg2,
 		refused:   answer.Status != handshake.Accepted,
 		link:      l,
-		conn:      newConn(l, Addr(id.String()[:6])),
+		conn:      newConn(l, Addr(id.String()[:6]), hello.Binding),
 		turn:      make(chan struct{}, 1),
 		gone:      make(chan struct{}),
 		lastSeen:  now,

@@ -14,7 +14,10 @@
 //	8     time: milliseconds since 1970-01-01 UTC by the client's clock
 //	2     mask, random
 //	1, n  length and name of the engine (ASCII, at most 32 bytes)
-//	2, n  length and bytes of extensions, of which none is defined: skipped
+//	2, n  length and bytes of extensions: each a byte of type, a byte of
+//	      length and as many bytes; those of an unknown type are skipped.
+//	      Type 1: binding, 32 random bytes that both ends of the session keep
+//	      to themselves. An engine can bind its own handshake to them.
 //	rest  datagrams as in a record (package wire), then padding
 //
 // Message 2 begins the body of the answer: 2 bytes that are its length XORed
@@ -65,6 +68,11 @@ const (
 	// It tells one first message from another.
 	EphemeralSize = 32
 
+	// BindingSize is the size in bytes of a session's binding.
+	BindingSize = 32
+
+	extBinding = 1
+
 	maxEngine   = 32
 	maxText     = 1024
 	maxMessage2 = 2048
@@ -90,6 +98,7 @@ type Hello struct {
 	Version   byte
 	Time      time.Time // whole milliseconds on the wire
 	Engine    string
+	Binding   []byte // of BindingSize bytes, or none
 	Datagrams []byte // plaintext of a record
 
 	mask uint16
@@ -115,8 +124,13 @@ type Initiator struct {
 	mask  uint16
 }
 
-// HelloRoom is how many bytes of datagrams fit into a message 1 of size bytes.
+// HelloRoom is how many bytes of datagrams fit into a message 1 of size bytes
+// that has a binding.
 func HelloRoom(size int, engine string) int {
+	return helloRoom(size, engine) - (2 + BindingSize)
+}
+
+func helloRoom(size int, engine string) int {
 	return size - EphemeralSize - noiseTag - (1 + 8 + 2 + 1 + len(engine) + 2)
 }
 
@@ -124,7 +138,8 @@ func HelloRoom(size int, engine string) int {
 // server whose key is pub.
 func Initiate(pub PublicKey, id ID, hello Hello, size int) ([]byte, *Initiator, error) {
 	if len(hello.Engine) > maxEngine || size < MinMessage1 || size > MaxMessage1 ||
-		len(hello.Datagrams) > HelloRoom(size, hello.Engine) {
+		len(hello.Binding) != 0 && len(hello.Binding) != BindingSize ||
+		len(hello.Datagrams)+len(extensions(hello)) > helloRoom(size, hello.Engine) {
 		return nil, nil, fmt.Errorf("handshake: message 1 out of bounds")
 	}
 	state, err := noise.NewHandshakeState(noise.Config{
@@ -145,7 +160,9 @@ func Initiate(pub PublicKey, id ID, hello Hello, size int) ([]byte, *Initiator, 
 	p = append(p, mask[:]...)
 	p = append(p, byte(len(hello.Engine)))
 	p = append(p, hello.Engine...)
-	p = binary.BigEndian.AppendUint16(p, 0)
+	ext := extensions(hello)
+	p = binary.BigEndian.AppendUint16(p, uint16(len(ext)))
+	p = append(p, ext...)
 	p = append(p, hello.Datagrams...)
 	p = p[:size-EphemeralSize-noiseTag] // zeros: a datagram of length 0 ends them
 	msg, _, _, err := state.WriteMessage(make([]byte, 0, size), p)
@@ -153,6 +170,14 @@ func Initiate(pub PublicKey, id ID, hello Hello, size int) ([]byte, *Initiator, 
 		return nil, nil, fmt.Errorf("handshake: %w", err)
 	}
 	return msg, &Initiator{state: state, mask: binary.BigEndian.Uint16(mask[:])}, nil
+}
+
+// extensions are the bytes of a hello's extensions.
+func extensions(h Hello) []byte {
+	if len(h.Binding) == 0 {
+		return nil
+	}
+	return append([]byte{extBinding, BindingSize}, h.Binding...)
 }
 
 // Finish reads message 2 from r, of which it reads no byte more.
@@ -280,9 +305,19 @@ func parseHello(p []byte) (Hello, error) {
 		return Hello{}, fmt.Errorf("%w: name of the engine", wire.ErrMalformed)
 	}
 	h.Engine, p = string(p[1:1+p[0]]), p[1+p[0]:]
-	_, p, err := cutBytes(p, MaxMessage1)
+	ext, p, err := cutBytes(p, MaxMessage1)
 	if err != nil {
 		return Hello{}, err
+	}
+	for len(ext) > 0 {
+		if len(ext) < 2 || len(ext)-2 < int(ext[1]) {
+			return Hello{}, fmt.Errorf("%w: extensions", wire.ErrMalformed)
+		}
+		body := ext[2 : 2+ext[1]]
+		if ext[0] == extBinding && len(body) == BindingSize {
+			h.Binding = body
+		}
+		ext = ext[2+len(body):]
 	}
 	h.Datagrams = p
 	return h, nil

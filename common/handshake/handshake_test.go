@@ -113,8 +113,9 @@ func TestInitiateBounds(t *testing.T) {
 		size  int
 		ok    bool
 	}{
-		{"full", Hello{Version: Version, Engine: "kcp", Datagrams: make([]byte, full)}, MinMessage1, true},
-		{"overfull", Hello{Version: Version, Engine: "kcp", Datagrams: make([]byte, full+1)}, MinMessage1, false},
+		{"full", Hello{Version: Version, Engine: "kcp", Binding: make([]byte, BindingSize), Datagrams: make([]byte, full)}, MinMessage1, true},
+		{"overfull", Hello{Version: Version, Engine: "kcp", Binding: make([]byte, BindingSize), Datagrams: make([]byte, full+1)}, MinMessage1, false},
+		{"odd binding", Hello{Version: Version, Binding: make([]byte, BindingSize-1)}, MinMessage1, false},
 		{"small", Hello{Version: Version}, MinMessage1 - 1, false},
 		{"large", Hello{Version: Version}, MaxMessage1 + 1, false},
 		{"longest name", Hello{Version: Version, Engine: strings.Repeat("e", maxEngine)}, MinMessage1, true},
@@ -309,7 +310,9 @@ func TestParseHello(t *testing.T) {
 		{"engine too long", hello(append([]byte{maxEngine + 1}, make([]byte, 100)...)...), false},
 		{"no extensions", hello(3, 'k', 'c', 'p'), false},
 		{"half an extension", hello(3, 'k', 'c', 'p', 0, 2, 1), false},
-		{"extensions are skipped", hello(3, 'k', 'c', 'p', 0, 2, 1, 2), true},
+		{"half an extension's body", hello(3, 'k', 'c', 'p', 0, 2, 9, 2), false},
+		{"unknown extensions are skipped", hello(3, 'k', 'c', 'p', 0, 5, 9, 1, 7, 8, 0), true},
+		{"a binding of another size is skipped", hello(3, 'k', 'c', 'p', 0, 3, extBinding, 1, 7), true},
 		{"least", hello(3, 'k', 'c', 'p', 0, 0), true},
 		{"future", append([]byte{Version + 1}, head[1:]...), true},
 		{"past", append([]byte{0}, head[1:]...), true},
@@ -318,6 +321,20 @@ func TestParseHello(t *testing.T) {
 		if (err == nil) != c.ok || err != nil && !errors.Is(err, wire.ErrMalformed) {
 			t.Errorf("%s: %v", c.name, err)
 		}
+	}
+}
+
+// A binding arrives as it was sent, beside extensions of a later version.
+func TestBinding(t *testing.T) {
+	id := NewID(testServer.Public())
+	binding := bytes.Repeat([]byte{7}, BindingSize)
+	msg, _, err := Initiate(testServer.Public(), id, Hello{Version: Version, Engine: "quic", Binding: binding, Datagrams: []byte{0, 1, 9}}, 500)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, got, err := Respond(testServer, id, msg)
+	if err != nil || !bytes.Equal(got.Binding, binding) || !bytes.HasPrefix(got.Datagrams, []byte{0, 1, 9}) {
+		t.Errorf("%x, %x, %v", got.Binding, got.Datagrams, err)
 	}
 }
 
