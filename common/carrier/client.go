@@ -414,6 +414,9 @@ func backoff(n int, age time.Duration) time.Duration {
 func (c *Client) carry() error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	if c.cfg.Mode == Auto {
+		c.streaming = c.way().streaming() // as other sessions have found
+	}
 	var closed time.Time // when the server said that it has ended the session
 	for {
 		wait := c.launch(time.Now())
