@@ -811,16 +811,13 @@ func (c *Client) sayFarewell() {
 	deadline := time.NewTimer(farewellTime)
 	defer deadline.Stop()
 	c.start(farewell)
-	said, saying := false, true
+	said := false
 	for {
 		select {
 		case res := <-c.results:
 			delete(c.flights, res.flight.number)
-			switch res.flight.kind {
-			case upload:
-				c.uploads--
-			case farewell:
-				saying, said = false, said || res.err == nil
+			if res.flight.kind == farewell {
+				said = said || res.err == nil
 				if res.foreign || res.err != nil && !c.pause0(deadline, minBackoff) {
 					return
 				}
@@ -828,16 +825,29 @@ func (c *Client) sayFarewell() {
 			if said && !c.link.unfinished() {
 				return
 			}
-			if !saying && c.uploads == 0 {
-				c.start(farewell)
-				saying = true
+			if c.carrying() {
+				continue
 			}
+			if said && c.link.dueIn(time.Now()) < 0 {
+				return // the server has no room for the rest
+			}
+			c.start(farewell)
 		case <-deadline.C:
 			return
 		case <-c.ctx.Done():
 			return
 		}
 	}
+}
+
+// carrying tells whether an exchange is under way that carries records.
+func (c *Client) carrying() bool {
+	for _, f := range c.flights {
+		if len(f.records) > 0 || f.kind == farewell {
+			return true
+		}
+	}
+	return false
 }
 
 // pause0 waits d, and tells whether neither deadline nor the session ended
