@@ -101,6 +101,7 @@ type link struct {
 	probes     uint      // probes since something was acknowledged
 
 	ready     []*buffer // records in order, to be read by the engine; plaintext
+	hello     bool      // the first of them is no record but the first message's
 	offset    int       // bytes of ready[0] that were read
 	early     map[uint64]*buffer
 	delivered uint64   // number of the record that ready waits for
@@ -429,7 +430,7 @@ func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
 		h.Echo, h.Echoes, h.Delay = l.peerTime, true, now.Sub(l.peerAt)
 	}
 	h.Acks, h.Ended = l.got, l.ended
-	l.window = l.delivered - uint64(len(l.ready)) + windowRecords
+	l.window = l.granted()
 	h.Window = l.window
 	h.Sent = l.next
 	h.Backlog = l.queued
@@ -521,7 +522,7 @@ func (l *link) received(n uint64, b *buffer) bool {
 		l.newsAt = now
 		signal(l.wake)
 	}
-	if l.shut || n >= l.delivered-uint64(len(l.ready))+windowRecords || !l.got.Add(n) {
+	if l.shut || n >= l.granted() || !l.got.Add(n) {
 		return false
 	}
 	l.hold(1)
@@ -576,9 +577,10 @@ func (l *link) get(p []byte) (n int, ok bool) {
 		l.hold(-1)
 		l.ready[0] = nil
 		l.ready = l.ready[1:]
+		l.hello = false
 		l.offset = 0
 		// Tell of new room before the other side has used up the old.
-		if l.delivered-uint64(len(l.ready))+windowRecords >= l.window+windowRecords/2 && !l.room {
+		if l.granted() >= l.window+windowRecords/2 && !l.room {
 			l.room, l.newsAt = true, time.Now()
 			signal(l.wake)
 		}
@@ -597,7 +599,18 @@ func (l *link) receivedHello(datagrams []byte) {
 	defer l.mu.Unlock()
 	l.hold(1)
 	l.ready = append(l.ready, b)
+	l.hello = true
 	signal(l.readable)
+}
+
+// granted is the number of the first record that has no room. It never
+// shrinks. mu is held.
+func (l *link) granted() uint64 {
+	unread := len(l.ready)
+	if l.hello {
+		unread--
+	}
+	return l.delivered - uint64(unread) + windowRecords
 }
 
 // owed notes that records below number exist.
@@ -798,7 +811,7 @@ func (l *link) close() {
 		b.release()
 		l.hold(-1)
 	}
-	l.ready, l.early = nil, nil
+	l.ready, l.early, l.hello = nil, nil, false
 	signal(l.wake)
 }
 
