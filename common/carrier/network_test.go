@@ -664,12 +664,17 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, key: handshake.GenerateKey(), accepted: make(chan *Session, 1024)}
-	w.server = w.newServer()
+	w.server = NewServer(w.config())
 	w.net = newNetwork(t, w.server)
 	return w
 }
 
-func (w *world) newServer() *Server { return NewServer(w.config()) }
+// restart puts another server in the place of the one that there is.
+func (w *world) restart(most limits) {
+	w.server.Close()
+	w.server = newServer(w.config(), most)
+	w.net.connect(w.server)
+}
 
 func (w *world) config() ServerConfig {
 	return ServerConfig{

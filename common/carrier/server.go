@@ -93,6 +93,7 @@ type Server struct {
 	log    *slog.Logger
 	public handshake.PublicKey
 	guard  *handshake.Guard
+	limits limits
 	memory atomic.Int64
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -106,10 +107,22 @@ type Server struct {
 	opened, refused, expired atomic.Uint64
 }
 
+// limits are bounds of a Server's that tests lower.
+type limits struct {
+	unconfirmed int // maxUnconfirmed
+	sessions    int // maxSessions
+	memory      int64
+}
+
 // NewServer returns a Server. Its Close must be called.
 func NewServer(cfg ServerConfig) *Server {
+	return newServer(cfg, limits{maxUnconfirmed, maxSessions, maxMemory})
+}
+
+func newServer(cfg ServerConfig, most limits) *Server {
 	s := &Server{
 		cfg:      cfg,
+		limits:   most,
 		log:      cfg.Log,
 		public:   cfg.Key.Public(),
 		guard:    handshake.NewGuard(time.Now()),
@@ -278,13 +291,13 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Sessio
 		l.receivedHello(hello.Datagrams)
 	}
 	s.mu.Lock()
-	if s.closed || s.sessions[id] != nil || len(s.sessions) >= maxSessions {
+	if s.closed || s.sessions[id] != nil || len(s.sessions) >= s.limits.sessions {
 		s.mu.Unlock()
 		l.drop()
 		return nil
 	}
 	s.sessions[id] = sess
-	start := !sess.refused && s.unconfirmed < maxUnconfirmed
+	start := !sess.refused && s.unconfirmed < s.limits.unconfirmed
 	if start {
 		s.unconfirmed++
 		sess.started = true
@@ -676,7 +689,7 @@ func (s *Server) sweep(now time.Time) {
 		sess.mu.Unlock()
 		sess.forget()
 	}
-	if s.memory.Load() > maxMemory && worst != nil {
+	if s.memory.Load() > s.limits.memory && worst != nil {
 		s.log.Warn("too much memory in use: ending the session that holds most and does not move",
 			"session", worst.Name(), "bytes", worst.link.held.Load())
 		worst.end(wire.CloseRoom)

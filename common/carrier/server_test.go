@@ -1,0 +1,627 @@
+package carrier
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"turbotunnel/common/handshake"
+	"turbotunnel/common/wire"
+)
+
+// A raw client makes what a Client makes by hand, and what a Client would not.
+type raw struct {
+	w         *world
+	id        handshake.ID
+	first     []byte // message 1
+	initiator *handshake.Initiator
+	keys      handshake.Keys
+	exchange  uint64
+	heads     uint64
+	records   uint64
+}
+
+// raw makes a first message and does not send it.
+func (w *world) raw(hello handshake.Hello) *raw {
+	w.t.Helper()
+	c := &raw{w: w, id: handshake.NewID(w.key.Public()), exchange: 1}
+	var err error
+	if c.first, c.initiator, err = handshake.Initiate(w.key.Public(), c.id, hello, 1500); err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+func (w *world) hello() handshake.Hello {
+	return handshake.Hello{Version: handshake.Version, Time: time.Now(), Engine: "raw"}
+}
+
+// post sends a body to the session's path.
+func (c *raw) post(body []byte) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, "/any/path/"+c.id.String(), bytes.NewReader(body))
+	w := httptest.NewRecorder()
+	c.w.server.ServeHTTP(w, r)
+	return w
+}
+
+// greet sends the first message.
+func (c *raw) greet() handshake.Answer {
+	c.w.t.Helper()
+	rec := c.post(c.first)
+	answer, keys, err := c.initiator.Finish(rec.Body)
+	if err != nil {
+		c.w.t.Fatalf("status %d, %v", rec.Code, err)
+	}
+	c.keys = keys
+	return answer
+}
+
+// body is that of a request: a head and records, each of one datagram.
+func (c *raw) body(h wire.Head, datagrams ...string) []byte {
+	h.Exchange = c.exchange
+	c.exchange++
+	b := h.Append(make([]byte, wire.HeaderSize))
+	b = c.keys.Send.Seal(b, wire.HeadKind, c.heads)
+	c.heads++
+	for _, d := range datagrams {
+		b = append(b, c.keys.Send.Seal(wire.AppendDatagram(make([]byte, wire.HeaderSize), []byte(d)), wire.RecordKind, c.records)...)
+		c.records++
+	}
+	return b
+}
+
+// isDecoy fails the test if an answer is not exactly the decoy's.
+func isDecoy(t *testing.T, name string, got *httptest.ResponseRecorder) {
+	t.Helper()
+	want := httptest.NewRecorder()
+	decoy(want, nil)
+	if got.Code != want.Code || !maps.EqualFunc(got.Header(), want.Header(), slices.Equal) || got.Body.String() != want.Body.String() || got.Flushed {
+		t.Errorf("%s: status %d, %v, %q is not the decoy's answer", name, got.Code, got.Header(), got.Body)
+	}
+}
+
+// isOurs fails the test if an answer does not begin with a head.
+func (c *raw) isOurs(name string, rec *httptest.ResponseRecorder) (h wire.Head) {
+	c.w.t.Helper()
+	u, err := c.keys.Receive.Next(rec.Body, make([]byte, wire.BufferSize))
+	if err == nil {
+		err = h.Parse(u.Payload)
+	}
+	if err != nil || u.Kind != wire.HeadKind {
+		c.w.t.Errorf("%s: status %d, %v", name, rec.Code, err)
+	}
+	return h
+}
+
+// Whoever is not a client gets the decoy's answer, and leaves nothing behind.
+func TestDecoy(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		time.Sleep(time.Hour)
+		c := w.raw(w.hello())
+		stranger := func(name string, body []byte) {
+			t.Helper()
+			s := *c
+			s.id = handshake.NewID(w.key.Public())
+			isDecoy(t, name, s.post(body))
+		}
+		noise := make([]byte, 200<<10)
+		rand.Read(noise)
+		for _, n := range []int{0, 1, 31, 127, 128, 5000, 8192, 8193, len(noise)} {
+			stranger("noise", noise[:n])
+		}
+		stranger("a first message of another session", c.first)
+		old := w.hello()
+		old.Time = old.Time.Add(-handshake.Skew - time.Second)
+		isDecoy(t, "an old first message", w.raw(old).post(w.raw(old).first))
+		o := w.raw(old)
+		isDecoy(t, "an old first message", o.post(o.first))
+		early := w.hello()
+		early.Time = early.Time.Add(handshake.Skew + time.Second)
+		e := w.raw(early)
+		isDecoy(t, "a first message from the future", e.post(e.first))
+		bad := w.raw(w.hello())
+		bad.first[100] ^= 1
+		isDecoy(t, "an altered first message", bad.post(bad.first))
+		isDecoy(t, "half a first message", bad.post(bad.first[:700]))
+		w.empty("after strangers")
+
+		if a := c.greet(); a.Status != handshake.Accepted {
+			t.Fatalf("answer %+v", a)
+		}
+		request := c.body(wire.Head{}, "hello")
+		stranger("a request of another session", request)
+		other := w.raw(w.hello())
+		other.greet()
+		isDecoy(t, "noise for an open session", c.post(noise[:3000]))
+		isDecoy(t, "the first message of another open session", c.post(other.first))
+		isDecoy(t, "the body of another open session", other.post(request))
+		isDecoy(t, "an empty body for an open session", c.post(nil))
+		if n := w.server.Stats().Sessions; n != 2 {
+			t.Errorf("%d sessions, want 2", n)
+		}
+		// None of this has harmed the session.
+		c.isOurs("a request", c.post(request))
+		s := <-w.accepted
+		buf := make([]byte, 100)
+		if n, _, err := s.Conn().ReadFrom(buf); string(buf[:n]) != "hello" {
+			t.Errorf("read %q, %v", buf[:n], err)
+		}
+		isDecoy(t, "the first message again after a request", c.post(c.first))
+
+		// Nor has a request that is repeated an effect.
+		c.isOurs("a repeated request", c.post(request))
+		quiet(t, "the session", s.Conn())
+
+		// After its end nothing of the session is known.
+		c.isOurs("a farewell", c.post(c.body(wire.Head{Close: wire.CloseDone})))
+		s.Conn().Close()
+		synctest.Wait()
+		for name, body := range map[string][]byte{"first message": c.first, "request": request} {
+			isDecoy(t, name+" after the end", c.post(body))
+		}
+		other.post(other.body(wire.Head{Close: wire.CloseDone}))
+		for range 2 { // both sessions' engines
+			select {
+			case s := <-w.accepted:
+				s.Conn().Close()
+			default:
+			}
+		}
+		synctest.Wait()
+		w.empty("after the sessions")
+
+		fresh := w.raw(w.hello())
+		time.Sleep(time.Millisecond)
+		w.restart(limits{maxUnconfirmed, maxSessions, maxMemory})
+		for name, body := range map[string][]byte{"first message": c.first, "request": request} {
+			isDecoy(t, name+" after a restart", c.post(body))
+		}
+		isDecoy(t, "a first message made before a restart", fresh.post(fresh.first))
+		w.empty("after the restart")
+	})
+}
+
+// unread is a body that must not be read.
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body was read")
+	return 0, io.EOF
+}
+
+// A request that is known from its head to be a stranger's reaches the decoy
+// with its body unread.
+func TestUnreadBody(t *testing.T) {
+	w := newWorld(t)
+	defer w.server.Close()
+	id := handshake.NewID(w.key.Public())
+	foreign := handshake.NewID(handshake.GenerateKey().Public())
+	for _, c := range []struct {
+		method, path string
+		length       int64
+	}{
+		{http.MethodGet, "/" + id.String(), -1},
+		{http.MethodPut, "/" + id.String(), 1000},
+		{http.MethodPost, "/", 1000},
+		{http.MethodPost, "", 1000},
+		{http.MethodPost, "/index.html", -1},
+		{http.MethodPost, "/" + foreign.String(), -1},
+		{http.MethodPost, "/" + id.String() + "/", 1000},
+		{http.MethodPost, "/" + id.String()[:31] + "%0a", 1000},
+		{http.MethodPost, "/" + id.String(), handshake.MaxMessage1 + 1},
+	} {
+		r := httptest.NewRequest(c.method, "http://server.example"+c.path, unread{t})
+		r.ContentLength = c.length
+		rec := httptest.NewRecorder()
+		w.server.ServeHTTP(rec, r)
+		isDecoy(t, c.method+" "+c.path, rec)
+	}
+	w.empty("after strangers")
+}
+
+// FuzzServeHTTP: nobody without the key gets anything but the decoy.
+func FuzzServeHTTP(f *testing.F) {
+	key := handshake.GenerateKey()
+	server := NewServer(ServerConfig{Key: key, Decoy: http.HandlerFunc(decoy), Engines: []string{"raw"}, Serve: func(*Session) {}})
+	f.Cleanup(func() { server.Close() })
+	id := handshake.NewID(key.Public()).String()
+	f.Add("POST", "/", []byte("hello"), false)
+	f.Add("GET", "/x", []byte{}, true)
+	f.Add("POST", "/a/b", bytes.Repeat([]byte{1}, 200), true)
+	f.Add("POST", "/a\n/", bytes.Repeat([]byte{1}, 9000), true)
+	f.Fuzz(func(t *testing.T, method, path string, body []byte, known bool) {
+		r := httptest.NewRequest(http.MethodPost, "http://server.example/", bytes.NewReader(body))
+		r.Method, r.URL.Path = method, path
+		if known {
+			r.URL.Path += "/" + id
+		}
+		rec := httptest.NewRecorder()
+		server.ServeHTTP(rec, r)
+		isDecoy(t, path, rec)
+		if s := server.Stats(); s.Sessions != 0 || s.Memory != 0 || s.Opened != 0 {
+			t.Fatalf("%+v", s)
+		}
+	})
+}
+
+// The answer to a first message is the same whenever the message comes, until
+// the client has shown that it has the answer.
+func TestRepeatedFirstMessage(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		c := w.raw(w.hello())
+		c.greet()
+		want := (<-w.accepted).answer
+		for range 3 {
+			time.Sleep(10 * time.Second)
+			if rec := c.post(c.first); !bytes.HasPrefix(rec.Body.Bytes(), want) {
+				t.Error("another answer")
+			}
+		}
+		if s := w.server.Stats(); s.Sessions != 1 || s.Opened != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// What the server does not know it refuses under its key; nothing is opened.
+func TestRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		hello func(*handshake.Hello)
+		want  handshake.Answer
+	}{
+		"engine":                     {func(h *handshake.Hello) { h.Engine = "steam" }, handshake.Answer{Status: handshake.UnknownEngine, Version: handshake.Version, Text: "raw,other"}},
+		"no engine":                  {func(h *handshake.Hello) { h.Engine = "" }, handshake.Answer{Status: handshake.UnknownEngine, Version: handshake.Version, Text: "raw,other"}},
+		"version from the future":    {func(h *handshake.Hello) { h.Version = 2 }, handshake.Answer{Status: handshake.UnknownVersion, Version: handshake.Version}},
+		"version before the first":   {func(h *handshake.Hello) { h.Version = 0 }, handshake.Answer{Status: handshake.UnknownVersion, Version: handshake.Version}},
+		"version and engine at once": {func(h *handshake.Hello) { h.Version, h.Engine = 9, "?" }, handshake.Answer{Status: handshake.UnknownVersion, Version: handshake.Version}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				hello := w.hello()
+				c.hello(&hello)
+				r := w.raw(hello)
+				if a := r.greet(); a != c.want {
+					t.Errorf("answer %+v, want %+v", a, c.want)
+				}
+				isDecoy(t, "a request all the same", r.post(r.body(wire.Head{}, "hello")))
+				if s := w.server.Stats(); s.Opened != 0 || s.Refused != 1 || s.Memory != 0 {
+					t.Errorf("%+v", s)
+				}
+				time.Sleep(unconfirmedLife + 2*janitorEvery)
+				w.empty("a minute later")
+			})
+		})
+	}
+}
+
+// Sessions whose client is gone end when their time has come.
+func TestExpiry(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		confirm bool
+		life    time.Duration
+	}{{"unconfirmed", false, unconfirmedLife}, {"confirmed", true, Lifetime}} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				r := w.raw(w.hello())
+				r.greet()
+				if c.confirm {
+					r.isOurs("a request", r.post(r.body(wire.Head{}, "hello")))
+				}
+				s := <-w.accepted
+				s.Conn().WriteTo([]byte("to nobody"), nil)
+				time.Sleep(c.life - 2*janitorEvery)
+				if n := w.server.Stats().Sessions; n != 1 {
+					t.Errorf("%d sessions before the time", n)
+				}
+				time.Sleep(4 * janitorEvery)
+				w.empty("after the time")
+				if n := w.server.Stats().Expired; n != 1 {
+					t.Errorf("%d sessions expired", n)
+				}
+				if _, _, err := s.Conn().ReadFrom(make([]byte, 10)); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("ReadFrom: %v", err)
+				}
+				if _, err := s.Conn().WriteTo([]byte("x"), nil); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("WriteTo: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// Close ends sessions whose polls wait, and returns when they are over.
+func TestServerClose(t *testing.T) {
+	for _, mode := range []Mode{Poll, Stream} {
+		bubble(t, func(t *testing.T, w *world) {
+			for range 5 {
+				client, session := w.pair(mode)
+				say(t, client.Conn(), session.Conn(), "hello")
+				session.Conn().WriteTo(make([]byte, 1000), nil)
+			}
+			late := w.raw(w.hello())
+			begin := time.Now()
+			w.server.Close()
+			if took := time.Since(begin); took > 0 {
+				t.Errorf("Close took %v", took)
+			}
+			w.empty("after Close")
+			isDecoy(t, "a first message after Close", late.post(late.first))
+			w.server.Close()
+		})
+	}
+}
+
+// Beyond a number of sessions of which nothing is known but that somebody has
+// the server's public key, no engine is started before a client has shown that
+// it read the answer.
+func TestUnconfirmed(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.restart(limits{unconfirmed: 3, sessions: 6, memory: maxMemory})
+		time.Sleep(time.Second)
+		var all []*raw
+		for range 6 {
+			r := w.raw(w.hello())
+			r.greet()
+			all = append(all, r)
+		}
+		synctest.Wait()
+		if n := len(w.accepted); n != 3 {
+			t.Errorf("%d engines for 6 sessions, want 3", n)
+		}
+		seventh := w.raw(w.hello())
+		isDecoy(t, "one session too many", seventh.post(seventh.first))
+
+		all[5].isOurs("a request", all[5].post(all[5].body(wire.Head{}, "hello")))
+		synctest.Wait()
+		if n := len(w.accepted); n != 4 {
+			t.Errorf("%d engines after a session was confirmed, want 4", n)
+		}
+		for range 3 {
+			<-w.accepted
+		}
+		s := <-w.accepted
+		buf := make([]byte, 100)
+		if n, _, err := s.Conn().ReadFrom(buf); string(buf[:n]) != "hello" {
+			t.Errorf("read %q, %v", buf[:n], err)
+		}
+		// Those who had an engine make room for others when they are confirmed.
+		all[0].isOurs("a request", all[0].post(all[0].body(wire.Head{})))
+		time.Sleep(unconfirmedLife + 2*janitorEvery)
+		if n := w.server.Stats().Sessions; n != 2 {
+			t.Errorf("%d sessions are left, want the 2 that were confirmed", n)
+		}
+		for range 4 {
+			r := w.raw(w.hello())
+			r.greet()
+		}
+		synctest.Wait()
+		if n := len(w.accepted); n != 3 {
+			t.Errorf("%d engines for 4 more sessions, want 3", n)
+		}
+	})
+}
+
+// A session whose engine does not read, or whose client does not acknowledge,
+// holds a bounded number of bytes and stands in nobody's way.
+func TestStalledSession(t *testing.T) {
+	const bound = (windowRecords + 4*queueLimit/wire.MaxUnit) * wire.BufferSize
+	t.Run("engine that does not read", func(t *testing.T) {
+		bubble(t, func(t *testing.T, w *world) {
+			w.net.set(always(fate{there: ms, back: ms}))
+			stalled, session := w.pair(Poll)
+			go func() {
+				for {
+					if _, err := stalled.Conn().WriteTo(make([]byte, wire.MaxDatagram), nil); err != nil {
+						return
+					}
+				}
+			}()
+			time.Sleep(time.Minute)
+			if held := session.link.held.Load(); held > bound || held < bound/2 {
+				t.Errorf("the server holds %d bytes, want up to %d", held, bound)
+			}
+			if held := stalled.link.held.Load(); held > bound {
+				t.Errorf("the client holds %d bytes, want up to %d", held, bound)
+			}
+			client, other := w.pair(Poll)
+			begin := time.Now()
+			up := transfer(t, "up", client.Conn(), other.Conn(), 400)
+			down := transfer(t, "down", other.Conn(), client.Conn(), 400)
+			<-up
+			<-down
+			if took := time.Since(begin); took > 2*time.Second {
+				t.Errorf("another session took %v", took)
+			}
+			say(t, session.Conn(), stalled.Conn(), "the other direction")
+		})
+	})
+	t.Run("client that does not acknowledge", func(t *testing.T) {
+		bubble(t, func(t *testing.T, w *world) {
+			r := w.raw(w.hello())
+			r.greet()
+			s := <-w.accepted
+			go func() {
+				for {
+					if _, err := s.Conn().WriteTo(make([]byte, 600), nil); err != nil {
+						return
+					}
+				}
+			}()
+			for range 400 {
+				r.isOurs("a poll", r.post(r.body(wire.Head{Hold: time.Second, Limit: 1 << 20, Window: 1 << 40})))
+			}
+			if held := s.link.held.Load(); held > bound {
+				t.Errorf("the server holds %d bytes, want up to %d", held, bound)
+			}
+		})
+	})
+}
+
+// When the server's memory is used up, the session that holds most and does
+// not move pays.
+func TestMemoryPressure(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.restart(limits{maxUnconfirmed, maxSessions, 8 << 20})
+		w.net.set(always(fate{there: ms, back: ms}))
+		stalled, stalledSession := w.pair(Poll)
+		small := w.raw(w.hello()) // stalled too, and holds less
+		small.greet()
+		smallSession := <-w.accepted
+		smallSession.Conn().WriteTo(make([]byte, 1000), nil)
+		small.post(small.body(wire.Head{}))
+		healthy, healthySession := w.pair(Poll)
+		go func() {
+			for {
+				if _, err := stalled.Conn().WriteTo(make([]byte, wire.MaxDatagram), nil); err != nil {
+					return
+				}
+			}
+		}()
+		go io.Copy(io.Discard, readerOf(healthySession.Conn()))
+		done := make(chan error)
+		go func() {
+			for range 3000 { // half a minute
+				if _, err := healthy.Conn().WriteTo(make([]byte, 10000), nil); err != nil {
+					done <- err
+					return
+				}
+				time.Sleep(10 * ms)
+			}
+			done <- nil
+		}()
+		if err := <-done; err != nil {
+			t.Errorf("the healthy session: %v", err)
+		}
+		if !isClosed(stalledSession.link.closed) {
+			t.Error("the stalled session goes on")
+		}
+		if isClosed(smallSession.link.closed) || isClosed(healthySession.link.closed) {
+			t.Error("another session had to pay")
+		}
+		if held := w.server.Stats().Memory; held > 8<<20 {
+			t.Errorf("%d bytes are held", held)
+		}
+		<-stalled.Done()
+		if err := stalled.Err(); !errors.Is(err, ErrLost) {
+			t.Errorf("the stalled session's client: %v", err)
+		}
+	})
+}
+
+// A server that was restarted is noticed at once.
+func TestRestart(t *testing.T) {
+	for _, mode := range []Mode{Poll, Stream} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.net.set(always(fate{there: 10 * ms, back: 10 * ms}))
+			client, session := w.pair(mode)
+			say(t, client.Conn(), session.Conn(), "before")
+			// A crash: nobody says good-bye.
+			before := w.server
+			w.server = NewServer(w.config())
+			w.net.connect(w.server)
+			w.net.cutAll()
+			begin := time.Now()
+			<-client.Suspect()
+			before.Close()
+			if took := time.Since(begin); took > 2*time.Second {
+				t.Errorf("noticed after %v", took)
+			}
+			// A new session can be had.
+			again, session := w.pair(mode)
+			say(t, again.Conn(), session.Conn(), "after")
+		})
+	}
+}
+
+// slowly is a body of which nothing more comes after its beginning, on a
+// connection whose read deadline is obeyed.
+type slowly struct {
+	*httptest.ResponseRecorder
+	begin io.Reader
+	limit deadline
+}
+
+func (s *slowly) SetReadDeadline(t time.Time) error {
+	s.limit.set(t)
+	return nil
+}
+
+func (s *slowly) Read(p []byte) (int, error) {
+	if n, _ := s.begin.Read(p); n > 0 {
+		return n, nil
+	}
+	<-s.limit.done()
+	return 0, os.ErrDeadlineExceeded
+}
+
+// A body that stands still is given up.
+func TestSlowBody(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		c := w.raw(w.hello())
+		post := func(begin []byte) (*httptest.ResponseRecorder, time.Duration) {
+			s := &slowly{ResponseRecorder: httptest.NewRecorder(), begin: bytes.NewReader(begin)}
+			r := httptest.NewRequest(http.MethodPost, "/"+c.id.String(), s)
+			start := time.Now()
+			w.server.ServeHTTP(s, r)
+			return s.ResponseRecorder, time.Since(start)
+		}
+		rec, took := post(c.first[:1000])
+		isDecoy(t, "half a first message", rec)
+		if took != helloPatience {
+			t.Errorf("half a first message took %v", took)
+		}
+		c = w.raw(w.hello())
+		c.greet()
+		rec, took = post(c.body(wire.Head{}, "hello"))
+		c.isOurs("a request without an end", rec)
+		if took != bodyPatience {
+			t.Errorf("a request without an end took %v", took)
+		}
+		rec, took = post(c.first[:20])
+		isDecoy(t, "less than a first message for an open session", rec)
+		if took != bodyPatience {
+			t.Errorf("less than a first message took %v", took)
+		}
+	})
+}
+
+// The client's address is the newest that was known for sure.
+func TestClientAddr(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		addr := netip.MustParseAddr("192.0.2.7")
+		w.server.cfg.ClientAddr = func(*http.Request) netip.Addr { return addr }
+		c := w.raw(w.hello())
+		c.greet()
+		s := <-w.accepted
+		if got := s.Client(); got != addr {
+			t.Errorf("client %v", got)
+		}
+		addr = netip.Addr{}
+		c.post(c.body(wire.Head{}))
+		if got := s.Client(); got.String() != "192.0.2.7" {
+			t.Errorf("client %v after a request of unknown origin", got)
+		}
+		addr = netip.MustParseAddr("2001:db8::1")
+		c.post([]byte(strings.Repeat("noise", 100)))
+		if got := s.Client(); got == addr {
+			t.Error("a stranger's address became the client's")
+		}
+		c.post(c.body(wire.Head{}))
+		if got := s.Client(); got != addr {
+			t.Errorf("client %v", got)
+		}
+	})
+}
