@@ -9,14 +9,17 @@
 // certificate is always verified, and against the front's name: the CDN proves
 // who it is, and the origin proves itself in the records that the bodies carry.
 //
+// A Set is one or more Fronts to the same server and their health: one of them
+// carries until it fails.
+//
 // A Front has up to six connections over HTTP/1.1 and one over HTTP/2, like a
 // browser to one host. The first one decides which it is, and carries the first
 // exchange.
 //
-//	RoundTrip -> pool -> wire1 (net/http) -> h1Mask        HTTP/1.1
-//	              |  \-> wire2 (x/net/http2) -> h2Mask     HTTP/2
-//	              v
-//	             dial -> [proxy] -> [TLS]
+//	Set -> Front -> pool -> wire1 (net/http)   -> h1Mask    HTTP/1.1
+//	                  |  \-> wire2 (x/net/http2) -> h2Mask    HTTP/2
+//	                  v
+//	                 dial -> [proxy] -> [TLS]
 //
 // A Front does not follow redirects, keep cookies, cache, read the
 // environment's proxy settings, or know what the bodies mean.

@@ -436,7 +436,7 @@ func TestHellos(t *testing.T) {
 }
 
 func TestSessionResumption(t *testing.T) {
-	for _, name := range []string{"none", "chrome_115_pq_psk"} {
+	for _, name := range []string{"none", "chrome", "chrome_115_pq_psk"} {
 		t.Run(name, func(t *testing.T) {
 			s := serve(t, serverOptions{}, echo)
 			f := newFront(t, s, func(c *Config) { c.UTLS = name })
@@ -449,6 +449,23 @@ func TestSessionResumption(t *testing.T) {
 				t.Errorf("%d connections, %d resumed", n, s.resumed)
 			}
 		})
+	}
+}
+
+// Tickets are used once, the newest first.
+func TestSessionsAreUsedOnce(t *testing.T) {
+	var s sessions[int]
+	for n := range 4 {
+		s.Put("", &n)
+	}
+	s.Put("", nil)
+	for _, want := range []int{3, 2} {
+		if got, ok := s.Get(""); !ok || *got != want {
+			t.Errorf("got %v, %t, want %d", got, ok, want)
+		}
+	}
+	if _, ok := s.Get(""); ok {
+		t.Errorf("more than %d kept", sessionsKept)
 	}
 }
 

@@ -318,7 +318,7 @@ func TestH1Mask(t *testing.T) {
 func TestLongFatPath(t *testing.T) {
 	authorityOf()
 	const (
-		size   = 128 << 20
+		size   = 64 << 20
 		rate   = 80_000_000 // bytes per second
 		delay  = 100 * time.Millisecond
 		filled = size * time.Second / rate

@@ -422,11 +422,9 @@ func (s *Set) failed(m *member, ctx context.Context, begun time.Time, err error)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case e.Op != OpHTTP:
-		s.leaveLocked(m, err, 0)
 	case m.lastGood.After(begun):
 		// It works: one exchange did not.
-	case e.Timeout(), !e.Reused && !m.front.connected():
+	case e.Op != OpHTTP, e.Timeout(), !e.Reused && !m.front.connected():
 		s.leaveLocked(m, err, 0)
 	default:
 		s.strikeLocked(m, err)
