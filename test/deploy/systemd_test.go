@@ -1,0 +1,60 @@
+package deploy
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestSystemdUnits: systemd reads the units without complaint, finds little
+// that the service could do beyond its task, and the command in them serves on
+// a socket that is passed.
+func TestSystemdUnits(t *testing.T) {
+	dir := folder(t)
+	const installed = "/usr/local/bin/turbotunnel-server"
+	socket := printed(t, "deploy-systemd.md", "/etc/systemd/system/turbotunnel.socket")
+	service := adapt(t, printed(t, "deploy-systemd.md", "/etc/systemd/system/turbotunnel.service"), installed, serverProgram)
+	units := []string{filepath.Join(dir, "turbotunnel.socket"), filepath.Join(dir, "turbotunnel.service")}
+	write(t, units[0], socket)
+	write(t, units[1], service)
+	if out, err := exec.Command("systemd-analyze", append([]string{"verify"}, units...)...).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+	// In tenths, of 10 for a service without any hardening.
+	const exposed = "15"
+	if out, err := exec.Command("systemd-analyze", "security", "--offline=yes", "--threshold="+exposed, units[1]).CombinedOutput(); err != nil {
+		t.Errorf("systemd-analyze security: %v\n%s", err, out)
+	}
+
+	_, command, _ := strings.Cut(service, "ExecStart=")
+	command, _, _ = strings.Cut(command, "\n")
+	to := startTarget(t)
+	state := folder(t)
+	command = adapt(t, command,
+		"/var/lib/turbotunnel", state,
+		// There is no authority for the name here: the guide's alternative.
+		"-acme-hostnames www.example.com", "-trusted-proxies 127.0.0.1",
+		"127.0.0.1:22", to.Addr(),
+	)
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen := ln.Addr().String()
+	file, err := ln.(*net.TCPListener).File()
+	ln.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	cmd := exec.Command("sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec "+command)
+	cmd.ExtraFiles = []*os.File{file}
+	server := start(t, cmd)
+	logged(t, server, "serving on "+listen)
+	c := startClient(t, os.DevNull, fmt.Sprintf("http://%s/", listen), "-key", key(t, state))
+	move(t, to, c, size, nil)
+}
