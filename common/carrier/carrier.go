@@ -60,6 +60,10 @@ const (
 // A Transport makes exchanges. It must not repeat a request, must close the
 // request's body, and must begin to read it only when the connection that
 // carries it is ready. Safe for concurrent use.
+//
+// It may also have a method Name() string, the name of the front that carries
+// now, by which a Path remembers; and Foreign(*http.Response), which is called
+// with an answer of status 200 that was not the server's.
 type Transport interface {
 	http.RoundTripper
 

@@ -494,13 +494,13 @@ func (c *Client) launch(now time.Time) time.Duration {
 		return min(c.takeTurn(now, due, crowded), long)
 	}
 	uploads, downloads := c.slots()
-	wait := min(long, c.look(now, way))
 	for due == 0 && c.uploads < uploads {
 		c.start(upload)
 		if due = c.link.dueIn(now); due < 0 {
 			due = c.link.newsIn(now)
 		}
 	}
+	wait := min(long, c.look(now, way))
 	if due > 0 {
 		wait = min(wait, due)
 	}
@@ -570,11 +570,12 @@ func (c *Client) look(now time.Time, way *way) time.Duration {
 	late := 2*srtt + 4*rttvar + slack
 	next := time.Minute
 	again := func(in time.Duration) { next = min(next, max(in, time.Millisecond)) }
-	waiting := time.Duration(0) // of the upload that has waited longest
+	waiting := time.Duration(-1) // of the upload that has waited longest, if one does
 	for _, f := range c.flights {
 		switch f.kind {
 		case upload:
-			if f.sent.Load() > 0 && f.first.Load() == 0 {
+			// One whose body is under way is not waiting.
+			if f.first.Load() == 0 && (f.sent.Load() > 0 || f.begun.Load() == 0) {
 				waiting = max(waiting, f.since(now, &f.sent))
 			}
 		case stream:
@@ -605,8 +606,8 @@ func (c *Client) look(now time.Time, way *way) time.Duration {
 	}
 	// Uploads that wait while a stream or a poll is open may be waiting for it.
 	// If they pass as soon as nothing else is open, they were.
-	if waiting > 0 && c.suspended.IsZero() && c.polls+c.streams > 0 && c.answered.Before(now.Add(-2*late)) {
-		if waiting > 2*late {
+	if waiting >= 0 && c.suspended.IsZero() && c.answered.Before(now.Add(-2*late)) {
+		if waiting > 2*late && c.polls+c.streams > 0 {
 			c.suspended = now
 			for _, f := range c.flights {
 				if f.kind == poll || f.kind == stream {
@@ -614,7 +615,9 @@ func (c *Client) look(now time.Time, way *way) time.Duration {
 				}
 			}
 		}
-		again(2*late - waiting)
+		if waiting <= 2*late {
+			again(2*late - waiting)
+		}
 	}
 	if !c.suspended.IsZero() {
 		if now.Sub(c.suspended) > late {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -49,6 +50,7 @@ type flight struct {
 	started time.Time
 
 	// Written by the exchange, as time since started; 0: not yet.
+	begun atomic.Int64 // the request's body
 	sent  atomic.Int64 // the request's last byte
 	first atomic.Int64 // the first unit of the answer
 	heard atomic.Int64 // the newest one
@@ -171,7 +173,7 @@ func (c *Client) exchange(f *flight) result {
 	defer f.cancel(nil)
 	wait := patience + max(f.asked.Hold, f.asked.Quiet)
 	watchdog := time.AfterFunc(wait, func() {
-		f.cancel(fmt.Errorf("no answer within %v", wait))
+		f.cancel(fmt.Errorf("no answer within %v: %w", wait, os.ErrDeadlineExceeded))
 	})
 	defer watchdog.Stop()
 
@@ -181,6 +183,7 @@ func (c *Client) exchange(f *flight) result {
 	}
 	b := newBody(c.link.head(f.number, f.asked, pad), f.records, c.link.send, func(last bool) {
 		watchdog.Reset(wait)
+		f.mark(&f.begun)
 		if last {
 			f.mark(&f.sent)
 			c.link.wrote(f.number)
@@ -190,8 +193,12 @@ func (c *Client) exchange(f *flight) result {
 	res.size = b.size
 	res.err = c.converse(f, b, &res, func() {
 		watchdog.Reset(wait)
-		f.first.CompareAndSwap(0, max(1, int64(time.Since(f.started))))
 		f.mark(&f.heard)
+		if f.first.CompareAndSwap(0, f.heard.Load()) && f.kind == upload {
+			// Such an answer comes at once. The times in heads would count
+			// the wait for a connection, too.
+			c.link.measured(time.Duration(f.first.Load() - f.sent.Load()))
+		}
 	})
 	if res.err != nil && f.ctx.Err() != nil {
 		res.err = context.Cause(f.ctx)
@@ -240,6 +247,14 @@ func (c *Client) foreign(resp *http.Response, res *result) error {
 	return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
 }
 
+// tellForeign tells the transport of an answer whose body was somebody else's.
+// It sees by itself what the status says.
+func (c *Client) tellForeign(resp *http.Response) {
+	if t, ok := c.cfg.Transport.(interface{ Foreign(*http.Response) }); ok {
+		t.Foreign(resp)
+	}
+}
+
 // retryAfter reads a Retry-After header (RFC 9110, section 10.2.3).
 func retryAfter(value string) time.Duration {
 	if s, err := strconv.Atoi(value); err == nil && s >= 0 {
@@ -275,6 +290,7 @@ func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved fun
 				return fmt.Errorf("answer cut short: %w", err)
 			}
 			res.foreign = true
+			c.tellForeign(resp)
 			return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
 		}
 		moved()
@@ -293,7 +309,7 @@ func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved fun
 		res.good = true
 		res.backlog = head.Backlog
 		c.link.owed(head.Sent)
-		if c.link.opened(u.Number, &head) && head.Close != 0 && head.Backlog == 0 {
+		if c.link.opened(u.Number, &head, false) && head.Close != 0 && head.Backlog == 0 {
 			res.closed = true
 		}
 	}
@@ -310,7 +326,7 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 		}
 	}()
 	watchdog := time.AfterFunc(patience, func() {
-		f.cancel(fmt.Errorf("no answer within %v", patience))
+		f.cancel(fmt.Errorf("no answer within %v: %w", patience, os.ErrDeadlineExceeded))
 	})
 	resp, err := c.post(f.ctx, io.NopCloser(&lazyReader{make: func() ([]byte, error) { return c.message(a) }}), int64(a.size))
 	if err != nil {
@@ -345,6 +361,7 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 	if err != nil {
 		a.date = resp.Header.Get("Date")
 		foreign.foreign = true
+		c.tellForeign(resp)
 		return foreign, fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
 	}
 	if err := refusal(answer, c.cfg.Engine); err != nil {

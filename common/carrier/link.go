@@ -456,8 +456,9 @@ func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
 func randomPad() int { return 1 + rand.IntN(200) }
 
 // opened takes in a head. It tells whether it is the newest so far: if not,
-// nothing but what it acknowledges counts.
-func (l *link) opened(number uint64, h *wire.Head) (newest bool) {
+// nothing but what it acknowledges counts. timed says that its times measure
+// the round trip.
+func (l *link) opened(number uint64, h *wire.Head, timed bool) (newest bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
@@ -477,7 +478,7 @@ func (l *link) opened(number uint64, h *wire.Head) (newest bool) {
 		l.peerWindow = h.Window
 		signal(l.wake)
 	}
-	if h.Echoes {
+	if h.Echoes && timed {
 		rtt := time.Duration(uint32(now.Sub(l.start).Milliseconds())-h.Echo)*time.Millisecond - h.Delay
 		if rtt >= 0 && rtt < time.Minute {
 			l.sample(rtt)
@@ -485,6 +486,13 @@ func (l *link) opened(number uint64, h *wire.Head) (newest bool) {
 	}
 	l.arm()
 	return true
+}
+
+// measured takes note of a round-trip time.
+func (l *link) measured(rtt time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sample(rtt)
 }
 
 // sample takes note of a round-trip time, as RFC 6298 section 2 does.

@@ -48,7 +48,7 @@ func tell(t *testing.T, from, to *link, e uint64) (newest bool) {
 	if err := h.Parse(u.Payload); err != nil {
 		t.Fatal(err)
 	}
-	return to.opened(u.Number, &h)
+	return to.opened(u.Number, &h, true)
 }
 
 // got reads everything that is ready.
@@ -121,7 +121,7 @@ func TestUnacknowledgedIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := testLinks()
 		defer emptyLinks(t, a, b)
-		a.opened(0, &wire.Head{Window: wire.MaxNumber})
+		a.opened(0, &wire.Head{Window: wire.MaxNumber}, true)
 		const bound = (windowRecords + 4*queueLimit/wire.MaxUnit) * wire.BufferSize
 		for e := range uint64(4 * windowRecords) {
 			a.put([]byte("x"))
@@ -225,7 +225,7 @@ func FuzzHeads(f *testing.F) {
 				if !setIsValid(&h.Acks) {
 					continue
 				}
-				a.opened(next(), &h)
+				a.opened(next(), &h, true)
 			case 5:
 				buf := newBuffer()
 				buf.b = append(buf.b, script[:min(len(script), 20)]...)

@@ -442,7 +442,7 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 			first = head
 			first.Acks, first.Ended = wire.Set{}, wire.Set{}
 		}
-		if s.link.opened(u.Number, &head) && head.Close != 0 {
+		if s.link.opened(u.Number, &head, true) && head.Close != 0 {
 			closing, end = true, head.Sent
 		}
 	}
@@ -510,6 +510,7 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 	if hold <= 0 {
 		return s.link.take(e, limit)
 	}
+	until := time.Now().Add(hold)
 	timer := time.NewTimer(hold)
 	defer timer.Stop()
 	select {
@@ -524,7 +525,6 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 	case <-s.gone:
 		return nil
 	}
-	until := time.Now().Add(hold)
 	for {
 		due := s.link.dueIn(time.Now())
 		if limit < wire.MaxUnit {

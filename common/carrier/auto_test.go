@@ -1,0 +1,265 @@
+package carrier
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"testing"
+	"time"
+)
+
+// A cutter is a network that cuts answers which are silent for too long, or
+// open for too long.
+type cutter struct {
+	*network
+	idle time.Duration // 0: never
+	age  time.Duration // 0: never
+}
+
+func (c cutter) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(req.Context())
+	cut := func() { cancel(errReset) }
+	var timers []*time.Timer
+	if c.age > 0 {
+		timers = append(timers, time.AfterFunc(c.age, cut))
+	}
+	var idle *time.Timer
+	if c.idle > 0 {
+		idle = time.AfterFunc(c.idle, cut)
+		timers = append(timers, idle)
+	}
+	stop := func() {
+		for _, t := range timers {
+			t.Stop()
+		}
+		cancel(nil)
+	}
+	resp, err := c.network.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	resp.Body = &cutBody{resp.Body, idle, c.idle, stop}
+	return resp, nil
+}
+
+type cutBody struct {
+	io.ReadCloser
+	timer *time.Timer
+	idle  time.Duration
+	stop  func()
+}
+
+func (b *cutBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.timer != nil {
+		b.timer.Reset(b.idle)
+	}
+	return n, err
+}
+
+func (b *cutBody) Close() error {
+	b.stop()
+	return b.ReadCloser.Close()
+}
+
+func near() fate { return fate{there: 25 * ms, back: 25 * ms} }
+
+func held() fate {
+	f := near()
+	f.buffered = true
+	return f
+}
+
+// both moves n datagrams each way and returns how long that took.
+func both(t *testing.T, client *Client, session *Session, n int) time.Duration {
+	begin := time.Now()
+	up := transfer(t, "up", client.Conn(), session.Conn(), n)
+	down := transfer(t, "down", session.Conn(), client.Conn(), n)
+	<-up
+	<-down
+	return time.Since(begin)
+}
+
+// On a path that delivers what is written, the client receives by one answer
+// that stays open, from its first exchange on, and an idle session is quiet.
+func TestAutoStreams(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		client, session := w.pair(Auto)
+		time.Sleep(time.Second)
+		if !client.way().streaming() {
+			t.Error("the path's first answer did not show that it streams")
+		}
+		both(t, client, session, 300)
+		time.Sleep(time.Minute)
+		before := w.net.count()
+		time.Sleep(10 * time.Minute)
+		if n := w.net.count() - before; n > 20 {
+			t.Errorf("%d requests in 10 idle minutes", n)
+		}
+		begin := time.Now()
+		say(t, session.Conn(), client.Conn(), "news")
+		if took := time.Since(begin); took > 26*ms {
+			t.Errorf("what the server says takes %v, and half a round trip is 25 ms", took)
+		}
+	})
+}
+
+// On a path that holds answers back until they are complete, the client polls.
+func TestAutoHeldBack(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(held()))
+		client, session := w.pair(Auto)
+		if took := both(t, client, session, 800); took > 5*time.Second {
+			t.Errorf("took %v", took)
+		}
+		if client.way().streaming() {
+			t.Error("takes the path for one that streams")
+		}
+		if n := client.link.givenUp.Load() + session.link.givenUp.Load(); n > 0 {
+			t.Errorf("%d records were given up", n)
+		}
+	})
+}
+
+// A path may change its mind in the middle of a session, both ways.
+func TestAutoChanges(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		client, session := w.pair(Auto)
+		both(t, client, session, 100)
+		for range 2 {
+			w.net.set(always(held()))
+			w.net.cutAll()
+			if took := both(t, client, session, 300); took > 10*time.Second {
+				t.Errorf("held back: took %v", took)
+			}
+			if client.way().streaming() {
+				t.Error("did not notice that answers are held back")
+			}
+			w.net.set(always(near()))
+			for range 90 {
+				say(t, client.Conn(), session.Conn(), "still here")
+				time.Sleep(time.Second)
+			}
+			if !client.way().streaming() {
+				t.Error("did not notice that answers come as they are written")
+			}
+		}
+		if n := client.link.givenUp.Load() + session.link.givenUp.Load(); n > 0 {
+			t.Errorf("%d records were given up", n)
+		}
+	})
+}
+
+// A path that cuts silent answers, or all answers after some time, is learned:
+// it costs a few exchanges, and then nothing but more of them.
+func TestAutoCut(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		idle, age time.Duration
+		fate      fate
+		most      int // failed exchanges in ten minutes
+		requests  int // in ten minutes
+	}{
+		{"silence of 10 s, streamed", 10 * time.Second, 0, near(), 4, 40},
+		{"silence of 10 s, held back", 10 * time.Second, 0, held(), 6, 160},
+		{"after 30 s, streamed", 0, 30 * time.Second, near(), 6, 60},
+		{"after 5 s, streamed", 0, 5 * time.Second, near(), 8, 250},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				w.net.set(always(c.fate))
+				failed := 0
+				client := w.dial(Auto, func(cfg *ClientConfig) {
+					cfg.Transport = counting{cutter{w.net, c.idle, c.age}, &failed}
+				})
+				<-client.Ready()
+				session := <-w.accepted
+				both(t, client, session, 100)
+				before := w.net.count()
+				failed = 0
+				for range 20 {
+					time.Sleep(30 * time.Second)
+					say(t, session.Conn(), client.Conn(), "news")
+				}
+				if n := w.net.count() - before; n > c.requests || failed > c.most {
+					t.Errorf("%d requests in ten minutes, of which %d failed", n, failed)
+				}
+				both(t, client, session, 300)
+			})
+		})
+	}
+}
+
+// counting counts the exchanges that were cut. Its users do not run at once:
+// in a bubble, and with the pauses between them.
+type counting struct {
+	cutter
+	failed *int
+}
+
+func (c counting) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := c.cutter.RoundTrip(req)
+	if err != nil {
+		if req.Context().Err() == nil {
+			c.network.mu.Lock()
+			*c.failed++
+			c.network.mu.Unlock()
+		}
+		return nil, err
+	}
+	resp.Body = &countingBody{resp.Body, c, req.Context()}
+	return resp, nil
+}
+
+type countingBody struct {
+	io.ReadCloser
+	c   counting
+	ctx context.Context
+}
+
+func (b *countingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && b.ctx.Err() == nil {
+		b.c.network.mu.Lock()
+		*b.c.failed++
+		b.c.network.mu.Unlock()
+	}
+	return n, err
+}
+
+// narrow does not say how many exchanges it lets through.
+type narrow struct{ *network }
+
+func (narrow) MaxInFlight() int { return 100 }
+
+// A path that lets one exchange through at a time makes everything slow, and
+// nothing else.
+func TestAutoOneAtATime(t *testing.T) {
+	for _, f := range []fate{near(), held()} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.net.set(always(f))
+			w.net.atMost(1)
+			client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Transport = narrow{w.net} })
+			<-client.Ready()
+			session := <-w.accepted
+			if took := both(t, client, session, 300); took > 30*time.Second {
+				t.Errorf("took %v", took)
+			}
+			for range 3 {
+				time.Sleep(20 * time.Second)
+				begin := time.Now()
+				say(t, client.Conn(), session.Conn(), "a question")
+				say(t, session.Conn(), client.Conn(), "an answer")
+				if took := time.Since(begin); took > 5*time.Second {
+					t.Errorf("an idle session took %v for a question and an answer", took)
+				}
+			}
+			if n := client.link.givenUp.Load() + session.link.givenUp.Load(); n > 0 {
+				t.Errorf("%d records were given up", n)
+			}
+		})
+	}
+}
