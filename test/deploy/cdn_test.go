@@ -178,7 +178,7 @@ func TestStrictCDN(t *testing.T) {
 			if n, err := c.Read(make([]byte, 1)); n > 0 || err == nil {
 				t.Fatal("a byte came from nowhere")
 			}
-			if text := proc.Tail(s.client.Log()); !strings.Contains(text, "421") {
+			if text := proc.Tail(s.client.Log()); !strings.Contains(text, "refuses domain fronting (status 421)") {
 				return errors.New(text)
 			}
 			return nil
