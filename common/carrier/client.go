@@ -579,7 +579,9 @@ func (c *Client) look(now time.Time, way *way) time.Duration {
 				waiting = max(waiting, f.since(now, &f.sent))
 			}
 		case stream:
-			again(time.Duration(float64(f.asked.Stream)*overlap) - now.Sub(f.started))
+			if in := time.Duration(float64(f.asked.Stream)*overlap) - now.Sub(f.started); in >= 0 {
+				again(in)
+			}
 			if f.probe {
 				continue
 			}
@@ -607,10 +609,10 @@ func (c *Client) look(now time.Time, way *way) time.Duration {
 	// Uploads that wait while a stream or a poll is open may be waiting for it.
 	// If they pass as soon as nothing else is open, they were.
 	if waiting >= 0 && c.suspended.IsZero() && c.answered.Before(now.Add(-2*late)) {
-		if waiting > 2*late && c.polls+c.streams > 0 {
+		if waiting > 2*late {
 			c.suspended = now
 			for _, f := range c.flights {
-				if f.kind == poll || f.kind == stream {
+				if f.kind == poll || f.kind == stream || f.kind == turn {
 					f.cancel(errUnneeded)
 				}
 			}
