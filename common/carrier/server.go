@@ -513,8 +513,12 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 	until := time.Now().Add(hold)
 	timer := time.NewTimer(hold)
 	defer timer.Stop()
+	turn := s.turn
+	if limit < wire.MaxUnit {
+		turn = nil // this one takes nothing: it must not keep others from it
+	}
 	select {
-	case s.turn <- struct{}{}:
+	case turn <- struct{}{}:
 		defer func() { <-s.turn }()
 	case <-timer.C:
 		return nil
@@ -527,9 +531,6 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 	}
 	for {
 		due := s.link.dueIn(time.Now())
-		if limit < wire.MaxUnit {
-			due = -1
-		}
 		if due == 0 {
 			return s.link.take(e, limit)
 		}
