@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -138,5 +137,3 @@ func BenchmarkDatagrams(b *testing.B) {
 		}
 	}
 }
-
-var _ = io.EOF

@@ -162,7 +162,7 @@ func TestEarlyData(t *testing.T) {
 // What is written before the first connection is there travels in the first
 // message; what the server's side says at once comes back in its answer.
 func TestNoExtraRoundTrip(t *testing.T) {
-	for _, mode := range []Mode{Poll, Stream} {
+	for _, mode := range []Mode{Poll, Stream, Auto} {
 		bubble(t, func(t *testing.T, w *world) {
 			w.net.set(always(fate{there: 100 * ms, back: 100 * ms}))
 			begin := time.Now()
@@ -231,7 +231,7 @@ func TestLifetime(t *testing.T) {
 		{"too many, always", fate{there: ms, instead: page(http.StatusTooManyRequests, "Retry-After", "30")}, "status 429", 20},
 		{"cut answers", fate{there: ms, back: ms, cutAnswer: true, cutAt: 5}, "cut short", 200},
 	} {
-		for _, mode := range []Mode{Poll, Stream} {
+		for _, mode := range []Mode{Poll, Stream, Auto} {
 			t.Run(c.name+"/"+string(mode), func(t *testing.T) {
 				bubble(t, func(t *testing.T, w *world) {
 					client, session := w.pair(mode)
@@ -301,7 +301,7 @@ func TestSuspect(t *testing.T) {
 
 // An idle session is quiet, and a few words cost a few requests.
 func TestRequestsAreFew(t *testing.T) {
-	for _, mode := range []Mode{Poll, Stream} {
+	for _, mode := range []Mode{Poll, Stream, Auto} {
 		t.Run(string(mode), func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
 				w.net.set(always(fate{there: 50 * ms, back: 50 * ms}))
@@ -495,7 +495,7 @@ func lossy(n *network) func(*request) fate {
 
 // A server that ends the session is believed, after what it had said before.
 func TestServerEnds(t *testing.T) {
-	for _, mode := range []Mode{Poll, Stream} {
+	for _, mode := range []Mode{Poll, Stream, Auto} {
 		t.Run(string(mode), func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
 				client, session := w.pair(mode)
@@ -625,7 +625,7 @@ func TestWriteToBlocks(t *testing.T) {
 // An engine that pauses until the window is used up, and goes on, holds nothing
 // up longer than that: the other side hears of the new room at once.
 func TestPause(t *testing.T) {
-	for _, mode := range []Mode{Poll, Stream} {
+	for _, mode := range []Mode{Poll, Stream, Auto} {
 		for name, up := range map[string]bool{"up": true, "down": false} {
 			t.Run(string(mode)+"/"+name, func(t *testing.T) {
 				bubble(t, func(t *testing.T, w *world) {
@@ -635,7 +635,7 @@ func TestPause(t *testing.T) {
 					if !up {
 						from, to = to, from
 					}
-					const size, n = 9000, 2 * windowRecords // one fits into a record
+					const size, n = 9000, windowRecords * 5 / 4 // one fits into a record
 					go func() {
 						for range n {
 							from.WriteTo(make([]byte, size), nil)

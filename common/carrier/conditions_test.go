@@ -139,7 +139,7 @@ func TestConditions(t *testing.T) {
 			})
 		}, time.Minute},
 	} {
-		for _, mode := range []Mode{Poll, Stream} {
+		for _, mode := range []Mode{Poll, Stream, Auto} {
 			t.Run(fmt.Sprintf("%s/%s", c.name, mode), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld(t)
@@ -153,7 +153,7 @@ func TestConditions(t *testing.T) {
 					<-up
 					<-down
 					took := time.Since(begin)
-					t.Logf("%v, %d requests, %d at once, %d and %d bytes again, %d and %d given up", took.Round(ms), w.net.count(), w.net.most,
+					t.Logf("%v, %d requests, %d at once, %d and %d bytes again, %d and %d given up", took.Round(ms), w.net.count(), w.net.atOnce(),
 						client.link.resent.Load(), session.link.resent.Load(), client.link.givenUp.Load(), session.link.givenUp.Load())
 					if took > c.limit {
 						t.Errorf("took %v", took)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -108,6 +110,13 @@ func (n *network) count() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.requests
+}
+
+// atOnce is how many exchanges were under way at once at most.
+func (n *network) atOnce() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.most
 }
 
 // connect changes the server.
@@ -776,13 +785,17 @@ func datagram(i int) []byte {
 	case 23:
 		size = wire.MaxDatagram
 	}
-	p := make([]byte, size)
-	r := rand.New(rand.NewPCG(uint64(i), 1))
-	for j := range p {
-		p[j] = byte(r.Uint32())
-	}
+	p := slices.Clone(noise[i%1000:][:size])
+	binary.BigEndian.PutUint64(p, uint64(i))
 	return p
 }
+
+// noise is what datagrams are cut from.
+var noise = func() []byte {
+	p := make([]byte, wire.MaxDatagram+1000)
+	rand.NewChaCha8([32]byte{}).Read(p)
+	return p
+}()
 
 // transfer writes n datagrams to one Conn, the second half of them at leisure,
 // and expects them from another: exactly once, in order, byte for byte.

@@ -344,7 +344,7 @@ func TestExpiry(t *testing.T) {
 
 // Close ends sessions whose polls wait, and returns when they are over.
 func TestServerClose(t *testing.T) {
-	for _, mode := range []Mode{Poll, Stream} {
+	for _, mode := range []Mode{Poll, Stream, Auto} {
 		bubble(t, func(t *testing.T, w *world) {
 			for range 5 {
 				client, session := w.pair(mode)
@@ -523,7 +523,7 @@ func TestMemoryPressure(t *testing.T) {
 
 // A server that was restarted is noticed at once.
 func TestRestart(t *testing.T) {
-	for _, mode := range []Mode{Poll, Stream} {
+	for _, mode := range []Mode{Poll, Stream, Auto} {
 		bubble(t, func(t *testing.T, w *world) {
 			w.net.set(always(fate{there: 10 * ms, back: 10 * ms}))
 			client, session := w.pair(mode)
