@@ -109,7 +109,7 @@ func startEcho(t *testing.T, name string) (addr string) {
 			}
 			serving.Go(func() {
 				defer c.Close()
-				stop := time.AfterFunc(3*waitLimit, func() { c.Close() })
+				stop := time.AfterFunc(3*waitLimit+*idleTime, func() { c.Close() })
 				defer stop.Stop()
 				io.WriteString(c, name+"\n")
 				io.Copy(c, c)
