@@ -3,10 +3,12 @@ package carrier
 import "time"
 
 const (
-	// minFlight and flightLimit bound a window. The least is what an idle
-	// session may send at once; the most covers 200 ms at 500 Mbit/s and as
-	// much again, and bounds the memory that repair costs a session.
-	minFlight   = 256 << 10
+	// firstFlight is what a new session may send at once. minFlight and
+	// flightLimit bound a window: the least lets several full records go at
+	// once; the most covers 200 ms at 500 Mbit/s and as much again, and bounds
+	// the memory that repair costs a session.
+	firstFlight = 256 << 10
+	minFlight   = 64 << 10
 	flightLimit = 24 << 20
 
 	// queueLimit and maxQueue bound the bytes of datagrams that may wait to be
@@ -49,10 +51,10 @@ type window struct {
 	delivered int           // bytes
 	shortest  time.Duration // 0: none yet
 	limited   bool          // there was more to send than the window allows
-	draining  bool
+	draining  float64       // the rate before the window was lowered to see the base; 0: it was not
 }
 
-func newWindow() window { return window{size: minFlight, starting: true} }
+func newWindow() window { return window{size: firstFlight, starting: true} }
 
 // ack notes that n bytes were acknowledged, of which the last took rtt, if that
 // is not 0.
@@ -80,11 +82,11 @@ func (w *window) turn(now time.Time) {
 	delay := queueDelay + time.Duration(queueShare*float64(w.base))
 	ahead := rate * delay.Seconds()
 	switch {
-	case w.draining:
+	case w.draining > 0:
 		// What was measured with little in flight is the path's own.
-		w.draining = false
 		w.base, w.baseAt = w.shortest, now
-		w.set(rate*w.base.Seconds()*2 + ahead)
+		w.set(w.draining * (w.base + delay).Seconds())
+		w.draining = 0
 		return
 	case !w.limited:
 		return // it says nothing about the path
@@ -95,8 +97,8 @@ func (w *window) turn(now time.Time) {
 		}
 		w.starting = false
 	case now.Sub(w.baseAt) > baseLife:
-		w.draining = true
-		w.set(float64(w.size) / 2)
+		w.draining = rate
+		w.set(rate * w.base.Seconds() * 3 / 4)
 		return
 	}
 	next := float64(w.size)*w.base.Seconds()/w.shortest.Seconds() + ahead
