@@ -11,7 +11,7 @@ TEST_PACKAGES = chromium tor obfs4proxy nginx-light ncat microsocks curl gcc lib
 # How long each fuzz target runs.
 FUZZTIME = 30s
 
-.PHONY: all build test test-short lint fuzz demo clean
+.PHONY: all build test test-short lint fuzz demo bench bench-quick bench-engines bench-programs clean
 
 all: build
 
@@ -51,6 +51,25 @@ fuzz:
 # exec: the demo itself gets make's signals, and cleans up.
 demo:
 	@mkdir -p bin && go build -o bin/demo ./test/demo && exec bin/demo
+
+bench-programs:
+	@mkdir -p bin
+	go build -o bin/turbotunnel-client ./client
+	go build -o bin/turbotunnel-server ./server
+	go build -o bin/bench ./test/bench
+
+# The tunnel beside raw HTTP/2 on emulated paths, some ten minutes. It writes
+# its tables, plots and numbers into doc/benchmarks.*. Run nothing else.
+bench: bench-programs
+	exec bin/bench -suite full -o doc
+
+# The essentials, in two minutes, and only on the screen.
+bench-quick: bench-programs
+	exec bin/bench -suite quick
+
+# All engines side by side, some ten minutes. It writes doc/engines.*.
+bench-engines: bench-programs
+	exec bin/bench -suite engines -o doc
 
 clean:
 	rm -rf bin turbotunnel-client turbotunnel-server

@@ -1,141 +1,295 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // The load server at the far end of the tunnel. A client says what it wants in
-// 9 bytes: a letter and a number.
+// askSize bytes: a letter, how many bytes, and which transfer it is.
 const (
 	loadDown = 'd' // the server sends so many bytes
-	loadUp   = 'u' // the server takes so many bytes and answers with one
+	loadUp   = 'u' // the server takes so many bytes and answers with one: 1 if they were right
 	loadEcho = 'e' // the server says everything back
+
+	askSize = 1 + 8 + 8
 )
 
-var block = make([]byte, 256<<10)
+// pattern is what transfers carry, over and over: transfer k starts at a place
+// of its own. Its length is prime, so that what is lost, doubled or moved by
+// any round number of bytes does not fit.
+var pattern = func() []byte {
+	p := make([]byte, 1048573)
+	r := rand.NewChaCha8([32]byte{1})
+	r.Read(p) //nolint:errcheck // it never fails
+	return p
+}()
 
-// serveLoad serves connections until ln is closed.
-func serveLoad(ln net.Listener) {
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			return
+// content is a position in the pattern. It is an io.Reader without an end and
+// an io.Writer that fails when what is written is not what comes next.
+type content struct{ at int }
+
+func newContent(transfer uint64) *content {
+	return &content{int(transfer * 7919 % uint64(len(pattern)))}
+}
+
+// next returns some of the bytes that come next, at most n.
+func (c *content) next(n int) []byte {
+	return pattern[c.at:min(len(pattern), c.at+n)]
+}
+
+func (c *content) move(n int) { c.at = (c.at + n) % len(pattern) }
+
+func (c *content) Read(p []byte) (int, error) {
+	n := copy(p, c.next(len(p)))
+	c.move(n)
+	return n, nil
+}
+
+var errContent = errors.New("other bytes arrived than were sent")
+
+func (c *content) Write(p []byte) (int, error) {
+	for done := 0; done < len(p); {
+		want := c.next(len(p) - done)
+		if !bytes.Equal(want, p[done:done+len(want)]) {
+			return done, errContent
 		}
-		go func() {
-			defer c.Close()
-			var ask [9]byte
-			if _, err := io.ReadFull(c, ask[:]); err != nil {
-				return
-			}
-			n := int64(binary.BigEndian.Uint64(ask[1:]))
-			switch ask[0] {
-			case loadDown:
-				for n > 0 {
-					m, err := c.Write(block[:min(n, int64(len(block)))])
-					if err != nil {
-						return
-					}
-					n -= int64(m)
-				}
-			case loadUp:
-				if _, err := io.CopyN(io.Discard, c, n); err != nil {
-					return
-				}
-				c.Write([]byte{1})
-			case loadEcho:
-				buf := make([]byte, 4096)
-				for {
-					n, err := c.Read(buf)
-					if err != nil {
-						return
-					}
-					if _, err := c.Write(buf[:n]); err != nil {
-						return
-					}
-				}
-			}
-		}()
+		c.move(len(want))
+		done += len(want)
 	}
+	return len(p), nil
 }
 
-func ask(c net.Conn, what byte, n int64) error {
-	var b [9]byte
-	b[0] = what
-	binary.BigEndian.PutUint64(b[1:], uint64(n))
-	_, err := c.Write(b[:])
-	return err
+// send writes the next n bytes of c to w.
+func (c *content) send(w io.Writer, n int64) error {
+	for n > 0 {
+		m, err := w.Write(c.next(int(min(n, 256<<10))))
+		if err != nil {
+			return err
+		}
+		c.move(m)
+		n -= int64(m)
+	}
+	return nil
 }
 
-// gapReader notes the longest time without a byte.
-type gapReader struct {
-	net.Conn
-	last time.Time
-	gap  time.Duration
+// meter is what arrived in each millisecond since its start. It belongs to one
+// goroutine until that one has told that it is done.
+type meter struct {
+	io.Reader
+	start, last time.Time
+	gap         time.Duration // the longest time without a byte
+	each        []int64
 }
 
-func (g *gapReader) Read(p []byte) (int, error) {
-	n, err := g.Conn.Read(p)
+func newMeter(r io.Reader) *meter {
 	now := time.Now()
-	if !g.last.IsZero() && now.Sub(g.last) > g.gap {
-		g.gap = now.Sub(g.last)
+	return &meter{Reader: r, start: now, last: now}
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.Reader.Read(p)
+	if n > 0 {
+		now := time.Now()
+		m.gap = max(m.gap, now.Sub(m.last))
+		m.last = now
+		i := int(now.Sub(m.start) / time.Millisecond)
+		for len(m.each) <= i {
+			m.each = append(m.each, 0)
+		}
+		m.each[i] += int64(n)
 	}
-	g.last = now
 	return n, err
 }
 
-// download and upload move n bytes through a connection to addr and return how
-// long it took, from asking, and the longest pause.
-func download(addr string, n int64) (time.Duration, time.Duration, error) {
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		return 0, 0, err
+// resumed is how long after t the first byte arrived, and how long until half
+// a second began in which rate bytes a second or more arrived. -1: never.
+func (m *meter) resumed(t time.Time, rate float64) (first, full time.Duration) {
+	first, full = -1, -1
+	from := max(0, int(t.Sub(m.start)/time.Millisecond)+1)
+	const window = 500
+	for i := from; i < len(m.each); i++ {
+		if first < 0 && m.each[i] > 0 {
+			first = time.Duration(i-from+1) * time.Millisecond
+		}
+		if full < 0 && i+window <= len(m.each) {
+			var sum int64
+			for _, n := range m.each[i : i+window] {
+				sum += n
+			}
+			if float64(sum) >= rate*window/1000 {
+				full = time.Duration(i-from) * time.Millisecond
+			}
+		}
 	}
-	defer c.Close()
-	start := time.Now()
-	if err := ask(c, loadDown, n); err != nil {
-		return 0, 0, err
-	}
-	g := &gapReader{Conn: c, last: start}
-	got, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{g}, make([]byte, 256<<10))
-	if err == nil && got != n {
-		err = fmt.Errorf("%d bytes of %d came", got, n)
-	}
-	return time.Since(start), g.gap, err
+	return first, full
 }
 
-func upload(addr string, n int64) (time.Duration, time.Duration, error) {
-	c, err := net.Dial("tcp", addr)
+// series is MB/s in each tenth of a second.
+func (m *meter) series() []float64 {
+	s := make([]float64, len(m.each)/100+1)
+	for i, n := range m.each {
+		s[i/100] += float64(n) / 1e6 * 10
+	}
+	return s
+}
+
+// loadServer is at the far end of the tunnels.
+type loadServer struct {
+	ln      net.Listener
+	uploads sync.Map // of transfer to chan *meter, where somebody waits for it
+	wg      sync.WaitGroup
+}
+
+func newLoadServer() (*loadServer, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return 0, 0, err
+		return nil, err
+	}
+	s := &loadServer{ln: ln}
+	s.wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			s.wg.Go(func() {
+				defer c.Close()
+				s.serve(c)
+			})
+		}
+	})
+	return s, nil
+}
+
+// close waits for all connections, whose other ends must have been closed.
+func (s *loadServer) close() {
+	s.ln.Close()
+	s.wg.Wait()
+}
+
+func (s *loadServer) serve(c net.Conn) {
+	c.SetDeadline(time.Now().Add(10 * time.Minute)) //nolint:errcheck // no run lasts so long
+	var ask [askSize]byte
+	if _, err := io.ReadFull(c, ask[:]); err != nil {
+		return
+	}
+	n := int64(binary.BigEndian.Uint64(ask[1:]))
+	transfer := binary.BigEndian.Uint64(ask[9:])
+	data := newContent(transfer)
+	switch ask[0] {
+	case loadDown:
+		data.send(c, n) //nolint:errcheck // the client counts
+	case loadUp:
+		m := newMeter(c)
+		_, err := io.CopyBuffer(onlyWriter{data}, io.LimitReader(m, n), make([]byte, 256<<10))
+		if waiting, ok := s.uploads.LoadAndDelete(transfer); ok {
+			waiting.(chan *meter) <- m
+		}
+		if err == nil {
+			c.Write([]byte{1}) //nolint:errcheck // the client waits for it
+		} else if errors.Is(err, errContent) {
+			c.Write([]byte{0}) //nolint:errcheck // likewise
+		}
+	case loadEcho:
+		io.CopyBuffer(onlyWriter{c}, struct{ io.Reader }{c}, make([]byte, 4096)) //nolint:errcheck // its end is the end
+	}
+}
+
+// onlyWriter hides ReadFrom, with which io.Copy would pass its buffer by.
+type onlyWriter struct{ io.Writer }
+
+// transfers counts them, so that each has content of its own.
+var transfers atomic.Uint64
+
+// loader opens connections through a tunnel.
+type loader struct {
+	ctx    context.Context
+	addr   string
+	server *loadServer
+	limit  time.Duration // for a connection
+}
+
+// open connects and asks. What is not done when the limit is over fails.
+func (l *loader) open(what byte, n int64) (*net.TCPConn, uint64, error) {
+	var d net.Dialer
+	c, err := d.DialContext(l.ctx, "tcp", l.addr)
+	if err != nil {
+		return nil, 0, err
+	}
+	c.SetDeadline(time.Now().Add(l.limit)) //nolint:errcheck // a TCP connection can
+	context.AfterFunc(l.ctx, func() { c.Close() })
+	k := transfers.Add(1)
+	b := append(make([]byte, 0, askSize), what)
+	b = binary.BigEndian.AppendUint64(b, uint64(n))
+	b = binary.BigEndian.AppendUint64(b, k)
+	if _, err := c.Write(b); err != nil {
+		c.Close()
+		return nil, 0, err
+	}
+	return c.(*net.TCPConn), k, nil
+}
+
+// download takes n bytes and checks them.
+func (l *loader) download(n int64) (*meter, error) {
+	c, k, err := l.open(loadDown, n)
+	if err != nil {
+		return nil, fmt.Errorf("download: %w", err)
 	}
 	defer c.Close()
-	start := time.Now()
-	if err := ask(c, loadUp, n); err != nil {
-		return 0, 0, err
+	m := newMeter(c)
+	got, err := io.CopyBuffer(onlyWriter{newContent(k)}, m, make([]byte, 256<<10))
+	if err == nil && got != n {
+		err = io.ErrUnexpectedEOF
 	}
-	for left := n; left > 0; {
-		m, err := c.Write(block[:min(left, int64(len(block)))])
-		if err != nil {
-			return 0, 0, err
-		}
-		left -= int64(m)
+	if err != nil {
+		return m, fmt.Errorf("download: %d bytes of %d came: %w", got, n, err)
+	}
+	return m, nil
+}
+
+// upload sends n bytes and waits until the other end says that they are right.
+// The meter is that of the other end.
+func (l *loader) upload(n int64) (*meter, error) {
+	c, k, err := l.open(loadUp, n)
+	if err != nil {
+		return nil, fmt.Errorf("upload: %w", err)
+	}
+	defer c.Close()
+	arrived := make(chan *meter, 1)
+	l.server.uploads.Store(k, arrived)
+	defer l.server.uploads.Delete(k)
+	if err := newContent(k).send(c, n); err != nil {
+		return nil, fmt.Errorf("upload: %w", err)
 	}
 	var done [1]byte
-	_, err = io.ReadFull(c, done[:])
-	return time.Since(start), 0, err
+	if _, err = io.ReadFull(c, done[:]); err != nil {
+		return nil, fmt.Errorf("upload: no answer after %d bytes: %w", n, err)
+	}
+	if done[0] != 1 {
+		return nil, fmt.Errorf("upload: %w", errContent)
+	}
+	return <-arrived, nil
 }
 
 // echo returns how long a byte takes there and back on c.
 func echo(c net.Conn) (time.Duration, error) {
 	start := time.Now()
-	var b [1]byte
+	b := [1]byte{'x'}
 	if _, err := c.Write(b[:]); err != nil {
-		return 0, err
+		return 0, fmt.Errorf("ping: %w", err)
 	}
-	_, err := io.ReadFull(c, b[:])
-	return time.Since(start), err
+	if _, err := io.ReadFull(c, b[:]); err != nil {
+		return 0, fmt.Errorf("ping: %w", err)
+	}
+	return time.Since(start), nil
 }

@@ -13,35 +13,63 @@ import (
 	"syscall"
 )
 
-func main() {
-	suite := flag.String("suite", "quick", "what to measure: quick, full, engines")
-	only := flag.String("only", "", "run only scenarios whose name contains this")
-	engine := flag.String("engine", "", "engines to measure, separated by commas (default: the default, or all with -suite engines)")
-	out := flag.String("o", "", "folder for the report and its plots; none: print only")
-	bin := flag.String("bin", "bin", "folder of turbotunnel-client and turbotunnel-server")
-	seconds := flag.Float64("seconds", 4, "how long a transfer should take at the speed of the path")
-	flag.Parse()
+// suites are how long a transfer of each should take, in seconds: quick ends
+// in about two minutes, the others within twelve.
+var suites = map[string]float64{"quick": 2, "full": 5, "engines": 2.5}
 
+func main() {
+	if err := measureAndReport(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func measureAndReport() error {
+	suite := flag.String("suite", "quick", "what to measure: quick, full, engines")
+	only := flag.String("only", "", "run only scenarios whose name contains this; \"idle\": only idle sessions")
+	engine := flag.String("engine", "", "engines to measure, separated by commas (default: the client's default, or all with -suite engines)")
+	out := flag.String("o", "", "folder of the report, which gets tables, plots and numbers; none: print only")
+	from := flag.String("from", "", "write the report from this file of numbers and measure nothing")
+	bin := flag.String("bin", "bin", "folder of turbotunnel-client and turbotunnel-server")
+	seconds := flag.Float64("seconds", 0, "how long a transfer should take at the speed of the path; 0: as the suite needs")
+	flag.Parse()
+	if *from != "" {
+		r, err := load(*from)
+		if err != nil {
+			return err
+		}
+		return r.report(*out)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	dir, err := os.MkdirTemp("", "turbotunnel-bench-")
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return err
 	}
 	defer os.RemoveAll(dir)
 	abs, err := filepath.Abs(*bin)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return err
 	}
 	b := &bench{ctx: ctx, dir: dir, bin: abs, seconds: *seconds}
-	var engines []string
+	if b.seconds <= 0 {
+		b.seconds = suites[*suite]
+	}
+	var names []string
 	if *engine != "" {
-		engines = strings.Split(*engine, ",")
+		names = strings.Split(*engine, ",")
 	}
-	if err := b.run(*suite, *only, engines, *out); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
+	r, err := b.run(*suite, *only, names)
+	if err != nil {
+		return err
 	}
+	fmt.Println()
+	fmt.Print(r.text())
+	if *out == "" {
+		return nil
+	}
+	if err := r.save(*out); err != nil {
+		return err
+	}
+	return r.report(*out)
 }

@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"turbotunnel/test/cdn"
@@ -23,18 +25,6 @@ import (
 	"turbotunnel/test/middlebox"
 	"turbotunnel/test/proc"
 )
-
-// scenario is a path and what is measured on it.
-type scenario struct {
-	name   string
-	link   link.Config
-	plain  bool // no TLS: HTTP/1.1
-	habits *middlebox.Habits
-	resets time.Duration // cut every connection of this age
-	outage time.Duration // once, in the middle
-	mode   string
-	engine string
-}
 
 // bench holds what all scenarios share.
 type bench struct {
@@ -45,7 +35,8 @@ type bench struct {
 	cert    tls.Certificate
 	ca      string
 	pool    *x509.CertPool
-	load    net.Listener
+	load    *loadServer
+	tunnels atomic.Int64 // made so far: each has files of its own
 }
 
 func (b *bench) setUp() error {
@@ -64,173 +55,88 @@ func (b *bench) setUp() error {
 	}
 	b.pool = x509.NewCertPool()
 	b.pool.AppendCertsFromPEM(pem)
-	if b.load, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-		return err
-	}
-	go serveLoad(b.load)
-	return nil
+	b.load, err = newLoadServer()
+	return err
 }
 
-// raw is an HTTP/2 server and client with large windows on a link.
-type raw struct {
-	client *http.Client
-	url    string
-	link   *link.Link
-	server *http.Server
-}
-
-var largeWindows = &http.HTTP2Config{
-	MaxReceiveBufferPerConnection: 64 << 20,
-	MaxReceiveBufferPerStream:     64 << 20,
-	MaxConcurrentStreams:          250,
-}
-
-func (b *bench) startRaw(cfg link.Config, plain bool) (*raw, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	r := &raw{server: &http.Server{
-		HTTP2:     largeWindows,
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{b.cert}},
-		ErrorLog:  log.New(io.Discard, "", 0),
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-			if req.Method == http.MethodPost {
-				io.CopyBuffer(struct{ io.Writer }{io.Discard}, req.Body, make([]byte, 256<<10))
-				return
-			}
-			n, _ := strconv.ParseInt(req.URL.RawQuery, 10, 64)
-			w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
-			for n > 0 {
-				m, err := w.Write(block[:min(n, int64(len(block)))])
-				if err != nil {
-					return
-				}
-				n -= int64(m)
-			}
-		}),
-	}}
-	if r.link, err = link.New(cfg, ln.Addr().String()); err != nil {
-		ln.Close()
-		return nil, err
-	}
-	scheme := "https"
-	if plain {
-		scheme = "http"
-		go r.server.Serve(ln)
-	} else {
-		go r.server.ServeTLS(ln, "", "")
-	}
-	r.url = scheme + "://" + cdn.Front + "/"
-	addr := r.link.Addr()
-	r.client = &http.Client{Transport: &http.Transport{
-		TLSClientConfig:   &tls.Config{RootCAs: b.pool},
-		ForceAttemptHTTP2: true,
-		HTTP2:             largeWindows,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "tcp", addr)
-		},
-	}}
-	return r, nil
-}
-
-func (r *raw) close() {
-	r.client.CloseIdleConnections()
-	r.server.Close()
-	r.link.Close()
-}
-
-// zeros is a body of n bytes.
-type zeros int64
-
-func (z *zeros) Read(p []byte) (int, error) {
-	if *z == 0 {
-		return 0, io.EOF
-	}
-	n := int(min(int64(len(p)), int64(*z)))
-	*z -= zeros(n)
-	return n, nil
-}
-
-func (r *raw) download(n int64) (time.Duration, error) {
-	start := time.Now()
-	resp, err := r.client.Get(r.url + "?" + strconv.FormatInt(n, 10))
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, resp.Body, make([]byte, 256<<10))
-	return time.Since(start), err
-}
-
-func (r *raw) upload(n int64) (time.Duration, error) {
-	start := time.Now()
-	z := zeros(n)
-	req, err := http.NewRequest(http.MethodPost, r.url, &z)
-	if err != nil {
-		return 0, err
-	}
-	req.ContentLength = n
-	resp, err := r.client.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	_, err = io.Copy(io.Discard, resp.Body)
-	return time.Since(start), err
-}
-
-// tunnel is both programs on a link, with a middlebox between them if wanted:
+// rig is both programs on a link, with a middlebox between them if wanted:
 // client -> link -> [middlebox] -> server -> load.
-type tunnel struct {
+type rig struct {
+	loader
 	client, server *proc.Process
 	clientPID      int
 	serverPID      int
-	addr           string // where the client listens
-	link           *link.Link
+	link           *link.Link // nil on loopback
 	box            *http.Server
-	middlebox      *middlebox.Box
+	middlebox      *middlebox.Box // nil where there is none
+	cuts           atomic.Int64   // connections that were reset
 	stop           chan struct{}
+	wg             sync.WaitGroup
 }
 
-func (b *bench) startTunnel(s scenario) (*tunnel, error) {
-	t := &tunnel{stop: make(chan struct{})}
-	ports, err := proc.FreePorts(2)
-	if err != nil {
+func (b *bench) startTunnel(s scenario) (*rig, error) {
+	t := &rig{stop: make(chan struct{})}
+	if err := b.startPrograms(t, s); err != nil {
+		t.close()
 		return nil, err
 	}
+	if s.resets > 0 {
+		t.wg.Go(func() {
+			tick := time.NewTicker(20 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-tick.C:
+					t.cuts.Add(int64(t.link.Reset(s.resets)))
+				case <-t.stop:
+					return
+				}
+			}
+		})
+	}
+	return t, nil
+}
+
+func (b *bench) startPrograms(t *rig, s scenario) error {
+	ports, err := proc.FreePorts(2)
+	if err != nil {
+		return err
+	}
 	serverAddr := fmt.Sprintf("127.0.0.1:%d", ports[0])
-	t.addr = fmt.Sprintf("127.0.0.1:%d", ports[1])
-	state := filepath.Join(b.dir, "state")
-	args := []string{"-state-dir", state}
-	end := serverAddr
-	if s.habits != nil || s.plain {
+	t.loader = loader{
+		ctx: b.ctx, server: b.load,
+		addr:  fmt.Sprintf("127.0.0.1:%d", ports[1]),
+		limit: time.Duration((20 + 8*b.seconds) * float64(time.Second)),
+	}
+	dir := filepath.Join(b.dir, strconv.FormatInt(b.tunnels.Add(1), 10))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	args := []string{"-state-dir", filepath.Join(dir, "state")}
+	if s.habits != nil {
 		args = append(args, "-disable-tls")
 	} else {
 		args = append(args, "-tls-cert", filepath.Join(b.dir, "cert.pem"), "-tls-key", filepath.Join(b.dir, "key.pem"))
 	}
-	args = append(args, serverAddr, b.load.Addr().String())
+	args = append(args, serverAddr, b.load.ln.Addr().String())
 	cmd := exec.Command(filepath.Join(b.bin, "turbotunnel-server"), args...)
-	logName := filepath.Join(b.dir, "server.log")
+	logName := filepath.Join(dir, "server.log")
 	if t.server, err = proc.Start("turbotunnel-server", logName, cmd); err != nil {
-		return nil, err
+		return err
 	}
 	t.serverPID = cmd.Process.Pid
 	if err := b.waitListen(serverAddr); err != nil {
-		t.close()
-		return nil, fmt.Errorf("%w\n%s", err, proc.Tail(logName))
+		return fmt.Errorf("%w\n%s", err, proc.Tail(logName))
 	}
 	key, err := publicKey(logName)
 	if err != nil {
-		t.close()
-		return nil, err
+		return err
 	}
+	end := serverAddr
 	if s.habits != nil {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
-			t.close()
-			return nil, err
+			return err
 		}
 		end = ln.Addr().String()
 		t.middlebox = middlebox.New(&url.URL{Scheme: "http", Host: serverAddr}, *s.habits)
@@ -240,55 +146,33 @@ func (b *bench) startTunnel(s scenario) (*tunnel, error) {
 			TLSConfig: &tls.Config{Certificates: []tls.Certificate{b.cert}},
 			ErrorLog:  log.New(io.Discard, "", 0),
 		}
-		if s.plain {
-			go t.box.Serve(ln)
-		} else {
-			go t.box.ServeTLS(ln, "", "")
+		t.wg.Go(func() { t.box.ServeTLS(ln, "", "") }) //nolint:errcheck // close ends it
+	}
+	if s.link != (link.Config{}) {
+		if t.link, err = link.New(s.link, end); err != nil {
+			return err
 		}
+		end = t.link.Addr()
 	}
-	if t.link, err = link.New(s.link, end); err != nil {
-		t.close()
-		return nil, err
-	}
-	scheme := "https"
-	if s.plain {
-		scheme = "http"
-	}
-	args = []string{"-key", key, "-addr", t.link.Addr()}
+	args = []string{"-key", key, "-addr", end}
 	if s.mode != "" {
 		args = append(args, "-mode", s.mode)
 	}
 	if s.engine != "" {
 		args = append(args, "-engine", s.engine)
 	}
-	args = append(args, t.addr, scheme+"://"+cdn.Front+"/bench")
+	args = append(args, t.addr, "https://"+cdn.Front+"/bench")
 	cmd = exec.Command(filepath.Join(b.bin, "turbotunnel-client"), args...)
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+b.ca)
-	logName = filepath.Join(b.dir, "client.log")
+	logName = filepath.Join(dir, "client.log")
 	if t.client, err = proc.Start("turbotunnel-client", logName, cmd); err != nil {
-		t.close()
-		return nil, err
+		return err
 	}
 	t.clientPID = cmd.Process.Pid
 	if err := b.waitListen(t.addr); err != nil {
-		t.close()
-		return nil, fmt.Errorf("%w\n%s", err, proc.Tail(logName))
+		return fmt.Errorf("%w\n%s", err, proc.Tail(logName))
 	}
-	if s.resets > 0 {
-		go func() {
-			tick := time.NewTicker(50 * time.Millisecond)
-			defer tick.Stop()
-			for {
-				select {
-				case <-tick.C:
-					t.link.Reset(s.resets)
-				case <-t.stop:
-					return
-				}
-			}
-		}()
-	}
-	return t, nil
+	return nil
 }
 
 func (b *bench) waitListen(addr string) error {
@@ -324,13 +208,13 @@ func publicKey(logName string) (string, error) {
 	return key, nil
 }
 
-func (t *tunnel) close() {
+func (t *rig) close() {
 	close(t.stop)
 	if t.client != nil {
-		t.client.Stop()
+		t.client.Stop() //nolint:errcheck // it has been measured
 	}
 	if t.server != nil {
-		t.server.Stop()
+		t.server.Stop() //nolint:errcheck // likewise
 	}
 	if t.box != nil {
 		t.box.Close()
@@ -338,10 +222,28 @@ func (t *tunnel) close() {
 	if t.link != nil {
 		t.link.Close()
 	}
+	t.wg.Wait()
+}
+
+// bytes are what went over the link, each way.
+func (t *rig) bytes() (up, down int64) {
+	if t.link == nil {
+		return 0, 0
+	}
+	return t.link.Bytes()
+}
+
+// lost is how many bodies the middlebox has lost.
+func (t *rig) lost() int64 {
+	if t.middlebox == nil {
+		return 0
+	}
+	_, lost := t.middlebox.Requests()
+	return lost
 }
 
 // cpu is the CPU time that both programs have used.
-func (t *tunnel) cpu() time.Duration { return cpuOf(t.clientPID) + cpuOf(t.serverPID) }
+func (t *rig) cpu() time.Duration { return cpuOf(t.clientPID) + cpuOf(t.serverPID) }
 
 // cpuOf reads a process' CPU time: fields 14 and 15 of its stat, in ticks of
 // 10 ms (proc(5); Linux has USER_HZ 100 on every machine that Go runs on).

@@ -3,251 +3,524 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"turbotunnel/common/engines"
 	"turbotunnel/test/link"
 	"turbotunnel/test/middlebox"
 )
 
+// scenario is a path and what is measured on it.
+type scenario struct {
+	name      string
+	path      string // what the report calls the path
+	link      link.Config
+	habits    *middlebox.Habits
+	resets    time.Duration // cut every connection of this age
+	outage    time.Duration // once, a second after a transfer has begun
+	blackhole bool          // the connections that the outage meets never come back
+	bytes     int64         // of a transfer; 0: what fits the path
+	mode      string        // empty: the default
+	engine    string        // empty: the default
+	brief     bool          // throughput only
+}
+
+// The paths of the suites, and their names.
 var (
 	fast = link.Config{RTT: 100 * time.Millisecond, Rate: 100e6}
 	fat  = link.Config{RTT: 200 * time.Millisecond, Rate: 500e6}
 )
 
+const (
+	fastName = "100 ms, 100 Mbit/s"
+	fatName  = "200 ms, 500 Mbit/s"
+)
+
+// loopbackRate is about what loopback carries here, in bytes a second. It only
+// sets how much is moved there.
+const loopbackRate = 128e6
+
 // bytesFor is how much to move on a path so that it takes about the wanted
-// time; loopback gets a fixed amount.
+// time.
 func (b *bench) bytesFor(c link.Config) int64 {
 	if c.Rate == 0 {
-		return 512 << 20
+		return int64(loopbackRate * b.seconds)
 	}
 	return int64(float64(c.Rate) / 8 * b.seconds)
 }
 
-// figures are what a scenario measured. Ratios are to raw HTTP/2.
-type figures struct {
-	scenario
-	down, up       float64 // MB/s of one stream
-	down8, up8     float64 // of eight together
-	rawDown, rawUp float64
-	gap            time.Duration
-	cpuPerGB       float64
-	first          time.Duration // the first stream of all: first byte back
-	open           time.Duration // a new stream: first byte back
-	ping           time.Duration // an idle link
-	loaded         time.Duration // beside a download
-	memory         int64
-	err            error
+func suiteFull() []scenario {
+	buffers := &middlebox.Habits{BufferRequests: true, BufferResponses: true}
+	return []scenario{
+		{name: "loopback"},
+		{name: fastName, link: fast},
+		{name: fatName, link: fat},
+		{name: fastName + ", CDN buffers", link: fast, habits: buffers},
+		{name: fatName + ", CDN buffers", link: fat, habits: buffers},
+		{name: fastName + ", 1 % lost", link: fast, habits: &middlebox.Habits{LoseRequests: 0.01, LoseResponses: 0.01}},
+		{name: fastName + ", 1 % lost, polled", link: fast, habits: &middlebox.Habits{LoseRequests: 0.01, LoseResponses: 0.01}, mode: "poll"},
+		{name: fastName + ", resets", link: fast, resets: 2500 * time.Millisecond, bytes: 60e6},
+		{name: fastName + ", outage", link: fast, outage: 5 * time.Second, bytes: 100e6, brief: true},
+		{name: fastName + ", outage, connections dead", link: fast, outage: 5 * time.Second, blackhole: true, bytes: 100e6, brief: true},
+	}
 }
 
-func mbps(n int64, d time.Duration) float64 { return float64(n) / 1e6 / d.Seconds() }
+func suiteQuick() []scenario {
+	all := suiteFull()
+	return all[:4]
+}
 
-func (b *bench) run(suite, only string, engines []string, out string) error {
-	if err := b.setUp(); err != nil {
-		return err
-	}
-	defer b.load.Close()
-	var list []scenario
+func suiteEngines(names []string) []scenario {
+	var all []scenario
 	add := func(s scenario) {
-		if strings.Contains(s.name, only) {
-			list = append(list, s)
+		s.path = s.name
+		for _, e := range names {
+			s.name, s.engine, s.brief = s.path+", "+e, e, true
+			all = append(all, s)
 		}
 	}
-	if len(engines) == 0 {
-		engines = []string{""}
+	for _, mode := range []string{"stream", "poll"} {
+		add(scenario{name: "loopback, " + mode, mode: mode})
+		add(scenario{name: fastName + ", " + mode, link: fast, mode: mode})
+		add(scenario{name: fastName + ", 1 % lost, " + mode, link: fast, mode: mode, habits: &middlebox.Habits{LoseRequests: 0.01, LoseResponses: 0.01}})
+		add(scenario{name: fatName + ", " + mode, link: fat, mode: mode})
 	}
-	for _, e := range engines {
-		suffix := ""
-		if e != "" {
-			suffix = " " + e
-		}
-		add(scenario{name: "loopback" + suffix, engine: e})
-		add(scenario{name: "100ms/100M" + suffix, link: fast, engine: e})
-		add(scenario{name: "200ms/500M" + suffix, link: fat, engine: e})
-		if suite == "quick" {
-			continue
-		}
-		add(scenario{name: "100ms/100M poll-only" + suffix, link: fast, habits: &middlebox.Habits{BufferRequests: true, BufferResponses: true}, engine: e})
-		add(scenario{name: "200ms/500M poll-only" + suffix, link: fat, habits: &middlebox.Habits{BufferRequests: true, BufferResponses: true}, engine: e})
-		add(scenario{name: "100ms/100M 1% lost" + suffix, link: fast, habits: &middlebox.Habits{LoseRequests: 0.01, LoseResponses: 0.01}, engine: e})
-		add(scenario{name: "100ms/100M resets" + suffix, link: fast, resets: 2500 * time.Millisecond, engine: e})
-		add(scenario{name: "100ms/100M outage" + suffix, link: fast, outage: 5 * time.Second, engine: e})
+	return all
+}
+
+// figures are what a scenario measured. Rates are in MB/s (millions of bytes),
+// ratios are to raw HTTP/2 on the same path in the same run; 0 is what was not
+// measured.
+type figures struct {
+	Name, Path, Engine string
+	RTT                time.Duration
+	Raw                rawFigures
+	Down, Up           float64 // one stream
+	Down8, Up8         float64 // eight together
+	WireDown, WireUp   float64 // bytes on the link for each byte moved, one stream
+	CPU                float64 // seconds of both programs per GB moved, one stream
+	Memory             int64   // the most that the larger program had, in bytes
+	Gap                time.Duration
+	Cuts, Lost         int64 // connections reset, bodies lost
+	First              time.Duration
+	Open               time.Duration // median
+	Ping, Ping95       time.Duration
+	Loaded, Loaded95   time.Duration
+	// After an outage: the first byte, and when half a second began in which
+	// 80 % of the rate came. -1: never.
+	Resumed, ResumedUp time.Duration
+	Full, FullUp       time.Duration
+	Series, SeriesUp   []float64 // MB/s in each tenth of a second, where something happened
+	Error              string
+}
+
+func (f *figures) ratio(x, raw float64) float64 {
+	if raw == 0 {
+		return 0
 	}
-	var all []figures
-	raws := map[link.Config][2]float64{}
+	return x / raw
+}
+
+func (b *bench) run(suite, only string, names []string) (*results, error) {
+	var list []scenario
+	switch suite {
+	case "quick":
+		list = suiteQuick()
+	case "full":
+		list = suiteFull()
+	case "engines":
+		if len(names) == 0 {
+			names = engines.Names()
+		}
+		list = suiteEngines(names)
+	default:
+		return nil, fmt.Errorf("there is no suite %q: take quick, full or engines", suite)
+	}
+	list = slices.DeleteFunc(list, func(s scenario) bool { return !strings.Contains(s.name, only) })
+	if suite != "engines" && len(names) == 1 {
+		for i := range list {
+			list[i].engine = names[0]
+		}
+	}
+	if err := b.setUp(); err != nil {
+		return nil, err
+	}
+	defer b.load.close()
+	res := &results{Suite: suite, Seconds: b.seconds, Machine: describe()}
+	raws := make(map[link.Config]rawFigures)
+	lastPath := ""
 	for i, s := range list {
-		if b.ctx.Err() != nil {
-			return b.ctx.Err()
+		if err := b.ctx.Err(); err != nil {
+			return nil, err
 		}
-		fmt.Printf("[%d/%d] %s\n", i+1, len(list), s.name)
-		f := b.measure(s, raws)
+		fmt.Printf("%s [%d/%d] %s\n", time.Now().Format(time.TimeOnly), i+1, len(list), s.name)
+		raw, ok := raws[s.link]
+		// Loopback depends on the machine's mood, so raw is measured anew for
+		// each group of scenarios there.
+		if !ok || s.link.Rate == 0 && s.path != lastPath {
+			var err error
+			raw, err = b.measureRaw(s.link, suite == "full" && !ok)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", s.name, err)
+			}
+			raws[s.link] = raw
+			fmt.Printf("    raw HTTP/2: down %.1f, up %.1f MB/s", raw.Down, raw.Up)
+			if raw.MeekDown > 0 {
+				fmt.Printf("; as meek: down %.2f, up %.2f MB/s", raw.MeekDown, raw.MeekUp)
+			}
+			fmt.Println()
+		}
+		lastPath = s.path
+		f := figures{Name: s.name, Path: s.path, Engine: s.engine, RTT: s.link.RTT, Raw: raw}
+		if err := b.measure(s, &f); err != nil {
+			if b.ctx.Err() != nil {
+				return nil, b.ctx.Err()
+			}
+			f.Error = err.Error()
+		}
 		f.print()
-		all = append(all, f)
+		res.Figures = append(res.Figures, f)
 	}
-	_ = out
-	return nil
+	if suite == "quick" || only != "" && !strings.Contains("idle", only) {
+		res.Machine.end()
+		return res, nil
+	}
+	res.Idle = b.idle(names)
+	if suite == "engines" {
+		res.Sessions = b.memory(names)
+	}
+	res.Machine.end()
+	return res, b.ctx.Err()
 }
 
 func (f *figures) print() {
-	if f.err != nil {
-		fmt.Printf("    FAILED: %v\n", f.err)
+	fmt.Printf("    one stream: down %.1f MB/s (%.2f of raw), up %.1f (%.2f); eight: down %.1f (%.2f), up %.1f (%.2f)\n",
+		f.Down, f.ratio(f.Down, f.Raw.Down), f.Up, f.ratio(f.Up, f.Raw.Up), f.Down8, f.ratio(f.Down8, f.Raw.Down), f.Up8, f.ratio(f.Up8, f.Raw.Up))
+	fmt.Printf("    CPU %.1f s/GB, memory %d MB, longest pause %v, wire %.3f down %.3f up", f.CPU, f.Memory>>20, f.Gap.Round(time.Millisecond), f.WireDown, f.WireUp)
+	if f.Cuts > 0 || f.Lost > 0 {
+		fmt.Printf(", %d connections reset, %d bodies lost", f.Cuts, f.Lost)
 	}
-	fmt.Printf("    down %7.1f MB/s %.2f of raw   up %7.1f MB/s %.2f of raw   (raw %.1f, %.1f)\n", f.down, f.down/f.rawDown, f.up, f.up/f.rawUp, f.rawDown, f.rawUp)
-	fmt.Printf("    8x down %7.1f  8x up %7.1f   CPU %.1f s/GB   gap %v   memory %d MB\n", f.down8, f.up8, f.cpuPerGB, f.gap.Round(time.Millisecond), f.memory>>20)
-	fmt.Printf("    first %v  open %v  ping %v  loaded %v\n", ms(f.first), ms(f.open), ms(f.ping), ms(f.loaded))
+	fmt.Println()
+	if f.First > 0 {
+		fmt.Printf("    first stream %s, new stream %s, ping %s (95 %%: %s), loaded %s (95 %%: %s)\n",
+			ms(f.First), ms(f.Open), ms(f.Ping), ms(f.Ping95), ms(f.Loaded), ms(f.Loaded95))
+	}
+	if f.Resumed != 0 {
+		fmt.Printf("    after the outage: first byte down %s, up %s; full rate down %s, up %s\n", ms(f.Resumed), ms(f.ResumedUp), ms(f.Full), ms(f.FullUp))
+	}
+	if f.Error != "" {
+		fmt.Printf("    FAILED: %s\n", f.Error)
+	}
 }
 
-func ms(d time.Duration) string { return fmt.Sprintf("%.1fms", float64(d.Microseconds())/1000) }
+func ms(d time.Duration) string {
+	switch {
+	case d == 0:
+		return "–"
+	case d < 0:
+		return "never"
+	}
+	return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000)
+}
+
+// quantile of sorted values.
+func quantile(sorted []time.Duration, q float64) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[max(0, int(math.Ceil(q*float64(len(sorted))))-1)]
+}
 
 // measure runs everything on one scenario.
-func (b *bench) measure(s scenario, raws map[link.Config][2]float64) (f figures) {
-	f.scenario = s
-	n := b.bytesFor(s.link)
-	r, err := b.startRaw(s.link, s.plain)
-	if err != nil {
-		f.err = err
-		return f
+func (b *bench) measure(s scenario, f *figures) error {
+	n := s.bytes
+	if n == 0 {
+		n = b.bytesFor(s.link)
 	}
-	if cached, ok := raws[s.link]; ok && s.link.Rate > 0 {
-		f.rawDown, f.rawUp = cached[0], cached[1]
-	} else {
-		_, f.err = r.download(1 << 20)
-		d, err := r.download(n)
-		f.err = errors.Join(f.err, err)
-		f.rawDown = mbps(n, d)
-		d, err = r.upload(n)
-		f.err = errors.Join(f.err, err)
-		f.rawUp = mbps(n, d)
-		raws[s.link] = [2]float64{f.rawDown, f.rawUp}
-	}
-	r.close()
 	t, err := b.startTunnel(s)
 	if err != nil {
-		f.err = errors.Join(f.err, err)
-		return f
+		return err
 	}
 	defer t.close()
-	fail := func(err error) bool {
-		f.err = errors.Join(f.err, err)
-		return err != nil
+	defer func() {
+		f.Memory = max(peakMemory(t.clientPID), peakMemory(t.serverPID))
+		f.Cuts, f.Lost = t.cuts.Load(), t.lost()
+	}()
+	if s.brief {
+		// The client connects, and in mode auto finds out what the path does.
+		if _, err := t.opened(); err != nil {
+			return err
+		}
+	} else if err := t.delays(f); err != nil {
+		return err
 	}
-	// The first stream of all, and then another one.
-	for i, first := range []*time.Duration{&f.first, &f.open} {
-		if i > 0 {
-			time.Sleep(500 * time.Millisecond)
-		}
-		start := time.Now()
-		c, err := net.Dial("tcp", t.addr)
-		if fail(err) {
-			return f
-		}
-		if fail(ask(c, loadEcho, 0)) {
-			return f
-		}
-		if _, err := echo(c); fail(err) {
-			return f
-		}
-		*first = time.Since(start)
-		if i > 0 {
-			var pings []time.Duration
-			for range 9 {
-				time.Sleep(100 * time.Millisecond)
-				d, err := echo(c)
-				if fail(err) {
-					return f
-				}
-				pings = append(pings, d)
-			}
-			slices.Sort(pings)
-			f.ping = pings[len(pings)/2]
-		}
-		c.Close()
+	// Windows open.
+	if _, err := t.download(n / 8); err != nil {
+		return err
 	}
-	if _, _, err := download(t.addr, n/8); fail(err) { // windows open
-		return f
+	if _, err := t.upload(n / 8); err != nil {
+		return err
+	}
+	if s.outage > 0 {
+		return b.outage(t, s, f, n)
 	}
 	cpu := t.cpu()
-	if s.outage > 0 {
-		stop := time.AfterFunc(time.Second, func() {
-			t.link.SetDown(true)
-			time.AfterFunc(s.outage, func() { t.link.SetDown(false) })
-		})
-		defer stop.Stop()
+	_, wire := t.bytes()
+	start := time.Now()
+	m, err := t.download(n)
+	if err != nil {
+		return err
 	}
-	d, gap, err := download(t.addr, n)
-	if fail(err) {
-		return f
+	f.Down, f.Gap = mbps(n, time.Since(start)), m.gap
+	_, after := t.bytes()
+	f.WireDown = float64(after-wire) / float64(n)
+	if s.resets > 0 {
+		f.Series = m.series()
 	}
-	f.down, f.gap = mbps(n, d), gap
-	d, _, err = upload(t.addr, n)
-	if fail(err) {
-		return f
+	wire, _ = t.bytes()
+	start = time.Now()
+	if m, err = t.upload(n); err != nil {
+		return err
 	}
-	f.up = mbps(n, d)
-	f.cpuPerGB = (t.cpu() - cpu).Seconds() / (float64(2*n) / 1e9)
-	f.loaded, err = loadedPing(t.addr, n)
-	if fail(err) {
-		return f
+	f.Up, f.Gap = mbps(n, time.Since(start)), max(f.Gap, m.gap)
+	after, _ = t.bytes()
+	f.WireUp = float64(after-wire) / float64(n)
+	f.CPU = (t.cpu() - cpu).Seconds() / (float64(2*n) / 1e9)
+	if s.resets > 0 {
+		f.SeriesUp = m.series()
 	}
-	f.down8, err = together(8, func() error { _, _, err := download(t.addr, n/8); return err }, n)
-	if fail(err) {
-		return f
+	if !s.brief {
+		if err := t.loadedPing(f, n); err != nil {
+			return err
+		}
 	}
-	f.up8, err = together(8, func() error { _, _, err := upload(t.addr, n/8); return err }, n)
-	fail(err)
-	f.memory = max(peakMemory(t.clientPID), peakMemory(t.serverPID))
-	return f
+	const streams = 8
+	each := n / streams
+	if f.Down8, err = together(streams, each, t.download); err != nil {
+		return err
+	}
+	f.Up8, err = together(streams, each, t.upload)
+	return err
 }
 
-func together(k int, one func() error, n int64) (float64, error) {
+// together moves n bytes on each of k streams and returns the sum of the rates.
+func together(k int, n int64, one func(int64) (*meter, error)) (float64, error) {
 	start := time.Now()
 	errs := make([]error, k)
 	var wg sync.WaitGroup
 	for i := range k {
-		wg.Go(func() { errs[i] = one() })
+		wg.Go(func() { _, errs[i] = one(n) })
 	}
 	wg.Wait()
-	return mbps(n, time.Since(start)), errors.Join(errs...)
+	return mbps(int64(k)*n, time.Since(start)), errors.Join(errs...)
 }
 
-// loadedPing is the median time of a byte there and back beside a download.
-func loadedPing(addr string, n int64) (time.Duration, error) {
-	done := make(chan error, 1)
-	c, err := net.Dial("tcp", addr)
+// opened opens a stream, pings once, and returns how long both took together.
+func (t *rig) opened() (time.Duration, error) {
+	start := time.Now()
+	c, _, err := t.open(loadEcho, 0)
 	if err != nil {
 		return 0, err
 	}
 	defer c.Close()
-	if err := ask(c, loadEcho, 0); err != nil {
-		return 0, err
+	_, err = echo(c)
+	return time.Since(start), err
+}
+
+// delays measures without load: the first stream of all, other streams, pings.
+func (t *rig) delays(f *figures) (err error) {
+	if f.First, err = t.opened(); err != nil {
+		return err
 	}
+	t.pause(3 * time.Second) // the client finds out what the path does
+	var opens, pings []time.Duration
+	for range 9 {
+		t.pause(100 * time.Millisecond)
+		d, err := t.opened()
+		if err != nil {
+			return err
+		}
+		opens = append(opens, d)
+	}
+	c, _, err := t.open(loadEcho, 0)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for range 21 {
+		t.pause(50 * time.Millisecond)
+		d, err := echo(c)
+		if err != nil {
+			return err
+		}
+		pings = append(pings, d)
+	}
+	slices.Sort(opens)
+	slices.Sort(pings)
+	f.Open = quantile(opens, 0.5)
+	f.Ping, f.Ping95 = quantile(pings[1:], 0.5), quantile(pings, 0.95)
+	return nil
+}
+
+func (t *rig) pause(d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-t.ctx.Done():
+	}
+}
+
+// loadedPing measures a byte there and back beside a download.
+func (t *rig) loadedPing(f *figures, n int64) error {
+	c, _, err := t.open(loadEcho, 0)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
 	if _, err := echo(c); err != nil {
-		return 0, err
+		return err
 	}
+	done := make(chan error, 1)
 	go func() {
-		_, _, err := download(addr, n)
+		_, err := t.download(n)
 		done <- err
 	}()
-	time.Sleep(500 * time.Millisecond)
+	t.pause(500 * time.Millisecond) // until the download has come to speed
 	var pings []time.Duration
 	for {
 		select {
 		case err := <-done:
-			if len(pings) == 0 {
-				return 0, err
-			}
 			slices.Sort(pings)
-			return pings[len(pings)/2], err
+			f.Loaded, f.Loaded95 = quantile(pings, 0.5), quantile(pings, 0.95)
+			return err
 		default:
 		}
 		d, err := echo(c)
 		if err != nil {
-			return 0, err
+			return errors.Join(err, <-done)
 		}
 		pings = append(pings, d)
-		time.Sleep(20 * time.Millisecond)
+		t.pause(20 * time.Millisecond)
 	}
+}
+
+// outage stops the path in the middle of a download and then of an upload.
+func (b *bench) outage(t *rig, s scenario, f *figures, n int64) error {
+	rate := float64(s.link.Rate) / 8 * 0.8
+	one := func(move func(int64) (*meter, error), first, full *time.Duration, series *[]float64) (float64, error) {
+		var ended time.Time
+		var wg sync.WaitGroup
+		start := time.Now()
+		wg.Go(func() {
+			t.pause(time.Second)
+			t.link.SetDown(true)
+			if s.blackhole {
+				t.link.Blackhole()
+			}
+			t.pause(s.outage)
+			ended = time.Now()
+			t.link.SetDown(false)
+		})
+		m, err := move(n)
+		took := time.Since(start)
+		wg.Wait()
+		if err != nil {
+			return 0, err
+		}
+		*first, *full = m.resumed(ended, rate)
+		*series = m.series()
+		f.Gap = max(f.Gap, m.gap)
+		return mbps(n, took), nil
+	}
+	var err error
+	if f.Down, err = one(t.download, &f.Resumed, &f.Full, &f.Series); err != nil {
+		return err
+	}
+	f.Up, err = one(t.upload, &f.ResumedUp, &f.FullUp, &f.SeriesUp)
+	return err
+}
+
+// idleFigures are what one session without traffic costs.
+type idleFigures struct {
+	Name     string
+	Requests float64 // a minute
+	Bytes    float64 // a minute, both ways, TLS included
+	CPU      time.Duration
+	Ping     time.Duration // afterwards
+	Error    string
+}
+
+// idleTime is how long idle sessions are watched, after settleTime in which
+// the client finds out what the path does.
+const (
+	idleTime   = time.Minute
+	settleTime = 20 * time.Second
+)
+
+// idle watches sessions with one open stream, all at the same time.
+func (b *bench) idle(names []string) []idleFigures {
+	buffers := &middlebox.Habits{BufferRequests: true, BufferResponses: true}
+	list := []scenario{
+		{name: "streamed", habits: &middlebox.Habits{}},
+		{name: "CDN buffers", habits: buffers},
+	}
+	if len(names) > 1 {
+		list = nil
+		for _, e := range names {
+			list = append(list,
+				scenario{name: e + ", streamed", engine: e, habits: &middlebox.Habits{}},
+				scenario{name: e + ", CDN buffers", engine: e, habits: buffers})
+		}
+	}
+	fmt.Printf("%s idle sessions, %v\n", time.Now().Format(time.TimeOnly), settleTime+idleTime)
+	all := make([]idleFigures, len(list))
+	var wg sync.WaitGroup
+	for i, s := range list {
+		s.link = fast
+		f := &all[i]
+		f.Name = s.name
+		wg.Go(func() {
+			if err := b.idleOne(s, f); err != nil {
+				f.Error = err.Error()
+			}
+		})
+	}
+	wg.Wait()
+	for _, f := range all {
+		fmt.Printf("    %s: %.1f requests and %.0f bytes a minute, CPU %v, ping afterwards %s %s\n", f.Name, f.Requests, f.Bytes, f.CPU, ms(f.Ping), f.Error)
+	}
+	return all
+}
+
+func (b *bench) idleOne(s scenario, f *idleFigures) error {
+	t, err := b.startTunnel(s)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	t.limit = settleTime + idleTime + 30*time.Second
+	c, _, err := t.open(loadEcho, 0)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := echo(c); err != nil {
+		return err
+	}
+	t.pause(settleTime)
+	requests, _ := t.middlebox.Requests()
+	up, down := t.link.Bytes()
+	cpu := t.cpu()
+	t.pause(idleTime)
+	requests2, _ := t.middlebox.Requests()
+	up2, down2 := t.link.Bytes()
+	f.CPU = t.cpu() - cpu
+	f.Requests = float64(requests2-requests) / idleTime.Minutes()
+	f.Bytes = float64(up2-up+down2-down) / idleTime.Minutes()
+	f.Ping, err = echo(net.Conn(c))
+	return err
 }

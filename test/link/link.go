@@ -6,15 +6,19 @@
 // All connections of a Link share its bottleneck, as they would share a
 // subscriber's line. The relay's own buffers are deep enough never to be the
 // limit; a full queue stops reading, and TCP then stops the sender. There is no
-// loss: under HTTP, TCP would repair it.
+// loss: under HTTP, TCP would repair it. What TCP itself would do after an
+// outage, wait for a retransmission timer that has backed off, is not shown
+// either: Blackhole is for connections that never come back.
 package link
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,6 +29,10 @@ const (
 	// readBuffer is the kernel's receive buffer of a connection, which stands
 	// for no part of the path: small.
 	readBuffer = 64 << 10
+
+	// flightPackets is how many reads a delay line holds: 256 MB of full ones,
+	// and at 500 Mbit/s and 300 ms some thousand times less.
+	flightPackets = 1 << 14
 )
 
 // Config describes a path. The zero value adds nothing to loopback.
@@ -45,8 +53,23 @@ type Link struct {
 	lines  [2]line
 
 	mu    sync.Mutex
-	conns map[net.Conn]time.Time // when it was made; guarded by mu
-	down  chan struct{}          // closed when the path is up; guarded by mu
+	pairs map[*pair]struct{} // guarded by mu
+	down  chan struct{}      // closed while the path is up; guarded by mu
+}
+
+// pair is one connection on both sides of the path.
+type pair struct {
+	client, target *net.TCPConn
+	made           time.Time
+	dead           atomic.Bool // it carries nothing any more, and says so to nobody
+}
+
+// reset cuts both sides.
+func (p *pair) reset() {
+	for _, c := range []*net.TCPConn{p.client, p.target} {
+		c.SetLinger(0) //nolint:errcheck // it is being thrown away
+		c.Close()
+	}
 }
 
 // line is the bottleneck of one direction.
@@ -67,7 +90,7 @@ func New(cfg Config, target string) (*Link, error) {
 	}
 	up := make(chan struct{})
 	close(up)
-	l := &Link{cfg: cfg, target: target, ln: ln, conns: make(map[net.Conn]time.Time), down: up}
+	l := &Link{cfg: cfg, target: target, ln: ln, pairs: make(map[*pair]struct{}), down: up}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.wg.Go(l.accept)
 	return l, nil
@@ -86,22 +109,34 @@ func (l *Link) Bytes() (up, down int64) {
 	return up, l.lines[1].bytes
 }
 
-// Reset cuts every connection older than age.
-func (l *Link) Reset(age time.Duration) {
+// Reset cuts every connection that is at least of that age and returns how
+// many those were.
+func (l *Link) Reset(age time.Duration) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for c, made := range l.conns {
-		if time.Since(made) >= age {
-			if t, ok := c.(*net.TCPConn); ok {
-				t.SetLinger(0) //nolint:errcheck // it is being thrown away
-			}
-			c.Close()
-			delete(l.conns, c)
+	n := 0
+	for p := range l.pairs {
+		if time.Since(p.made) >= age {
+			p.reset()
+			delete(l.pairs, p)
+			n++
 		}
+	}
+	return n
+}
+
+// Blackhole makes every connection there is carry nothing for ever, without
+// closing it, as when a device changes its network. New ones are not affected.
+func (l *Link) Blackhole() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for p := range l.pairs {
+		p.dead.Store(true)
 	}
 }
 
-// SetDown stops the path, or lets it go on: what is on its way waits.
+// SetDown stops the path, or lets it go on: what is on its way waits, and a
+// connection that is being made is made afterwards.
 func (l *Link) SetDown(down bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -117,10 +152,17 @@ func (l *Link) SetDown(down bool) {
 	}
 }
 
-func (l *Link) up() <-chan struct{} {
+// waitUp waits until the path is up. It returns false when the link is closed.
+func (l *Link) waitUp() bool {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.down
+	up := l.down
+	l.mu.Unlock()
+	select {
+	case <-up:
+		return l.ctx.Err() == nil
+	case <-l.ctx.Done():
+		return false
+	}
 }
 
 // Close ends the path and returns when nothing of it is left.
@@ -146,7 +188,7 @@ func (l *Link) serve(c *net.TCPConn) {
 	defer c.Close()
 	c.SetReadBuffer(readBuffer) //nolint:errcheck // an optimisation
 	// A connection is made when the first packet has gone there and back.
-	if !l.sleep(l.cfg.RTT) {
+	if !l.sleep(l.cfg.RTT) || !l.waitUp() {
 		return
 	}
 	var d net.Dialer
@@ -158,22 +200,21 @@ func (l *Link) serve(c *net.TCPConn) {
 	target := t.(*net.TCPConn)
 	defer target.Close()
 	target.SetReadBuffer(readBuffer) //nolint:errcheck // likewise
+	p := &pair{client: c, target: target, made: time.Now()}
 	l.mu.Lock()
-	l.conns[c] = time.Now()
-	l.conns[target] = time.Now()
+	l.pairs[p] = struct{}{}
 	l.mu.Unlock()
 	defer func() {
 		l.mu.Lock()
-		delete(l.conns, c)
-		delete(l.conns, target)
+		delete(l.pairs, p)
 		l.mu.Unlock()
 	}()
 	if l.ctx.Err() != nil {
-		return
+		return // Close may have looked before p was there
 	}
 	var both sync.WaitGroup
-	both.Go(func() { l.pump(&l.lines[0], target, c) })
-	both.Go(func() { l.pump(&l.lines[1], c, target) })
+	both.Go(func() { l.pump(p, &l.lines[0], target, c) })
+	both.Go(func() { l.pump(p, &l.lines[1], c, target) })
 	both.Wait()
 }
 
@@ -184,35 +225,35 @@ type packet struct {
 }
 
 // pump carries one direction of one connection.
-func (l *Link) pump(line *line, to, from *net.TCPConn) {
-	// The delay line. It never fills: at one chunk per entry it holds more
-	// than queue and delay together do.
-	flight := make(chan packet, 1<<16)
+func (l *Link) pump(p *pair, line *line, to, from *net.TCPConn) {
+	flight := make(chan packet, flightPackets)
 	broken := make(chan struct{})
 	var writer sync.WaitGroup
 	writer.Go(func() {
 		defer close(broken)
-		for p := range flight {
-			if !l.sleep(time.Until(p.at)) {
+		for packet := range flight {
+			if !l.sleep(time.Until(packet.at)) || !l.waitUp() {
 				return
 			}
-			select {
-			case <-l.up():
-			case <-l.ctx.Done():
-				return
+			if p.dead.Load() {
+				continue
 			}
-			if _, err := to.Write(p.data); err != nil {
-				from.SetLinger(0) //nolint:errcheck // a reset travels on as one
-				from.Close()
+			if _, err := to.Write(packet.data); err != nil {
+				p.reset() // a reset travels on as one
 				return
 			}
 		}
-		to.CloseWrite() //nolint:errcheck // it may be gone
+		if !p.dead.Load() {
+			to.CloseWrite() //nolint:errcheck // it may be gone
+		}
 	})
 	for {
 		buf := make([]byte, chunk)
 		n, err := from.Read(buf)
 		if n > 0 {
+			if !l.waitUp() {
+				break
+			}
 			left := line.send(n, l.cfg.Rate)
 			select {
 			case flight <- packet{left.Add(l.cfg.RTT / 2), buf[:n]}:
@@ -222,10 +263,8 @@ func (l *Link) pump(line *line, to, from *net.TCPConn) {
 			l.sleep(time.Until(left) - l.cfg.Queue)
 		}
 		if err != nil {
-			var reset net.Error
-			if errors.As(err, &reset) || errors.Is(err, net.ErrClosed) {
-				to.SetLinger(0) //nolint:errcheck // likewise
-				to.Close()
+			if !errors.Is(err, io.EOF) && !p.dead.Load() {
+				p.reset()
 			}
 			break
 		}

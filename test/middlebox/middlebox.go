@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httputil"
@@ -53,6 +54,7 @@ func New(origin *url.URL, habits Habits) *Box {
 		FlushInterval:  -1,
 		BufferPool:     pool{make(chan []byte, 64)},
 		ModifyResponse: b.modify,
+		ErrorLog:       log.New(io.Discard, "", 0), // it breaks things on purpose
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {
 			w.WriteHeader(http.StatusBadGateway)
 		},
@@ -151,9 +153,10 @@ type cutter struct {
 
 func newCutter(body io.ReadCloser, idle, age time.Duration) *cutter {
 	c := &cutter{ReadCloser: body, idle: idle}
-	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if age > 0 {
 		c.ctx, c.cancel = context.WithTimeout(context.Background(), age)
+	} else {
+		c.ctx, c.cancel = context.WithCancel(context.Background())
 	}
 	context.AfterFunc(c.ctx, func() { body.Close() })
 	if idle > 0 {

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The check of a transfer sees bytes that are changed, lost, doubled or moved.
+func TestContent(t *testing.T) {
+	right := make([]byte, 3<<20)
+	io.ReadFull(newContent(7), right)
+	var sent bytes.Buffer
+	if err := newContent(7).send(&sent, int64(len(right))); err != nil || !bytes.Equal(sent.Bytes(), right) {
+		t.Fatalf("send and Read differ: %v", err)
+	}
+	check := func(b []byte) error {
+		_, err := io.CopyBuffer(onlyWriter{newContent(7)}, struct{ io.Reader }{bytes.NewReader(b)}, make([]byte, 10_000))
+		return err
+	}
+	if err := check(right); err != nil {
+		t.Fatal(err)
+	}
+	cut := func(from, to int) []byte { return append(bytes.Clone(right[:from]), right[to:]...) }
+	changed := bytes.Clone(right)
+	changed[2<<20] ^= 1
+	other := make([]byte, 1000)
+	io.ReadFull(newContent(8), other)
+	for name, b := range map[string][]byte{
+		"changed":          changed,
+		"a byte lost":      cut(1000, 1001),
+		"16 KB lost":       cut(1<<20, 1<<20+16<<10),
+		"1 MB lost":        cut(1<<20, 2<<20),
+		"16 KB doubled":    append(bytes.Clone(right[:16<<10]), right...),
+		"another transfer": other,
+	} {
+		if err := check(b); !errors.Is(err, errContent) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestResumed(t *testing.T) {
+	m := &meter{start: time.Now(), each: make([]int64, 4000)}
+	for i := range m.each {
+		if i < 1000 || i >= 2100 {
+			m.each[i] = 1000 // a megabyte a second
+		}
+	}
+	m.each[2010] = 1
+	first, full := m.resumed(m.start.Add(2*time.Second), 1e6)
+	if first != 10*time.Millisecond || full != 99*time.Millisecond {
+		t.Errorf("the first byte after %v, the rate after %v", first, full)
+	}
+	if first, full = m.resumed(m.start.Add(5*time.Second), 1e6); first != -1 || full != -1 {
+		t.Errorf("nothing came, but it says %v and %v", first, full)
+	}
+}
+
+func TestQuantile(t *testing.T) {
+	var d []time.Duration
+	for i := range 20 {
+		d = append(d, time.Duration(i+1))
+	}
+	if a, b := quantile(d, 0.5), quantile(d, 0.95); a != 10 || b != 19 {
+		t.Errorf("median %d, 95th percentile %d", a, b)
+	}
+	if quantile(nil, 0.5) != 0 {
+		t.Error("of nothing")
+	}
+}
+
+// A report keeps its prose and shows what has failed as failed.
+func TestReport(t *testing.T) {
+	r := &results{Suite: "full", Figures: []figures{
+		{Name: "loopback", Raw: rawFigures{Down: 100, Up: 100}, Down: 70, Up: 50, CPU: 5},
+		{Name: fastName, RTT: fast.RTT, Raw: rawFigures{Down: 10, Up: 10}, Error: "the\ncause"},
+	}}
+	text, err := replace("before\n"+beginMark+"old\n"+endMark+"after\n", r.text())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(text, "before\n") || !strings.HasSuffix(text, "after\n") || strings.Contains(text, "old") {
+		t.Error("the prose around the measurement is not kept, or the old one is")
+	}
+	for _, want := range []string{
+		"70.0 (0.70)", "50.0 (0.50)", fastName + " (FAILED)", "`the cause`",
+		"0.70 down, 0.50 up", "**no**",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the report lacks %q:\n%s", want, text)
+		}
+	}
+	if _, err := replace("no marks", "x"); err == nil {
+		t.Error("a file without marks was taken")
+	}
+}

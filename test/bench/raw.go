@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"turbotunnel/test/cdn"
+	"turbotunnel/test/link"
+)
+
+// largeWindows let one HTTP/2 stream fill any path of the suites.
+var largeWindows = &http.HTTP2Config{
+	MaxReceiveBufferPerConnection: 64 << 20,
+	MaxReceiveBufferPerStream:     64 << 20,
+	MaxConcurrentStreams:          250,
+}
+
+// pollBody is how much meek moves in a request or an answer.
+const pollBody = 64 << 10
+
+// raw is an HTTP/2 server and client with large windows on a link: the limit
+// of what a tunnel in HTTP can reach there. It also polls as meek does: one
+// request at a time, with a body of at most 64 KB each way.
+type raw struct {
+	client *http.Client
+	url    string
+	link   *link.Link // nil on loopback
+	server *http.Server
+	ctx    context.Context
+}
+
+func (b *bench) startRaw(cfg link.Config) (*raw, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	r := &raw{ctx: b.ctx, url: "https://" + cdn.Front + "/", server: &http.Server{
+		HTTP2:     largeWindows,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{b.cert}},
+		ErrorLog:  log.New(io.Discard, "", 0),
+		Handler:   http.HandlerFunc(serveRaw),
+	}}
+	addr := ln.Addr().String()
+	if cfg != (link.Config{}) {
+		if r.link, err = link.New(cfg, addr); err != nil {
+			ln.Close()
+			return nil, err
+		}
+		addr = r.link.Addr()
+	}
+	go r.server.ServeTLS(ln, "", "") //nolint:errcheck // close ends it
+	r.client = &http.Client{Transport: &http.Transport{
+		TLSClientConfig:   &tls.Config{RootCAs: b.pool},
+		ForceAttemptHTTP2: true,
+		HTTP2:             largeWindows,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", addr)
+		},
+	}}
+	return r, nil
+}
+
+func serveRaw(w http.ResponseWriter, r *http.Request) {
+	n, _ := strconv.ParseInt(r.URL.RawQuery, 10, 64)
+	if _, err := io.CopyBuffer(onlyWriter{newContent(0)}, r.Body, make([]byte, 256<<10)); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
+	newContent(0).send(w, n) //nolint:errcheck // the client counts
+}
+
+func (r *raw) close() {
+	r.client.CloseIdleConnections()
+	r.server.Close()
+	if r.link != nil {
+		r.link.Close()
+	}
+}
+
+// exchange sends up bytes and takes down bytes in one request.
+func (r *raw) exchange(up, down int64) (time.Duration, error) {
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(r.ctx, 2*time.Minute)
+	defer cancel()
+	var body io.Reader
+	switch {
+	case up > 0 && up <= pollBody:
+		body = bytes.NewReader(pattern[:up])
+	case up > 0:
+		body = io.LimitReader(newContent(0), up)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url+"?"+strconv.FormatInt(down, 10), body)
+	if err != nil {
+		return 0, err
+	}
+	req.ContentLength = up
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return 0, fmt.Errorf("raw: %w", err)
+	}
+	defer resp.Body.Close()
+	n, err := io.CopyBuffer(onlyWriter{newContent(0)}, resp.Body, make([]byte, 256<<10))
+	if err == nil && n != down {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return 0, fmt.Errorf("raw: %w", err)
+	}
+	return time.Since(start), nil
+}
+
+// poll moves bodies of up and down bytes, one exchange after the other, for
+// some time, and returns MB/s.
+func (r *raw) poll(up, down int64, d time.Duration) (float64, error) {
+	start := time.Now()
+	var n int64
+	for time.Since(start) < d {
+		if _, err := r.exchange(up, down); err != nil {
+			return 0, err
+		}
+		n += up + down
+	}
+	return mbps(n, time.Since(start)), nil
+}
+
+// rawFigures are MB/s on a path.
+type rawFigures struct {
+	Down, Up         float64
+	MeekDown, MeekUp float64 // 0: not measured
+	Wire             float64 // bytes on the link for each byte of a download; 0 on loopback
+}
+
+func (b *bench) measureRaw(cfg link.Config, meek bool) (f rawFigures, err error) {
+	r, err := b.startRaw(cfg)
+	if err != nil {
+		return f, err
+	}
+	defer r.close()
+	n := b.bytesFor(cfg)
+	// The first exchange connects and opens windows.
+	if _, err = r.exchange(1<<20, 1<<20); err != nil {
+		return f, err
+	}
+	before := int64(0)
+	if r.link != nil {
+		_, before = r.link.Bytes()
+	}
+	d, err := r.exchange(0, n)
+	if err != nil {
+		return f, err
+	}
+	f.Down = mbps(n, d)
+	if r.link != nil {
+		_, after := r.link.Bytes()
+		f.Wire = float64(after-before) / float64(n)
+	}
+	if d, err = r.exchange(n, 0); err != nil {
+		return f, err
+	}
+	f.Up = mbps(n, d)
+	if !meek {
+		return f, nil
+	}
+	short := time.Duration(b.seconds/2*1000) * time.Millisecond
+	if f.MeekDown, err = r.poll(0, pollBody, short); err != nil {
+		return f, err
+	}
+	f.MeekUp, err = r.poll(pollBody, 0, short)
+	return f, err
+}
+
+func mbps(n int64, d time.Duration) float64 { return float64(n) / 1e6 / d.Seconds() }

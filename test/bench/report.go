@@ -1,0 +1,384 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// results are all that a run has measured.
+type results struct {
+	Suite    string
+	Seconds  float64
+	Machine  machine
+	Figures  []figures
+	Idle     []idleFigures
+	Sessions []sessionFigures
+}
+
+// machine is what a run ran on.
+type machine struct {
+	CPU        string
+	Cores      int
+	Kernel, Go string
+	Date       time.Time
+	Took       time.Duration
+	Load, Then string // the load average at the start and at the end
+}
+
+func describe() machine {
+	m := machine{CPU: "unknown", Cores: runtime.NumCPU(), Go: runtime.Version(), Date: time.Now(), Load: loadAverage()}
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for _, line := range strings.Split(string(b), "\n") {
+			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				m.CPU = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		m.Kernel = unix.ByteSliceToString(u.Sysname[:]) + " " + unix.ByteSliceToString(u.Release[:])
+	}
+	return m
+}
+
+func (m *machine) end() {
+	m.Then = loadAverage()
+	m.Took = time.Since(m.Date)
+}
+
+// loadAverage is of the last minute.
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	return first
+}
+
+func (r *results) file() string {
+	if r.Suite == "engines" {
+		return "engines"
+	}
+	return "benchmarks"
+}
+
+func (r *results) save(dir string) error {
+	b, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, r.file()+".json"), append(b, '\n'), 0o644)
+}
+
+func load(name string) (*results, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	r := new(results)
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return r, nil
+}
+
+// report puts tables and plots into the report in dir, which keeps its prose:
+// what stands between two marks is replaced.
+func (r *results) report(dir string) error {
+	plots, err := r.plot(dir)
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(dir, r.file()+".md")
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	text, err := replace(string(b), r.text()+plots)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return os.WriteFile(name, []byte(text), 0o644)
+}
+
+const (
+	beginMark = "<!-- measured: begin. Written by test/bench. -->\n"
+	endMark   = "<!-- measured: end -->\n"
+)
+
+// replace puts what between the two marks.
+func replace(text, what string) (string, error) {
+	before, rest, ok := strings.Cut(text, beginMark)
+	_, after, ok2 := strings.Cut(rest, endMark)
+	if !ok || !ok2 {
+		return "", fmt.Errorf("it lacks the lines %q and %q, between which the measurement goes", beginMark, endMark)
+	}
+	return before + beginMark + "\n" + what + "\n" + endMark + after, nil
+}
+
+// table is rows of cells, the first one the heading.
+type table [][]string
+
+func (t table) String() string {
+	width := make([]int, len(t[0]))
+	for _, row := range t {
+		for i, cell := range row {
+			width[i] = max(width[i], len([]rune(cell)))
+		}
+	}
+	var s strings.Builder
+	for n, row := range t {
+		for i, cell := range row {
+			fmt.Fprintf(&s, "| %s%s ", cell, strings.Repeat(" ", width[i]-len([]rune(cell))))
+		}
+		s.WriteString("|\n")
+		if n == 0 {
+			for _, w := range width {
+				s.WriteString("|" + strings.Repeat("-", w+2))
+			}
+			s.WriteString("|\n")
+		}
+	}
+	return s.String()
+}
+
+// text is the report in Markdown, which can also be read as it is.
+func (r *results) text() string {
+	var s strings.Builder
+	m := r.Machine
+	fmt.Fprintf(&s, "Measured on %s, in %s: %s, %d cores, %s, %s. The machine is a virtual one that is shared with others, and noisy; its load average was %s at the start and %s at the end. Client, server, load, link and middlebox all run on it. Repeat it with\n\n    %s\n\n",
+		m.Date.UTC().Format("2006-01-02 15:04 UTC"), m.Took.Round(time.Second), m.CPU, m.Cores, m.Kernel, m.Go, m.Load, m.Then, map[string]string{
+			"quick": "make bench-quick", "full": "make bench", "engines": "make bench-engines",
+		}[r.Suite])
+	if r.Suite == "engines" {
+		r.engines(&s)
+	} else {
+		r.paths(&s)
+		r.verdicts(&s)
+	}
+	for _, f := range r.Figures {
+		if f.Error != "" {
+			fmt.Fprintf(&s, "Failed: %s: `%s`. What it had measured until then is shown.\n\n", f.Name, strings.Join(strings.Fields(f.Error), " "))
+		}
+	}
+	return s.String()
+}
+
+// cell shows a rate and its share of raw.
+func cell(x, raw float64) string {
+	if x == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.1f (%.2f)", x, x/raw)
+}
+
+func orDash(x float64, format string) string {
+	if x == 0 {
+		return "–"
+	}
+	return fmt.Sprintf(format, x)
+}
+
+func (f *figures) label() string {
+	if f.Error != "" {
+		return f.Name + " (FAILED)"
+	}
+	return f.Name
+}
+
+func (r *results) paths(s *strings.Builder) {
+	s.WriteString("Megabytes a second, and in brackets the share of raw HTTP/2 on the same path in the same run:\n\n")
+	t := table{{"path", "raw down", "raw up", "down", "up", "8 down", "8 up", "as meek, down/up"}}
+	for _, f := range r.Figures {
+		meek := "–"
+		if f.Raw.MeekDown > 0 && f.Name == pathOf(f) {
+			meek = fmt.Sprintf("%.2f (%.3f) / %.2f (%.3f)", f.Raw.MeekDown, f.Raw.MeekDown/f.Raw.Down, f.Raw.MeekUp, f.Raw.MeekUp/f.Raw.Up)
+		}
+		t = append(t, []string{
+			f.label(), fmt.Sprintf("%.1f", f.Raw.Down), fmt.Sprintf("%.1f", f.Raw.Up),
+			cell(f.Down, f.Raw.Down), cell(f.Up, f.Raw.Up), cell(f.Down8, f.Raw.Down), cell(f.Up8, f.Raw.Up), meek,
+		})
+	}
+	s.WriteString(t.String())
+	s.WriteString("\nDelays (pings: median, and in brackets the 95th percentile):\n\n")
+	t = table{{"path", "first stream of all", "new stream", "ping, idle", "ping beside a download"}}
+	for _, f := range r.Figures {
+		if f.First > 0 {
+			t = append(t, []string{f.label(), ms(f.First), ms(f.Open), ms(f.Ping) + " (" + ms(f.Ping95) + ")", ms(f.Loaded) + " (" + ms(f.Loaded95) + ")"})
+		}
+	}
+	s.WriteString(t.String())
+	s.WriteString("\nCost. CPU is of both programs for a gigabyte that one stream moved; memory the most that the larger program ever had; the wire is bytes on the link, TLS included, for each byte moved:\n\n")
+	t = table{{"path", "CPU s/GB", "peak memory", "wire, down", "wire, up", "longest pause", "connections reset", "bodies lost"}}
+	for _, f := range r.Figures {
+		t = append(t, []string{
+			f.label(), orDash(f.CPU, "%.1f"), fmt.Sprintf("%d MB", f.Memory>>20), orDash(f.WireDown, "%.3f"), orDash(f.WireUp, "%.3f"),
+			ms(f.Gap), fmt.Sprint(f.Cuts), fmt.Sprint(f.Lost),
+		})
+	}
+	s.WriteString(t.String())
+	for _, f := range r.Figures {
+		if f.Raw.Wire > 0 {
+			fmt.Fprintf(s, "\nRaw HTTP/2 itself takes %.3f bytes on the link for each byte of a download.\n", f.Raw.Wire)
+			break
+		}
+	}
+	if t := r.outages(); t != nil {
+		s.WriteString("\nAfter an outage of 5 s, counted from its end:\n\n" + t.String())
+	}
+	if t := r.idleTable(); t != nil {
+		fmt.Fprintf(s, "\nOne idle session with one open stream, over %d s, after %d s to settle:\n\n%s", int(idleTime.Seconds()), int(settleTime.Seconds()), t)
+	}
+	s.WriteString("\n")
+}
+
+// pathOf is the name of the scenario with nothing but the path.
+func pathOf(f figures) string {
+	switch f.RTT {
+	case fast.RTT:
+		return fastName
+	case fat.RTT:
+		return fatName
+	}
+	return "loopback"
+}
+
+func (r *results) outages() table {
+	var t table
+	for _, f := range r.Figures {
+		if f.Resumed != 0 {
+			t = append(t, []string{f.label(), ms(f.Resumed), ms(f.Full), ms(f.ResumedUp), ms(f.FullUp)})
+		}
+	}
+	if t == nil {
+		return nil
+	}
+	return append(table{{"path", "first byte, down", "80 % of the rate, down", "first byte, up", "80 % of the rate, up"}}, t...)
+}
+
+func (r *results) idleTable() table {
+	if len(r.Idle) == 0 {
+		return nil
+	}
+	t := table{{"path", "requests a minute", "bytes a minute", "CPU a minute", "ping afterwards"}}
+	for _, f := range r.Idle {
+		name := f.Name
+		if f.Error != "" {
+			name += " (FAILED: " + f.Error + ")"
+		}
+		t = append(t, []string{name, fmt.Sprintf("%.1f", f.Requests), fmt.Sprintf("%.0f", f.Bytes), f.CPU.String(), ms(f.Ping)})
+	}
+	return t
+}
+
+// engines is a table for each path, in the order of the run.
+func (r *results) engines(s *strings.Builder) {
+	s.WriteString("Megabytes a second, and in brackets the share of raw HTTP/2 on the same path in the same run. The wire is bytes on the link, TLS included, for each byte moved; CPU is of both programs for a gigabyte that one stream moved. With `kcp` each of eight streams is a session.\n")
+	for i := 0; i < len(r.Figures); {
+		first := r.Figures[i]
+		fmt.Fprintf(s, "\n%s (raw: %.1f down, %.1f up):\n\n", first.Path, first.Raw.Down, first.Raw.Up)
+		t := table{{"engine", "down", "up", "8 down", "8 up", "CPU s/GB", "wire, down", "wire, up", "longest pause", "bodies lost"}}
+		for ; i < len(r.Figures) && r.Figures[i].Path == first.Path; i++ {
+			f := r.Figures[i]
+			name := f.Engine
+			if f.Error != "" {
+				name += " (FAILED)"
+			}
+			t = append(t, []string{
+				name, cell(f.Down, f.Raw.Down), cell(f.Up, f.Raw.Up), cell(f.Down8, f.Raw.Down), cell(f.Up8, f.Raw.Up),
+				orDash(f.CPU, "%.1f"), orDash(f.WireDown, "%.3f"), orDash(f.WireUp, "%.3f"), ms(f.Gap), fmt.Sprint(f.Lost),
+			})
+		}
+		s.WriteString(t.String())
+	}
+	if len(r.Sessions) > 0 {
+		fmt.Fprintf(s, "\n%d idle sessions with one open stream each, both ends in one process, over plain HTTP/1.1 connections of their own, which are counted too:\n\n", sessions)
+		t := table{{"engine", "KB a session, both ends", "goroutines a session, both ends"}}
+		for _, f := range r.Sessions {
+			name := f.Engine
+			if f.Error != "" {
+				name += " (FAILED: " + f.Error + ")"
+			}
+			t = append(t, []string{name, fmt.Sprintf("%.1f", f.Memory/1024), fmt.Sprintf("%.1f", f.Routines)})
+		}
+		s.WriteString(t.String())
+	}
+	if t := r.idleTable(); t != nil {
+		fmt.Fprintf(s, "\nOne idle session with one open stream, over %d s, after %d s to settle:\n\n%s", int(idleTime.Seconds()), int(settleTime.Seconds()), t)
+	}
+	s.WriteString("\n")
+}
+
+// verdicts compares with the targets.
+func (r *results) verdicts(s *strings.Builder) {
+	byName := make(map[string]figures)
+	for _, f := range r.Figures {
+		byName[f.Name] = f
+	}
+	t := table{{"target", "measured", "met"}}
+	yes := map[bool]string{true: "yes", false: "**no**"}
+	add := func(target, measured string, met bool) { t = append(t, []string{target, measured, yes[met]}) }
+	// What a scenario did not measure, because it failed, meets no target.
+	ratio := func(name string, least float64) {
+		f, ok := byName[name]
+		if !ok {
+			return
+		}
+		down, up := f.ratio(f.Down, f.Raw.Down), f.ratio(f.Up, f.Raw.Up)
+		add(fmt.Sprintf("%s: at least %.2f of raw", name, least), fmt.Sprintf("%.2f down, %.2f up", down, up), down >= least && up >= least)
+	}
+	within := func(what string, got, limit time.Duration) {
+		add(fmt.Sprintf("%s: at most %d ms", what, limit.Milliseconds()), ms(got), got > 0 && got <= limit)
+	}
+	ratio("loopback", 0.60)
+	if f, ok := byName["loopback"]; ok {
+		add("loopback: at most 6 CPU s/GB", fmt.Sprintf("%.1f", f.CPU), f.CPU > 0 && f.CPU <= 6)
+	}
+	ratio(fastName, 0.95)
+	ratio(fatName, 0.95)
+	ratio(fastName+", CDN buffers", 0.90)
+	ratio(fatName+", CDN buffers", 0.90)
+	ratio(fastName+", 1 % lost", 0.85)
+	ratio(fastName+", 1 % lost, polled", 0.85)
+	ratio(fastName+", resets", 0.60)
+	if f, ok := byName[fastName+", resets"]; ok {
+		within("resets: longest pause", f.Gap, time.Second)
+		add("resets: no stream lost, 60 MB each way byte-exact", fmt.Sprintf("%d connections reset; %s", f.Cuts, map[bool]string{true: "all streams whole", false: "a stream was lost"}[f.Error == ""]), f.Error == "" && f.Cuts > 0)
+	}
+	for _, name := range []string{fastName + ", outage", fastName + ", outage, connections dead"} {
+		if f, ok := byName[name]; ok {
+			worst := max(f.Resumed, f.ResumedUp)
+			if min(f.Resumed, f.ResumedUp) <= 0 {
+				worst = min(f.Resumed, f.ResumedUp)
+			}
+			within(name+": moving again", worst, time.Second)
+		}
+	}
+	for _, name := range []string{fastName, fatName} {
+		if f, ok := byName[name]; ok {
+			within(name+": new stream", f.Open, f.RTT+10*time.Millisecond)
+			within(name+": first stream of all", f.First, 3*f.RTT+30*time.Millisecond)
+			within(name+": ping, idle", f.Ping, f.RTT+3*time.Millisecond)
+		}
+	}
+	if f, ok := byName[fastName]; ok {
+		within(fastName+": ping beside a download", f.Loaded, f.RTT+60*time.Millisecond)
+	}
+	for _, f := range r.Idle {
+		if f.Name == "streamed" {
+			add("idle session: at most 3 requests and 2 KB a minute", fmt.Sprintf("%.1f requests, %.0f bytes", f.Requests, f.Bytes), f.Error == "" && f.Requests <= 3 && f.Bytes <= 2048)
+		}
+	}
+	if len(t) > 1 {
+		s.WriteString("Targets (ratios: one stream, down and up):\n\n" + t.String() + "\n")
+	}
+}
