@@ -24,7 +24,8 @@ func ParseKey(text []byte) (*Key, error) {
 		return nil, errors.New("not a turbotunnel private key")
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(line)
-	if err != nil || len(b) != len(handshake.PrivateKey{}) {
+	// The decoder skips line breaks: both lengths have to be right.
+	if err != nil || len(b) != len(handshake.PrivateKey{}) || len(line) != base64.RawURLEncoding.EncodedLen(len(b)) {
 		return nil, errors.New("a turbotunnel private key that is damaged")
 	}
 	return &Key{handshake.PrivateKey(b)}, nil

@@ -207,8 +207,12 @@ func trusts(trusted []netip.Prefix, a netip.Addr) bool {
 // parseAddr reads an address with or without port, IPv6 with or without
 // brackets, and drops its zone.
 func parseAddr(s string) (netip.Addr, bool) {
-	a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"))
-	if err != nil {
+	bare := s
+	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+		bare = s[1 : len(s)-1]
+	}
+	a, err := netip.ParseAddr(bare)
+	if err != nil || bare != s && !a.Is6() {
 		ap, err := netip.ParseAddrPort(s)
 		if err != nil {
 			return netip.Addr{}, false
