@@ -313,6 +313,8 @@ func TestSessions(t *testing.T) {
 	}{
 		{"kcp", connections},
 		{"kcp-smux", 1},
+		{"quic", 1},
+		{"sctp", 1},
 	} {
 		t.Run(test.engine, func(t *testing.T) {
 			server, _ := runServer(t, forward)

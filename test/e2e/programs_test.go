@@ -30,7 +30,7 @@ var raceLog string
 var clientProgram, serverProgram string
 
 // engines are tested one by one.
-var engines = []string{"kcp", "kcp-smux"}
+var engines = []string{"kcp", "kcp-smux", "quic", "sctp"}
 
 // waitLimit bounds the wait for what takes a second on an idle machine.
 const waitLimit = time.Minute

@@ -51,9 +51,11 @@ func startTorTest(t *testing.T, env ...string) *torTest {
 		Transport:  "turbo",
 		ServerExec: serverExec(t),
 		GeoIP: map[netip.Prefix]string{
-			netip.MustParsePrefix("192.0.2.0/24"):    "aa",
-			netip.MustParsePrefix("198.51.100.0/24"): "bb",
-			netip.MustParsePrefix("203.0.113.0/24"):  "ff",
+			netip.MustParsePrefix("192.0.2.0/25"):      "aa",
+			netip.MustParsePrefix("192.0.2.128/25"):    "bb",
+			netip.MustParsePrefix("198.51.100.0/25"):   "cc",
+			netip.MustParsePrefix("198.51.100.128/25"): "dd",
+			netip.MustParsePrefix("203.0.113.0/24"):    "ff",
 		},
 		LogUserAddr: true,
 		Env:         append(env, raceEnv()),
@@ -197,8 +199,8 @@ func TestTor(t *testing.T) {
 	caFile := filepath.Join(logDir(t), "ca.pem") // named now, written later
 	tt := startTorTest(t, "SSL_CERT_FILE="+caFile)
 	for i, engine := range engines {
-		country := []string{"aa", "bb"}[i]
-		network := []string{"192.0.2.", "198.51.100."}[i]
+		country := []string{"aa", "bb", "cc", "dd"}[i]
+		network := []string{"192.0.2.1", "192.0.2.20", "198.51.100.1", "198.51.100.20"}[i] // and a digit
 		t.Run(engine, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), transferLimit)
 			defer cancel()
