@@ -21,11 +21,12 @@
 // Ports are 5000. All checksums are zero, the carrier has its own. Packets hold
 // DATA, SACK and ABORT chunks only; one with another chunk, or with anything
 // malformed, is ignored. DATA chunks are ordered and hold one whole message of
-// 5 to 8148 bytes; the payload protocol identifier is 0. At most 2048 of them
-// may be outstanding: the receiver ignores a packet with a TSN that is 2048 or
-// more above the number of messages it has delivered plus the initial TSN. An
-// ABORT says that the sender has ended the session; it is sent once and may be
-// lost.
+// 5 to 8148 bytes (flags 3); the payload protocol identifier is 0. A sender that
+// has nothing more to say sets the I bit (8, RFC 7053), so that the
+// acknowledgement is not delayed. At most 2048 DATA chunks may be outstanding:
+// the receiver ignores a packet with a TSN that is 2048 or more above the number
+// of messages it has delivered plus the initial TSN. An ABORT says that the
+// sender has ended the session; it is sent once and may be lost.
 //
 // The engine's streams have 32-bit IDs of which each is used once. The messages
 // of stream n travel on SCTP stream n mod 8, so that a lost datagram keeps back
