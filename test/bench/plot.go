@@ -195,5 +195,6 @@ func (f *figures) overTime(name string) error {
 		p.Legend.Add(s.name, l)
 	}
 	p.Legend.Top = true
+	p.Y.Max *= 1.2 // room for the legend
 	return p.Save(9*vg.Inch, 3*vg.Inch, name)
 }
