@@ -8,11 +8,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"turbotunnel/server/proxyproto"
 )
 
 func TestProtocols(t *testing.T) {
@@ -198,4 +201,57 @@ func TestConnectionsAreBounded(t *testing.T) {
 			c.Close()
 		}
 	})
+}
+
+// Before TLS comes the PROXY header, and it is what the handler hears of the
+// client.
+func TestProxyHeaderBeforeTLS(t *testing.T) {
+	log, _ := newLog()
+	dir := t.TempDir()
+	certPEM, keyPEM := newPair(t, 1, time.Now().Add(time.Hour))
+	replaceFile(t, filepath.Join(dir, "cert"), certPEM)
+	replaceFile(t, filepath.Join(dir, "key"), keyPEM)
+	cert, err := newCertificate(filepath.Join(dir, "cert"), filepath.Join(dir, "key"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	below, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln := &proxyproto.Listener{
+		Listener: below,
+		Trusted:  []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		Timeout:  headerTimeout,
+		Refused:  func(err error) { t.Errorf("refused: %v", err) },
+	}
+	web := newWebServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, r.Proto+" "+r.RemoteAddr)
+	}), cert.tlsConfig(), log)
+	done := make(chan error)
+	go func() { done <- serveWeb(web, ln) }()
+	defer func() {
+		web.Close()
+		<-done
+	}()
+	tr := &http.Transport{
+		ForceAttemptHTTP2: true,
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := new(net.Dialer).DialContext(ctx, network, addr)
+			if err == nil {
+				_, err = io.WriteString(c, "PROXY TCP6 2001:db8::7 2001:db8::1 4096 443\r\n")
+			}
+			return c, err
+		},
+	}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr}).Get("https://" + below.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got, err := io.ReadAll(resp.Body); err != nil || string(got) != "HTTP/2.0 [2001:db8::7]:4096" {
+		t.Errorf("the handler heard of %q, %v", got, err)
+	}
 }

@@ -38,9 +38,9 @@ func (b bill) minus(c bill) bill {
 func (c *cdn) bill(t *testing.T) (b bill) {
 	t.Helper()
 	for _, line := range c.requests(t) {
-		fields := strings.Fields(line) // SNI, host, protocol, bytes up, bytes down, path
-		up, err1 := strconv.ParseInt(fields[3], 10, 64)
-		down, err2 := strconv.ParseInt(fields[4], 10, 64)
+		fields := strings.Fields(line) // SNI, host, protocol, status, bytes up, bytes down, path
+		up, err1 := strconv.ParseInt(fields[4], 10, 64)
+		down, err2 := strconv.ParseInt(fields[5], 10, 64)
 		if err1 != nil || err2 != nil {
 			t.Fatalf("the CDN's log has the line %q", line)
 		}
