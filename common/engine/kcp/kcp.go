@@ -79,7 +79,7 @@ type session struct {
 
 	// link.Mu guards what follows.
 	stream   *duplex.Stream
-	window   arq.Window            // in segments
+	window   duplex.Window         // in segments
 	exists   bool                  // the client has opened the stream, and this side knows
 	given    bool                  // Open or Accept has returned the stream
 	openDue  bool                  // the client has yet to send its open
@@ -96,7 +96,7 @@ func newSession(pc net.PacketConn, client bool) *session {
 
 // prepare makes a session that has not started yet.
 func prepare(pc net.PacketConn, client bool) *session {
-	s := &session{client: client, window: arq.Window{Size: InitialWindow}}
+	s := &session{client: client, window: duplex.Window{Size: InitialWindow}}
 	s.link = arq.New(pc, s, InitialWindow)
 	s.changed.L = &s.link.Mu
 	s.link.Mu.Lock()

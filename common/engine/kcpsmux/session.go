@@ -347,7 +347,7 @@ func (s *session) opened(id uint32) error {
 
 func (s *session) newStream(id uint32) *stream {
 	local, remote := s.link.Addrs()
-	st := &stream{session: s, id: id, peerWindow: InitialWindow, window: arq.Window{Size: InitialWindow}}
+	st := &stream{session: s, id: id, peerWindow: InitialWindow, window: duplex.Window{Size: InitialWindow}}
 	st.Stream = duplex.New(&s.link.Mu, st, local, remote)
 	s.streams[id] = st
 	return st

@@ -3,7 +3,6 @@ package kcpsmux
 import (
 	"encoding/binary"
 
-	"turbotunnel/common/engine/internal/arq"
 	"turbotunnel/common/engine/internal/duplex"
 )
 
@@ -21,9 +20,9 @@ type stream struct {
 	peerConsumed uint32 // bytes of them, modulo 2^32
 	peerWindow   uint32 // bytes
 
-	arrived  uint32     // bytes, modulo 2^32
-	consumed uint32     // bytes of them, modulo 2^32
-	window   arq.Window // in bytes
+	arrived  uint32        // bytes, modulo 2^32
+	consumed uint32        // bytes of them, modulo 2^32
+	window   duplex.Window // in bytes
 }
 
 // Written implements duplex.Session.

@@ -3,7 +3,6 @@ package sctp
 import (
 	"encoding/binary"
 
-	"turbotunnel/common/engine/internal/arq"
 	"turbotunnel/common/engine/internal/duplex"
 )
 
@@ -25,9 +24,9 @@ type stream struct {
 	peerConsumed uint32 // bytes of them, modulo 2^32
 	peerWindow   uint32 // bytes
 
-	arrived  uint32     // bytes, modulo 2^32
-	consumed uint32     // bytes of them, modulo 2^32
-	window   arq.Window // in bytes
+	arrived  uint32        // bytes, modulo 2^32
+	consumed uint32        // bytes of them, modulo 2^32
+	window   duplex.Window // in bytes
 }
 
 // Written implements duplex.Session.
@@ -51,9 +50,8 @@ func (st *stream) Consumed(_ *duplex.Stream, n int) {
 		return
 	}
 	before := st.window.Size
-	due := st.window.Consumed(n, min(maxWindow, before+s.budget), s.rtt())
-	if grown := st.window.Size - before; due || grown > 0 {
-		s.budget -= grown
+	if st.window.Consumed(n, min(maxWindow, before+s.budget), s.rtt()) {
+		s.budget -= st.window.Size - before
 		st.creditDue = true
 		s.urgent.push(st)
 		s.pump()

@@ -1,4 +1,4 @@
-package arq
+package duplex
 
 import "time"
 
@@ -17,14 +17,15 @@ type Window struct {
 // a few round trips only.
 const windowGrowth = 4
 
-// Consumed takes n into account, which the reader has taken, and returns true
-// when a quarter of the window was consumed since it returned true last: the
-// time to tell the other side, so that three quarters can be on their way. The
-// window has grown, up to limit, if half of it was consumed in less than two
-// round trips.
+// Consumed takes n into account, which the reader has taken. It returns true
+// when it is time to tell the other side: when a quarter of the window was
+// consumed since it returned true last, so that three quarters can be on their
+// way, or when the window has grown, up to limit, because half of it was
+// consumed in less than two round trips.
 func (w *Window) Consumed(n, limit int, rtt time.Duration) bool {
 	w.used += n
 	w.untold += n
+	before := w.Size
 	if w.used >= w.Size/2 {
 		now := time.Now()
 		if !w.since.IsZero() && now.Sub(w.since) < 2*rtt {
@@ -32,7 +33,7 @@ func (w *Window) Consumed(n, limit int, rtt time.Duration) bool {
 		}
 		w.used, w.since = 0, now
 	}
-	if w.untold < w.Size/4 {
+	if w.Size == before && w.untold < w.Size/4 {
 		return false
 	}
 	w.untold = 0
