@@ -233,13 +233,12 @@ func (t *rig) bytes() (up, down int64) {
 	return t.link.Bytes()
 }
 
-// lost is how many bodies the middlebox has lost.
-func (t *rig) lost() int64 {
+// requests are how many the middlebox saw, and how many bodies it lost.
+func (t *rig) requests() (all, lost int64) {
 	if t.middlebox == nil {
-		return 0
+		return 0, 0
 	}
-	_, lost := t.middlebox.Requests()
-	return lost
+	return t.middlebox.Requests()
 }
 
 // cpu is the CPU time that both programs have used.

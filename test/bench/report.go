@@ -188,6 +188,13 @@ func orDash(x float64, format string) string {
 	return fmt.Sprintf(format, x)
 }
 
+func (f *figures) losses() string {
+	if f.Requests == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%d of %d requests", f.Lost, f.Requests)
+}
+
 func (f *figures) label() string {
 	if f.Error != "" {
 		return f.Name + " (FAILED)"
@@ -222,7 +229,7 @@ func (r *results) paths(s *strings.Builder) {
 	for _, f := range r.Figures {
 		t = append(t, []string{
 			f.label(), orDash(f.CPU, "%.1f"), fmt.Sprintf("%d MB", f.Memory>>20), orDash(f.WireDown, "%.3f"), orDash(f.WireUp, "%.3f"),
-			ms(f.Gap), fmt.Sprint(f.Cuts), fmt.Sprint(f.Lost),
+			ms(f.Gap), fmt.Sprint(f.Cuts), f.losses(),
 		})
 	}
 	s.WriteString(t.String())
@@ -295,13 +302,13 @@ func (r *results) engines(s *strings.Builder) {
 			}
 			t = append(t, []string{
 				name, cell(f.Down, f.Raw.Down), cell(f.Up, f.Raw.Up), cell(f.Down8, f.Raw.Down), cell(f.Up8, f.Raw.Up),
-				orDash(f.CPU, "%.1f"), orDash(f.WireDown, "%.3f"), orDash(f.WireUp, "%.3f"), ms(f.Gap), fmt.Sprint(f.Lost),
+				orDash(f.CPU, "%.1f"), orDash(f.WireDown, "%.3f"), orDash(f.WireUp, "%.3f"), ms(f.Gap), f.losses(),
 			})
 		}
 		s.WriteString(t.String())
 	}
 	if len(r.Sessions) > 0 {
-		fmt.Fprintf(s, "\n%d idle sessions with one open stream each, both ends in one process, over plain HTTP/1.1 connections of their own, which are counted too:\n\n", sessions)
+		fmt.Fprintf(s, "\n%d idle sessions with one open stream each, both ends in one process, each over a TLS connection with HTTP/2 of its own, which is counted too:\n\n", sessions)
 		t := table{{"engine", "KB a session, both ends", "goroutines a session, both ends"}}
 		for _, f := range r.Sessions {
 			name := f.Engine

@@ -111,7 +111,8 @@ type figures struct {
 	CPU                float64 // seconds of both programs per GB moved, one stream
 	Memory             int64   // the most that the larger program had, in bytes
 	Gap                time.Duration
-	Cuts, Lost         int64 // connections reset, bodies lost
+	Cuts               int64 // connections reset
+	Requests, Lost     int64 // what the middlebox saw, and of that the bodies it lost
 	First              time.Duration
 	Open               time.Duration // median
 	Ping, Ping95       time.Duration
@@ -214,7 +215,7 @@ func (f *figures) print() {
 		f.Down, f.ratio(f.Down, f.Raw.Down), f.Up, f.ratio(f.Up, f.Raw.Up), f.Down8, f.ratio(f.Down8, f.Raw.Down), f.Up8, f.ratio(f.Up8, f.Raw.Up))
 	fmt.Printf("    CPU %.1f s/GB, memory %d MB, longest pause %v, wire %.3f down %.3f up", f.CPU, f.Memory>>20, f.Gap.Round(time.Millisecond), f.WireDown, f.WireUp)
 	if f.Cuts > 0 || f.Lost > 0 {
-		fmt.Printf(", %d connections reset, %d bodies lost", f.Cuts, f.Lost)
+		fmt.Printf(", %d connections reset, %d bodies lost of %d requests", f.Cuts, f.Lost, f.Requests)
 	}
 	fmt.Println()
 	if f.First > 0 {
@@ -260,7 +261,8 @@ func (b *bench) measure(s scenario, f *figures) error {
 	defer t.close()
 	defer func() {
 		f.Memory = max(peakMemory(t.clientPID), peakMemory(t.serverPID))
-		f.Cuts, f.Lost = t.cuts.Load(), t.lost()
+		f.Cuts = t.cuts.Load()
+		f.Requests, f.Lost = t.requests()
 	}()
 	if s.brief {
 		// The client connects, and in mode auto finds out what the path does.
