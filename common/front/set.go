@@ -377,7 +377,9 @@ func (s *Set) run(r *race) {
 				s.mu.Lock()
 				s.putAsideLocked(res.m, res.err, 0)
 				s.mu.Unlock()
-				start()
+				if len(s.members) > 1 { // a single one is not left alone
+					start()
+				}
 			}
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -629,4 +630,29 @@ func TestNewSetRefuses(t *testing.T) {
 		t.Errorf("%s, %d", s.Name(), s.MaxInFlight())
 	}
 	s.Close()
+}
+
+// A single front that refuses connections fails at once, and each time.
+func TestSetSingleRefused(t *testing.T) {
+	dials := 0
+	s, err := NewSet([]Config{{
+		URL: &url.URL{Scheme: "http", Host: "origin.example", Path: "/"},
+		Dialer: func(context.Context, string, string) (net.Conn, error) {
+			dials++
+			return nil, syscall.ECONNREFUSED
+		},
+	}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for want := range 3 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://origin.example/x", strings.NewReader("body"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.RoundTrip(req); !errors.Is(err, syscall.ECONNREFUSED) || dials != want+1 {
+			t.Fatalf("%v after %d dials, want %d", err, dials, want+1)
+		}
+	}
 }
