@@ -92,9 +92,10 @@ func (r *results) plot(dir string) (string, error) {
 	if err := show("benchmarks-throughput.svg", c.title, c.save); err != nil {
 		return "", err
 	}
-	c = r.delayBars()
-	if err := show("benchmarks-delay.svg", c.title, c.save); err != nil {
-		return "", err
+	if c = r.delayBars(); len(c.groups) > 0 {
+		if err := show("benchmarks-delay.svg", c.title, c.save); err != nil {
+			return "", err
+		}
 	}
 	for _, f := range r.Figures {
 		if f.Series == nil {

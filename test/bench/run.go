@@ -330,7 +330,11 @@ func together(k int, n int64, one func(int64) (*meter, error)) (float64, error) 
 		wg.Go(func() { _, errs[i] = one(n) })
 	}
 	wg.Wait()
-	return mbps(int64(k)*n, time.Since(start)), errors.Join(errs...)
+	failed := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(failed) > 0 {
+		return 0, fmt.Errorf("%d of %d streams: %w", len(failed), k, failed[0])
+	}
+	return mbps(int64(k)*n, time.Since(start)), nil
 }
 
 // opened opens a stream, pings once, and returns how long both took together.
