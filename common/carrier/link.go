@@ -375,12 +375,10 @@ func (l *link) acknowledge(acks *wire.Set, now time.Time) {
 	l.sent = l.sent[cut:]
 	l.base = before + uint64(cut)
 	if bytes > 0 {
-		rtt := time.Duration(0)
 		if newest.After(l.newestSent) {
 			l.newestSent = newest
-			rtt = now.Sub(newest)
 		}
-		l.flight.ack(now, bytes, rtt)
+		l.flight.ack(now, bytes)
 		l.lastAck, l.probes = now, 0
 		signal(l.wake) // the flight may have been what sending waited for
 	}
@@ -497,6 +495,7 @@ func (l *link) measured(rtt time.Duration) {
 
 // sample takes note of a round-trip time, as RFC 6298 section 2 does.
 func (l *link) sample(rtt time.Duration) {
+	l.flight.took(rtt)
 	if l.srtt == 0 {
 		l.srtt, l.rttvar = rtt, rtt/2
 		return

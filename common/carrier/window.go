@@ -56,13 +56,18 @@ type window struct {
 
 func newWindow() window { return window{size: firstFlight, starting: true} }
 
-// ack notes that n bytes were acknowledged, of which the last took rtt, if that
-// is not 0.
-func (w *window) ack(now time.Time, n int, rtt time.Duration) {
-	w.delivered += n
-	if rtt > 0 && (w.shortest == 0 || rtt < w.shortest) {
+// took notes a round-trip time, without what the other side has waited before
+// it answered.
+func (w *window) took(rtt time.Duration) {
+	rtt = max(rtt, time.Millisecond) // what clocks on the wire resolve
+	if w.shortest == 0 || rtt < w.shortest {
 		w.shortest = rtt
 	}
+}
+
+// ack notes that n bytes were acknowledged.
+func (w *window) ack(now time.Time, n int) {
+	w.delivered += n
 	if w.since.IsZero() {
 		w.since = now
 	}

@@ -20,7 +20,8 @@ func (p testPath) run(w *window, now *time.Time, d time.Duration) time.Duration 
 		for range 10 {
 			*now = now.Add(rtt / 10)
 			w.limited = true
-			w.ack(*now, w.size/10, rtt)
+			w.took(rtt)
+			w.ack(*now, w.size/10)
 		}
 	}
 	return rtt - p.base
@@ -37,7 +38,8 @@ func TestWindowFollows(t *testing.T) {
 		w, now := newWindow(), time.Now()
 		for range 20 { // a session begins with little
 			now = now.Add(p.base)
-			w.ack(now, 1000, p.base)
+			w.took(p.base)
+			w.ack(now, 1000)
 		}
 		// Two lives of the base, in which it is looked at anew.
 		delay := p.run(&w, &now, 2*baseLife+3*time.Second)
@@ -72,7 +74,8 @@ func TestWindowIdle(t *testing.T) {
 	before := 0
 	for i := range 1000 {
 		now = now.Add(100 * time.Millisecond)
-		w.ack(now, 1000, 100*time.Millisecond)
+		w.took(100 * time.Millisecond)
+		w.ack(now, 1000)
 		if i == 0 {
 			before = w.size // the last round trip that was limited is over
 		}
