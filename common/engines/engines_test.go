@@ -1,6 +1,11 @@
 package engines
 
-import "testing"
+import (
+	"net"
+	"testing"
+
+	"turbotunnel/common/engine/enginetest"
+)
 
 func TestTable(t *testing.T) {
 	seen := make(map[string]bool)
@@ -20,5 +25,40 @@ func TestTable(t *testing.T) {
 		if _, ok := Find(name); ok {
 			t.Errorf("Find(%q) found an engine", name)
 		}
+	}
+}
+
+// socket is an end of a pair of UDP sockets: all that it sends goes to the
+// other one.
+type socket struct {
+	*net.UDPConn
+	peer net.Addr
+}
+
+func (s socket) RemoteAddr() net.Addr { return s.peer }
+
+func (s socket) WriteTo(p []byte, _ net.Addr) (int, error) { return s.UDPConn.WriteTo(p, s.peer) }
+
+// connectUDP returns two sockets on loopback. What does not fit into their
+// buffers is lost.
+func connectUDP(t *testing.T) (client, server net.PacketConn) {
+	var sockets [2]*net.UDPConn
+	for i := range sockets {
+		c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetReadBuffer(4 << 20); err != nil { // the system takes as much of it as it allows
+			t.Fatal(err)
+		}
+		sockets[i] = c
+	}
+	return socket{sockets[0], sockets[1].LocalAddr()}, socket{sockets[1], sockets[0].LocalAddr()}
+}
+
+// TestUDP: sockets in place of the carrier.
+func TestUDP(t *testing.T) {
+	for _, e := range all {
+		t.Run(e.Name(), func(t *testing.T) { enginetest.RunOver(t, e, 8<<20, connectUDP) })
 	}
 }
