@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -36,6 +37,7 @@ type session struct {
 	group     sync.WaitGroup // the goroutine that waits for the handshake
 	ready     chan struct{}  // closed when conn is set
 	gone      chan struct{}  // closed when Close has done its work
+	kept      atomic.Bool    // keepSlowStart was called
 
 	mu      sync.Mutex           // guards what follows
 	conn    *quic.Conn           // nil before the handshake is done
@@ -139,6 +141,19 @@ func (s *session) established(conn *quic.Conn) {
 	}
 	s.pending = nil
 	close(s.ready)
+}
+
+// write writes to str, and sees to it that keepSlowStart is called once.
+func (s *session) write(str *quic.Stream, p []byte) (int, error) {
+	if s.kept.Load() {
+		return str.Write(p)
+	}
+	return str.WriteWithLimit(p, func(n int) int {
+		if !s.kept.Swap(true) {
+			keepSlowStart(s.conn) // the goroutine of the connection asks
+		}
+		return n
+	})
 }
 
 // err is nil while the session lives, then engine.ErrClosed if this side has

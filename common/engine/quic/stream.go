@@ -239,7 +239,7 @@ func (st *stream) Write(p []byte) (int, error) {
 	if err != nil || n == len(p) && n > 0 {
 		return n, err
 	}
-	m, err := st.str.Write(p[n:])
+	m, err := st.session.write(st.str, p[n:])
 	if err != nil {
 		err = st.failure(err)
 		st.mu.Lock()
