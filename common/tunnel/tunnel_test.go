@@ -12,6 +12,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"turbotunnel/common/engines"
 )
 
 func testLog() *slog.Logger {
@@ -54,7 +56,7 @@ func newTunnel(t testing.TB, engine, mode string, secure bool) (*Dialer, *Server
 }
 
 func TestEcho(t *testing.T) {
-	for _, e := range []string{"kcp", "kcp-smux", "sctp"} {
+	for _, e := range engines.Names() {
 		for _, mode := range []string{"poll", "stream"} {
 			t.Run(e+"/"+mode, func(t *testing.T) {
 				d, s := newTunnel(t, e, mode, false)
@@ -92,7 +94,7 @@ func TestEcho(t *testing.T) {
 }
 
 func BenchmarkThroughput(b *testing.B) {
-	for _, e := range []string{"kcp", "kcp-smux", "sctp"} {
+	for _, e := range engines.Names() {
 		for _, mode := range []string{"poll", "stream"} {
 			for _, down := range []bool{true, false} {
 				b.Run(fmt.Sprintf("%s/%s/down=%v", e, mode, down), func(b *testing.B) {
