@@ -37,7 +37,7 @@ type session struct {
 	group     sync.WaitGroup // the goroutine that waits for the handshake
 	ready     chan struct{}  // closed when conn is set
 	gone      chan struct{}  // closed when Close has done its work
-	kept      atomic.Bool    // keepSlowStart was called
+	kept      atomic.Uint64  // packets lost when keepSlowStart was called, plus 1; 0: never
 
 	mu      sync.Mutex           // guards what follows
 	conn    *quic.Conn           // nil before the handshake is done
@@ -143,14 +143,16 @@ func (s *session) established(conn *quic.Conn) {
 	close(s.ready)
 }
 
-// write writes to str, and sees to it that keepSlowStart is called once.
+// write writes to str, and has keepSlowStart called before the session's first
+// bytes and after each loss.
 func (s *session) write(str *quic.Stream, p []byte) (int, error) {
-	if s.kept.Load() {
+	due := s.conn.ConnectionStats().PacketsLost + 1
+	if s.kept.Load() == due {
 		return str.Write(p)
 	}
 	return str.WriteWithLimit(p, func(n int) int {
-		if !s.kept.Swap(true) {
-			keepSlowStart(s.conn) // the goroutine of the connection asks
+		if s.kept.Swap(due) != due {
+			keepSlowStart(s.conn) // it is the goroutine of the connection that asks
 		}
 		return n
 	})
