@@ -367,7 +367,11 @@ func (r *results) verdicts(s *strings.Builder) {
 			if min(f.Resumed, f.ResumedUp) <= 0 {
 				worst = min(f.Resumed, f.ResumedUp)
 			}
-			within(name+": moving again", worst, time.Second)
+			full := max(f.Full, f.FullUp)
+			if min(f.Full, f.FullUp) <= 0 {
+				full = min(f.Full, f.FullUp)
+			}
+			add(name+": moving again after at most 1000 ms", fmt.Sprintf("%s; at 80 %% of the rate: %s", ms(worst), ms(full)), worst > 0 && worst <= time.Second)
 		}
 	}
 	for _, name := range []string{fastName, fatName} {
