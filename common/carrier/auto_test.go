@@ -107,6 +107,24 @@ func TestAutoStreams(t *testing.T) {
 	})
 }
 
+// A client that speaks at once makes a probe while its first answer still comes.
+// When that one has shown that the path streams, nothing waits for the probe's
+// end.
+func TestAutoSpeaksAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		client, session := w.pair(Auto)
+		for i := range 40 {
+			begin := time.Now()
+			say(t, client.Conn(), session.Conn(), "question")
+			say(t, session.Conn(), client.Conn(), "answer")
+			if took := time.Since(begin); took > 4*50*ms {
+				t.Errorf("question %d and its answer take %v, and a round trip is 50 ms", i, took)
+			}
+		}
+	})
+}
+
 // On a path that holds answers back until they are complete, the client polls.
 func TestAutoHeldBack(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {

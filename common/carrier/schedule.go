@@ -81,15 +81,20 @@ func (c *Client) launch(now time.Time) time.Duration {
 	return wait
 }
 
-// wantStreams is 1, and 2 while the older one is about to end.
+// wantStreams is 1, and 2 while the older one is about to end. A probe that is
+// still open has no room for records: it does not count.
 func (c *Client) wantStreams(now time.Time) int {
-	n := 1
+	n, probes := 1, 0
 	for _, f := range c.flights {
-		if f.kind == stream && !f.probe && now.Sub(f.started) > time.Duration(float64(f.asked.Stream)*overlap) {
+		switch {
+		case f.kind != stream:
+		case f.probe:
+			probes++
+		case now.Sub(f.started) > time.Duration(float64(f.asked.Stream)*overlap):
 			n = 2
 		}
 	}
-	return n
+	return n + probes
 }
 
 // takeTurn keeps one exchange in flight, which carries both directions. When
