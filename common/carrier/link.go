@@ -120,6 +120,7 @@ type link struct {
 	peerAt       time.Time
 	srtt, rttvar time.Duration
 	ended        wire.Set // exchanges of which no more will be received
+	unheard      wire.Set // exchanges of which the other side will receive no more
 
 	givenUp atomic.Uint64 // records whose gap was given up
 	resent  atomic.Uint64 // bytes sent again
@@ -230,11 +231,15 @@ func (l *link) dueIn(now time.Time) time.Duration {
 }
 
 // take gives records for exchange e to carry: lost ones first, then new ones,
-// in all at most limit bytes. The caller writes them and then releases each
-// one's buffer.
+// in all at most limit bytes, and none if nobody hears e any more. The caller
+// writes them and then releases each one's buffer.
 func (l *link) take(e uint64, limit int) []*sentRecord {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.unheard.Has(e) {
+		signal(l.wake)
+		return nil
+	}
 	now := time.Now()
 	var taken []*sentRecord
 	put := func(r *sentRecord) {
@@ -284,6 +289,14 @@ func (l *link) take(e uint64, limit int) []*sentRecord {
 		signal(l.wake)
 	}
 	return taken
+}
+
+// isOver tells whether nobody hears any more what exchange e says. A gateway
+// can keep an answer open long after the client has lost it.
+func (l *link) isOver(e uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unheard.Has(e)
 }
 
 // mayGrow tells whether another record may be sent. It is so many at most,
@@ -471,6 +484,8 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) (newest bool) {
 		return false
 	}
 	l.newest = number + 1
+	l.unheard.Low, l.unheard.Spans = h.Ended.Low, append(l.unheard.Spans[:0], h.Ended.Spans...)
+	signal(l.wake) // an answer may be among them that waits for something to say
 	l.peerTime, l.peerAt = h.Time, now
 	if h.Window > l.peerWindow {
 		l.peerWindow = h.Window

@@ -530,6 +530,10 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 		return nil
 	}
 	for {
+		if s.link.isOver(e) {
+			signal(s.link.wake) // for whose turn it is then
+			return nil
+		}
 		due := s.link.dueIn(time.Now())
 		if due == 0 {
 			return s.link.take(e, limit)
@@ -538,12 +542,13 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 			return nil
 		}
 		wait := time.Until(until)
-		if due > 0 {
-			wait = min(wait, due)
-		} else if wait <= 0 {
+		if wait <= 0 {
 			return nil
 		}
-		timer.Reset(max(wait, 0))
+		if due > 0 {
+			wait = min(wait, due)
+		}
+		timer.Reset(wait)
 		select {
 		case <-s.link.wake:
 		case <-timer.C:
@@ -596,6 +601,9 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []by
 			for _, r := range records {
 				r.buf.release()
 			}
+			return
+		}
+		if len(records) == 0 && s.link.isOver(e) {
 			return
 		}
 		if say(records) != nil || isClosed(s.link.closed) || isClosed(s.gone) {
