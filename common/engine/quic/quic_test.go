@@ -378,3 +378,40 @@ func TestClock(t *testing.T) {
 		}
 	})
 }
+
+// TestSlowStart: acknowledgements that are late now and then, as repairs in
+// the carrier make them, do not end slow start on either side.
+func TestSlowStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := enginetest.Path{Delay: delay, Rate: 500e6 / 8, Loss: 0.01, Repair: 3 * delay}
+		x, y := enginetest.Connect(path, path, 1)
+		client, server := start(t, x, y)
+		c := open(t, client)
+		c.Write([]byte("x"))
+		s := accept(t, server)
+		s.Read(make([]byte, 1))
+		for _, way := range []struct {
+			name     string
+			from, to engine.Stream
+			sender   *session
+		}{{"down", s, c, server}, {"up", c, s, client}} {
+			const size = 32 << 20
+			done := make(chan error, 1)
+			go func() {
+				_, err := way.from.Write(make([]byte, size))
+				done <- err
+			}()
+			if _, err := io.CopyN(io.Discard, way.to, size); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			stats := way.sender.conn.ConnectionStats()
+			t.Logf("%s: %+v", way.name, stats)
+			if stats.PacketsLost == 0 && stats.CongestionWindow < 8<<20 {
+				t.Errorf("%s: a window of %d bytes after %d without a loss", way.name, stats.CongestionWindow, size)
+			}
+		}
+	})
+}
