@@ -105,6 +105,7 @@ type Client struct {
 	ready     chan struct{} // closed when the server has answered
 	isReady   sync.Once
 	isSuspect sync.Once
+	isEnding  sync.Once
 	suspect   chan struct{} // closed when the server seems not to know the session
 	forgot    atomic.Bool   // suspect, and nothing good has come since
 	ending    chan struct{} // closed when the session is going to end
@@ -215,11 +216,18 @@ func (c *Client) run() {
 	if err == nil {
 		err = c.carry()
 	}
-	c.err = err
-	close(c.ending)
+	c.end(err)
 	c.cancel()
 	c.link.drop()
 	c.wg.Wait()
+}
+
+// end says why the session is going to end. The first reason stays.
+func (c *Client) end(err error) {
+	c.isEnding.Do(func() {
+		c.err = err
+		close(c.ending)
+	})
 }
 
 // hurry ends the session farewellTime after its Conn was closed.
@@ -438,13 +446,17 @@ func (c *Client) carry() error {
 			}
 		}
 		if !closed.IsZero() && (c.link.complete() || time.Since(closed) > farewellTime) {
+			lost := fmt.Errorf("%w: ended by the server", ErrLost)
+			c.end(lost)
 			c.link.finish(0)
 			select { // the engine reads the rest and closes
 			case <-c.link.closed:
 			case <-c.ctx.Done():
 			case <-time.After(farewellTime):
+				c.link.close()
 			}
-			return fmt.Errorf("%w: ended by the server", ErrLost)
+			c.sayFarewell() // so that the server need not remember the session
+			return lost
 		}
 		if idle := time.Since(c.failingFrom); idle > Lifetime && c.failures > 0 {
 			return fmt.Errorf("%w: nothing came through for %v: %w", ErrLost, idle.Round(time.Second), c.failure)

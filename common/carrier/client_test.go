@@ -518,11 +518,16 @@ func TestServerEnds(t *testing.T) {
 				if _, _, err := client.Conn().ReadFrom(buf); !errors.Is(err, net.ErrClosed) {
 					t.Errorf("after the end: %v", err)
 				}
+				if err := client.Err(); !errors.Is(err, ErrLost) {
+					t.Errorf("the Conn has failed, and the error is %v", err)
+				}
+				w.net.set(nil)
 				client.Conn().Close()
 				<-client.Done()
 				if err := client.Err(); !errors.Is(err, ErrLost) {
 					t.Errorf("error %v", err)
 				}
+				w.empty("after both have said good-bye")
 			})
 		})
 	}

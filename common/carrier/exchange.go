@@ -309,7 +309,8 @@ func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved fun
 		res.good = true
 		res.backlog = head.Backlog
 		c.link.owed(head.Sent)
-		if c.link.opened(u.Number, &head, false) && head.Close != 0 && head.Backlog == 0 {
+		c.link.opened(u.Number, &head, false)
+		if head.Close != 0 && head.Backlog == 0 {
 			res.closed = true
 		}
 	}

@@ -466,10 +466,9 @@ func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
 // without it such bodies would have one length.
 func randomPad() int { return 1 + rand.IntN(200) }
 
-// opened takes in a head. It tells whether it is the newest so far: if not,
-// nothing but what it acknowledges counts. timed says that its times measure
-// the round trip.
-func (l *link) opened(number uint64, h *wire.Head, timed bool) (newest bool) {
+// opened takes in a head. If it is not the newest so far, nothing but what it
+// acknowledges counts. timed says that its times measure the round trip.
+func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
@@ -481,7 +480,7 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) (newest bool) {
 	}
 	if number+1 <= l.newest {
 		l.arm()
-		return false
+		return
 	}
 	l.newest = number + 1
 	l.unheard.Low, l.unheard.Spans = h.Ended.Low, append(l.unheard.Spans[:0], h.Ended.Spans...)
@@ -498,7 +497,6 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) (newest bool) {
 		}
 	}
 	l.arm()
-	return true
 }
 
 // measured takes note of a round-trip time.

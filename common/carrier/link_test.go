@@ -36,7 +36,7 @@ func carry(t *testing.T, from, to *link, e uint64, lose func(n uint64) bool) {
 }
 
 // tell gives one link a head of the other.
-func tell(t *testing.T, from, to *link, e uint64) (newest bool) {
+func tell(t *testing.T, from, to *link, e uint64) {
 	t.Helper()
 	buf := newBuffer()
 	defer buf.release()
@@ -48,7 +48,7 @@ func tell(t *testing.T, from, to *link, e uint64) (newest bool) {
 	if err := h.Parse(u.Payload); err != nil {
 		t.Fatal(err)
 	}
-	return to.opened(u.Number, &h, true)
+	to.opened(u.Number, &h, true)
 }
 
 // got reads everything that is ready.

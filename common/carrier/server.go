@@ -442,7 +442,8 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 			first = head
 			first.Acks, first.Ended = wire.Set{}, wire.Set{}
 		}
-		if s.link.opened(u.Number, &head, true) && head.Close != 0 {
+		s.link.opened(u.Number, &head, true)
+		if head.Close != 0 { // for good, whatever other head has overtaken this one
 			closing, end = true, head.Sent
 		}
 	}

@@ -598,6 +598,28 @@ func TestSlowBody(t *testing.T) {
 	})
 }
 
+// A farewell counts although a head that was made later has overtaken it.
+func TestOvertakenFarewell(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		c := w.raw(w.hello())
+		c.greet()
+		farewell := c.body(wire.Head{Close: wire.CloseDone, Sent: 1}, "last words")
+		c.isOurs("a later request", c.post(c.body(wire.Head{})))
+		c.isOurs("a farewell", c.post(farewell))
+		s := <-w.accepted
+		buf := make([]byte, 100)
+		if n, _, err := s.Conn().ReadFrom(buf); string(buf[:n]) != "last words" {
+			t.Errorf("read %q, %v", buf[:n], err)
+		}
+		if _, _, err := s.Conn().ReadFrom(buf); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("after the farewell: %v", err)
+		}
+		s.Conn().Close()
+		synctest.Wait()
+		w.empty("after the farewell")
+	})
+}
+
 // The client's address is the newest that was known for sure.
 func TestClientAddr(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
