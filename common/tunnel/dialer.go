@@ -29,6 +29,9 @@ var (
 	ErrSessionLost = carrier.ErrLost        // the session ended under the stream
 )
 
+// errForgotten is what streams return whose session was replaced.
+var errForgotten = fmt.Errorf("%w: the server does not know it any more: it was restarted", ErrSessionLost)
+
 // errDialerClosed matches net.ErrClosed.
 var errDialerClosed = fmt.Errorf("tunnel: dialer: %w", net.ErrClosed)
 
@@ -67,8 +70,9 @@ type Dialer struct {
 
 // session is one session and the engine on it.
 type session struct {
-	client *carrier.Client
-	engine engine.Session
+	client   *carrier.Client
+	engine   engine.Session
+	replaced atomic.Bool // by another one: the server does not know it
 }
 
 // NewDialer returns a Dialer. It does not use the network yet.
@@ -166,7 +170,7 @@ func (d *Dialer) session() (*session, error) {
 	if !d.engine.Multiplexes() {
 		return d.start()
 	}
-	if d.current == nil || ended(d.current.engine.Done()) {
+	if d.current == nil || ended(d.current.engine.Done()) || d.current.client.Err() != nil {
 		s, err := d.start()
 		if err != nil {
 			return nil, err
@@ -195,7 +199,7 @@ func (d *Dialer) start() (*session, error) {
 		c.Close()
 		return nil, err
 	}
-	s := &session{c, e}
+	s := &session{client: c, engine: e}
 	d.share.sessions.Add(1)
 	d.wg.Go(func() { d.watch(s) })
 	return s, nil
@@ -228,6 +232,7 @@ func (d *Dialer) watch(s *session) {
 		}
 		if suspect == nil && s.client.Suspected() {
 			if d.replace(s) {
+				s.replaced.Store(true)
 				return
 			}
 			retry = time.After(replaceEvery)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"turbotunnel/common/carrier"
 	"turbotunnel/common/engine"
@@ -25,18 +26,27 @@ type Stream interface {
 type clientStream struct {
 	engine.Stream
 	session *session
+	closed  atomic.Bool // by its user
 }
 
 // explain turns the error of an engine whose session has ended into the reason
 // for that.
 func (s *clientStream) explain(err error) error {
-	if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, engine.ErrClosed) {
+	if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || s.closed.Load() {
 		return err
+	}
+	if s.session.replaced.Load() {
+		return errForgotten
 	}
 	if cause := s.session.client.Err(); cause != nil {
 		return cause
 	}
 	return err
+}
+
+func (s *clientStream) Close() error {
+	s.closed.Store(true)
+	return s.Stream.Close()
 }
 
 func (s *clientStream) Read(p []byte) (int, error) {
