@@ -116,7 +116,7 @@ func (s *Server) serve(c *carrier.Session) {
 		active.Add(1)
 		s.open.Add(1)
 		s.accepted.Add(1)
-		stream := &ServerStream{Stream: st, session: c, closed: func() {
+		stream := &ServerStream{Stream: st, session: c, onClose: func() {
 			active.Add(-1)
 			s.open.Add(-1)
 		}}

@@ -26,12 +26,23 @@ type Stream interface {
 type clientStream struct {
 	engine.Stream
 	session *session
+<<<<<<< work
+	closed  atomic.Bool
+=======
 	closed  atomic.Bool // by its user
+>>>>>>> landed
 }
 
 // explain turns the error of an engine whose session has ended into the reason
-// for that.
+// for that. engine.ErrClosed is the reason only where this side has closed the
+// stream, and not because its session failed.
 func (s *clientStream) explain(err error) error {
+<<<<<<< work
+	if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	if cause := s.session.client.Err(); cause != nil && !s.closed.Load() {
+=======
 	if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || s.closed.Load() {
 		return err
 	}
@@ -39,11 +50,16 @@ func (s *clientStream) explain(err error) error {
 		return errForgotten
 	}
 	if cause := s.session.client.Err(); cause != nil {
+>>>>>>> landed
 		return cause
 	}
 	return err
 }
 
+<<<<<<< work
+// Close ends both directions. See engine.Stream.
+=======
+>>>>>>> landed
 func (s *clientStream) Close() error {
 	s.closed.Store(true)
 	return s.Stream.Close()
@@ -64,7 +80,7 @@ type ServerStream struct {
 	engine.Stream
 	session *carrier.Session
 	once    sync.Once
-	closed  func()
+	onClose func()
 }
 
 // Session is a short name of the stream's session for the log.
@@ -72,6 +88,6 @@ func (s *ServerStream) Session() string { return s.session.Name() }
 
 // Close ends both directions; what was written is still delivered.
 func (s *ServerStream) Close() error {
-	s.once.Do(s.closed)
+	s.once.Do(s.onClose)
 	return s.Stream.Close()
 }
