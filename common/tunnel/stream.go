@@ -26,23 +26,13 @@ type Stream interface {
 type clientStream struct {
 	engine.Stream
 	session *session
-<<<<<<< work
-	closed  atomic.Bool
-=======
 	closed  atomic.Bool // by its user
->>>>>>> landed
 }
 
 // explain turns the error of an engine whose session has ended into the reason
 // for that. engine.ErrClosed is the reason only where this side has closed the
 // stream, and not because its session failed.
 func (s *clientStream) explain(err error) error {
-<<<<<<< work
-	if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
-		return err
-	}
-	if cause := s.session.client.Err(); cause != nil && !s.closed.Load() {
-=======
 	if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || s.closed.Load() {
 		return err
 	}
@@ -50,16 +40,12 @@ func (s *clientStream) explain(err error) error {
 		return errForgotten
 	}
 	if cause := s.session.client.Err(); cause != nil {
->>>>>>> landed
 		return cause
 	}
 	return err
 }
 
-<<<<<<< work
 // Close ends both directions. See engine.Stream.
-=======
->>>>>>> landed
 func (s *clientStream) Close() error {
 	s.closed.Store(true)
 	return s.Stream.Close()
