@@ -101,6 +101,11 @@ func (w *window) turn(now time.Time) {
 			return
 		}
 		w.starting = false
+	case w.shortest-w.base < delay/4:
+		// The path is far from full: it has become faster, or an outage has
+		// made the window small.
+		w.set(1.25 * float64(w.size))
+		return
 	case now.Sub(w.baseAt) > baseLife:
 		w.draining = rate
 		w.set(rate * w.base.Seconds() * 3 / 4)
