@@ -350,11 +350,12 @@ func (s *Session) note(from netip.Addr) {
 	}
 }
 
+// busy counts requests that are being answered. That it is the client who asks
+// is not known yet.
 func (s *Session) busy(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests += n
-	s.lastSeen = time.Now()
 }
 
 // serve answers a request of an open session.
@@ -398,6 +399,7 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 		head.Limit = headRoom
 	}
 	s.reply(r.Context(), w, nil, head.Exchange, head)
+	s.note(netip.Addr{}) // it lived while it was answered
 	return true
 }
 

@@ -7,8 +7,13 @@ import (
 )
 
 const (
-	// Skew is how far a client's clock may be from the server's.
+	// Skew is how far a client's clock may be behind the server's.
 	Skew = 2 * time.Minute
+
+	// Ahead is how far it may be ahead. It is short, because a message that
+	// was made with such a clock just before a restart seems to be made after
+	// it. A client learns the time from the answer that refuses it.
+	Ahead = 5 * time.Second
 
 	bucketSpan = time.Minute
 
@@ -39,8 +44,8 @@ func (g *Guard) Admit(now, made time.Time, ephemeral [EphemeralSize]byte) error 
 	if made.Before(g.since) {
 		return fmt.Errorf("handshake: made %v before this server started", g.since.Sub(made))
 	}
-	if d := now.Sub(made).Abs(); d > Skew {
-		return fmt.Errorf("handshake: the client's clock is off by %v", d)
+	if d := now.Sub(made); d > Skew || d < -Ahead {
+		return fmt.Errorf("handshake: the client's clock is off by %v", d.Abs())
 	}
 	// Half the key is enough: it is as random as the whole one, and whoever
 	// chooses it freely can make a new message anyway.

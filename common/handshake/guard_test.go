@@ -26,8 +26,8 @@ func TestGuard(t *testing.T) {
 		{"now", now, now, true},
 		{"as old as may be", now, now.Add(-Skew), true},
 		{"too old", now, now.Add(-Skew - time.Millisecond), false},
-		{"as far ahead as may be", now, now.Add(Skew), true},
-		{"from the future", now, now.Add(Skew + time.Millisecond), false},
+		{"as far ahead as may be", now, now.Add(Ahead), true},
+		{"from the future", now, now.Add(Ahead + time.Millisecond), false},
 		{"in the millisecond of the start", start, start.Truncate(time.Millisecond), true},
 		{"before the start", start.Add(time.Second), start.Add(-time.Millisecond), false},
 		{"the least time", now, time.UnixMilli(-1 << 63), false},
@@ -53,7 +53,7 @@ func TestGuardForgetsNothingTooEarly(t *testing.T) {
 	start := time.UnixMilli(1700000000000)
 	g := NewGuard(start)
 	others := 0
-	for _, ahead := range []time.Duration{-Skew, 0, Skew} {
+	for _, ahead := range []time.Duration{-Skew, 0, Ahead} {
 		at := start.Add(time.Hour)
 		made := at.Add(ahead)
 		others++
@@ -88,7 +88,7 @@ func TestGuardIsBounded(t *testing.T) {
 	if g.Admit(made, made, ephemeral(maxBucket)) == nil {
 		t.Error("more than fit into a minute")
 	}
-	if err := g.Admit(made, made.Add(bucketSpan), ephemeral(maxBucket)); err != nil {
+	if err := g.Admit(made.Add(bucketSpan), made.Add(bucketSpan), ephemeral(maxBucket)); err != nil {
 		t.Errorf("the next minute: %v", err)
 	}
 }
