@@ -595,6 +595,7 @@ func TestWriteToBlocks(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
 				client, session := w.pair(Poll)
+				say(t, client.Conn(), session.Conn(), "confirmed") // else it is forgotten within the minute
 				go io.Copy(io.Discard, readerOf(session.Conn()))
 				w.net.set(always(fate{there: time.Second, refuse: true}))
 				w.net.cutAll()
