@@ -63,17 +63,17 @@ const (
 
 	// initialWindow is the receive window of every stream in bytes before its
 	// reader has shown to be fast. It is doubled while half of it is read
-	// within two round trips, which keeps ahead of slow start.
-	initialWindow = 1 << 20
+	// within two round trips.
+	initialWindow = 4 << 20
 
 	// maxWindow is the largest window of a stream in bytes: 500 Mbit/s with a
-	// round trip of 200 ms are 12.5 MB. The library has 14.5 MB in flight at
+	// round trip of 200 ms are 12.5 MB. The library has 12.8 MB in flight at
 	// most (MaxCongestionWindowPackets).
 	maxWindow = 16 << 20
 
 	// sessionWindow is how many bytes the streams of a session may hold unread.
 	// When it is used up every stream stands still, so it must not be reached
-	// by streams whose readers have stopped: 256 that were never read, or 16
+	// by streams whose readers have stopped: 64 that were never read, or 16
 	// that were read at full speed before.
 	sessionWindow = 256 << 20
 

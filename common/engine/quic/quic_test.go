@@ -379,9 +379,10 @@ func TestClock(t *testing.T) {
 	})
 }
 
-// TestSlowStart: acknowledgements that are late now and then, as repairs in
-// the carrier make them, do not end slow start on either side.
-func TestSlowStart(t *testing.T) {
+// TestWindow: the congestion window is the carrier's affair. Acknowledgements
+// that are late now and then, as repairs in the carrier make them, do not make
+// it small on either side, and a loss does so for a moment only.
+func TestWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := enginetest.Path{Delay: delay, Rate: 500e6 / 8, Loss: 0.01, Repair: 3 * delay}
 		x, y := enginetest.Connect(path, path, 1)
@@ -390,28 +391,47 @@ func TestSlowStart(t *testing.T) {
 		c.Write([]byte("x"))
 		s := accept(t, server)
 		s.Read(make([]byte, 1))
-		for _, way := range []struct {
-			name     string
-			from, to engine.Stream
-			sender   *session
-		}{{"down", s, c, server}, {"up", c, s, client}} {
-			const size = 32 << 20
-			done := make(chan error, 1)
-			go func() {
-				_, err := way.from.Write(make([]byte, size))
-				done <- err
-			}()
-			if _, err := io.CopyN(io.Discard, way.to, size); err != nil {
-				t.Fatal(err)
-			}
-			if err := <-done; err != nil {
-				t.Fatal(err)
-			}
-			stats := way.sender.conn.ConnectionStats()
-			t.Logf("%s: %+v", way.name, stats)
-			if stats.PacketsLost == 0 && stats.CongestionWindow < 8<<20 {
-				t.Errorf("%s: a window of %d bytes after %d without a loss", way.name, stats.CongestionWindow, size)
-			}
+		expectWindow(t, server, s, c)
+		expectWindow(t, client, c, s)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		path := enginetest.Path{Delay: delay, Rate: 500e6 / 8}
+		x, y := enginetest.Connect(path, path, 1)
+		client, server := start(t, x, y)
+		c := open(t, client)
+		cut := time.AfterFunc(6*delay, func() {
+			x.SetDown(true)
+			time.Sleep(delay / 10)
+			x.SetDown(false)
+		})
+		defer cut.Stop()
+		expectWindow(t, client, c, accept(t, server))
+		if client.conn.ConnectionStats().PacketsLost == 0 {
+			t.Error("nothing was lost")
 		}
 	})
+}
+
+// expectWindow sends 32 MB from sender's stream to another one and looks at the
+// window afterwards.
+func expectWindow(t *testing.T, sender *session, from, to engine.Stream) {
+	t.Helper()
+	const size = 32 << 20
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		for range size / (32 << 10) {
+			_, err = from.Write(make([]byte, 32<<10))
+		}
+		done <- err
+	}()
+	if _, err := io.CopyN(io.Discard, to, size); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if stats := sender.conn.ConnectionStats(); stats.CongestionWindow != 10000*packetSize {
+		t.Errorf("after %d bytes: %+v", size, stats)
+	}
 }

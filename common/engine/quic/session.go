@@ -37,7 +37,7 @@ type session struct {
 	group     sync.WaitGroup // the goroutine that waits for the handshake
 	ready     chan struct{}  // closed when conn is set
 	gone      chan struct{}  // closed when Close has done its work
-	kept      atomic.Uint64  // packets lost when keepSlowStart was called, plus 1; 0: never
+	opened    atomic.Uint64  // packets lost when openWindow was called, plus 1; 0: never
 
 	mu      sync.Mutex           // guards what follows
 	conn    *quic.Conn           // nil before the handshake is done
@@ -143,16 +143,16 @@ func (s *session) established(conn *quic.Conn) {
 	close(s.ready)
 }
 
-// write writes to str, and has keepSlowStart called before the session's first
+// write writes to str, and has openWindow called before the session's first
 // bytes and after each loss.
 func (s *session) write(str *quic.Stream, p []byte) (int, error) {
 	due := s.conn.ConnectionStats().PacketsLost + 1
-	if s.kept.Load() == due {
+	if s.opened.Load() == due {
 		return str.Write(p)
 	}
 	return str.WriteWithLimit(p, func(n int) int {
-		if s.kept.Swap(due) != due {
-			keepSlowStart(s.conn) // it is the goroutine of the connection that asks
+		if s.opened.Swap(due) != due {
+			openWindow(s.conn) // it is the goroutine of the connection that asks
 		}
 		return n
 	})
