@@ -159,6 +159,14 @@ func TestEarlyData(t *testing.T) {
 	}
 }
 
+// connecting is a network whose connections take 10 ms to be made.
+type connecting struct{ *network }
+
+func (c connecting) RoundTrip(req *http.Request) (*http.Response, error) {
+	sleep(req.Context(), 10*ms)
+	return c.network.RoundTrip(req)
+}
+
 // What is written before the first connection is there travels in the first
 // message; what the server's side says at once comes back in its answer.
 func TestNoExtraRoundTrip(t *testing.T) {
@@ -166,15 +174,15 @@ func TestNoExtraRoundTrip(t *testing.T) {
 		bubble(t, func(t *testing.T, w *world) {
 			w.net.set(always(fate{there: 100 * ms, back: 100 * ms}))
 			begin := time.Now()
-			client := w.dial(mode)
+			client := w.dial(mode, func(cfg *ClientConfig) { cfg.Transport = connecting{w.net} })
 			client.Conn().WriteTo([]byte("ping"), nil)
 			session := <-w.accepted
 			buf := make([]byte, 10)
-			if n, _, err := session.Conn().ReadFrom(buf); string(buf[:n]) != "ping" || time.Since(begin) != 100*ms {
+			if n, _, err := session.Conn().ReadFrom(buf); string(buf[:n]) != "ping" || time.Since(begin) != 110*ms {
 				t.Errorf("after %v: %q, %v", time.Since(begin), buf[:n], err)
 			}
 			session.Conn().WriteTo([]byte("pong"), nil)
-			if n, _, err := client.Conn().ReadFrom(buf); string(buf[:n]) != "pong" || time.Since(begin) > 210*ms {
+			if n, _, err := client.Conn().ReadFrom(buf); string(buf[:n]) != "pong" || time.Since(begin) > 220*ms {
 				t.Errorf("after %v: %q, %v", time.Since(begin), buf[:n], err)
 			}
 		})
