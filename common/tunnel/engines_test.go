@@ -15,8 +15,8 @@ import (
 )
 
 // TestEngines runs what every engine must do over the carrier, on HTTP of both
-// versions, streamed and not. The test of bulk is 100 MB each way on the ways
-// that are used most.
+// versions, streamed and not. The test of bulk is 100 MB each way for the
+// default on the way that is used most.
 func TestEngines(t *testing.T) {
 	for _, name := range engines.Names() {
 		e, _ := engines.Find(name)
@@ -24,20 +24,21 @@ func TestEngines(t *testing.T) {
 			name string
 			http2
 			mode carrier.Mode
-			size int
 		}{
-			{"HTTP1/poll", false, carrier.Poll, 8 << 20},
-			{"HTTP1/auto", false, carrier.Auto, 8 << 20},
-			{"HTTP2/poll", true, carrier.Poll, 8 << 20},
-			{"HTTP2/auto", true, carrier.Auto, 100 << 20},
+			{"HTTP1/poll", false, carrier.Poll},
+			{"HTTP1/auto", false, carrier.Auto},
+			{"HTTP2/poll", true, carrier.Poll},
+			{"HTTP2/auto", true, carrier.Auto},
 		} {
 			t.Run(name+"/"+over.name, func(t *testing.T) {
-				size := over.size
+				size := 8 << 20
+				if !testing.Short() && name == engines.Default && over.name == "HTTP2/auto" {
+					size = 100 << 20
+				}
 				if testing.Short() {
 					if over.name != "HTTP2/auto" && over.name != "HTTP1/poll" {
 						t.Skip("a mixture of two ways that are tested")
 					}
-					size = 8 << 20
 				}
 				enginetest.RunOver(t, e, size, func(t *testing.T) (client, server net.PacketConn) {
 					return carry(t, name, over.http2, over.mode)
