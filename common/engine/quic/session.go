@@ -18,6 +18,11 @@ import (
 // up telling the other side.
 const farewellTime = 100 * time.Millisecond
 
+// reopenAfter is how long the window stays small after a loss. On the carrier
+// losses are rare and long over then; a bare network that loses all the time
+// gets the library's congestion control for most of it.
+const reopenAfter = time.Second
+
 var (
 	errServerOpen = errors.New("quic: only the client opens streams")
 	errClient     = errors.New("quic: only the server accepts streams")
@@ -34,10 +39,11 @@ type session struct {
 	transport *quic.Transport
 	ctx       context.Context // ends with the session; its cause is why
 	cancel    context.CancelCauseFunc
-	group     sync.WaitGroup // the goroutine that waits for the handshake
-	ready     chan struct{}  // closed when conn is set
-	gone      chan struct{}  // closed when Close has done its work
-	opened    atomic.Uint64  // packets lost when openWindow was called, plus 1; 0: never
+	group     sync.WaitGroup            // the goroutine that waits for the handshake
+	ready     chan struct{}             // closed when conn is set
+	gone      chan struct{}             // closed when Close has done its work
+	seen      atomic.Uint64             // packets lost when openWindow was called, plus 1; 0: never
+	opened    atomic.Pointer[time.Time] // when that was
 
 	mu      sync.Mutex           // guards what follows
 	conn    *quic.Conn           // nil before the handshake is done
@@ -143,15 +149,18 @@ func (s *session) established(conn *quic.Conn) {
 	close(s.ready)
 }
 
-// write writes to str, and has openWindow called before the session's first
-// bytes and after each loss.
+// write writes to str. Before the session's first bytes and after losses it has
+// openWindow called.
 func (s *session) write(str *quic.Stream, p []byte) (int, error) {
-	due := s.conn.ConnectionStats().PacketsLost + 1
-	if s.opened.Load() == due {
+	lost := s.conn.ConnectionStats().PacketsLost + 1
+	seen := s.seen.Load()
+	if lost == seen || seen > 0 && time.Since(*s.opened.Load()) < reopenAfter {
 		return str.Write(p)
 	}
+	now := time.Now()
+	s.opened.Store(&now)
 	return str.WriteWithLimit(p, func(n int) int {
-		if s.opened.Swap(due) != due {
+		if s.seen.CompareAndSwap(seen, lost) {
 			openWindow(s.conn) // it is the goroutine of the connection that asks
 		}
 		return n
