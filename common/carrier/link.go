@@ -15,9 +15,14 @@ const (
 	// read have room. Records are full when it matters: 32 MB, twice the flight.
 	windowRecords = 2048
 
-	// batchDelay is the least time between two exchanges that carry less than
-	// half of what may be queued. What is said after a pause leaves at once.
+	// batchShare of the path's round trip, and at most batchDelay, is the least
+	// time between two exchanges that carry less than half of what may be
+	// queued: many small ones cost time that nobody would notice to be saved.
+	// What is said after a pause leaves at once, and on a path shorter than
+	// timers are good for, everything does.
+	batchShare = 16
 	batchDelay = 2 * time.Millisecond
+	minBatch   = 250 * time.Microsecond
 
 	// gapRounds and minGap bound the wait for a missing record: longer than
 	// one round of repair takes, so that the engine repairs only what the carrier
@@ -227,7 +232,11 @@ func (l *link) dueIn(now time.Time) time.Duration {
 	case l.queued >= l.flight.queue()/2, l.blocked:
 		return 0
 	}
-	return max(0, batchDelay-now.Sub(l.taken))
+	batch := min(l.flight.base/batchShare, batchDelay)
+	if batch < minBatch {
+		return 0
+	}
+	return max(0, batch-now.Sub(l.taken))
 }
 
 // take gives records for exchange e to carry: lost ones first, then new ones,

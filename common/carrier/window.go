@@ -24,6 +24,11 @@ const (
 	queueDelay = 15 * time.Millisecond
 	queueShare = 1.0 / 8
 
+	// startGrowth is by how many bytes a window grows at first for each byte
+	// that is acknowledged: fourfold in a round trip. TCP below does not let it
+	// flood the path; what is at stake is a short time of delay.
+	startGrowth = 3
+
 	// baseLife is how long a round-trip time counts as the shortest. Then the
 	// window is kept low for a round trip, so that it can be seen again.
 	baseLife = 20 * time.Second
@@ -42,7 +47,7 @@ const (
 // It belongs to a link, whose lock guards it.
 type window struct {
 	size     int
-	starting bool          // the size doubles
+	starting bool          // the size grows with what is acknowledged
 	base     time.Duration // the shortest round trip of late; 0: none yet
 	baseAt   time.Time     // when it was seen
 
@@ -71,6 +76,9 @@ func (w *window) ack(now time.Time, n int) {
 	if w.since.IsZero() {
 		w.since = now
 	}
+	if w.starting && w.limited && !w.waits() {
+		w.set(float64(w.size + startGrowth*n))
+	}
 	if w.shortest == 0 || now.Sub(w.since) < w.shortest {
 		return
 	}
@@ -81,10 +89,18 @@ func (w *window) ack(now time.Time, n int) {
 	w.since, w.delivered, w.shortest, w.limited = now, 0, 0, false
 }
 
+// delay is how long the queue in front of the bottleneck shall be.
+func (w *window) delay() time.Duration {
+	return queueDelay + time.Duration(queueShare*float64(w.base))
+}
+
+// waits tells whether the queue is longer than that by as much again.
+func (w *window) waits() bool { return w.base > 0 && w.shortest-w.base >= 2*w.delay() }
+
 // turn ends a round trip.
 func (w *window) turn(now time.Time) {
 	rate := float64(w.delivered) / now.Sub(w.since).Seconds() // bytes per second
-	delay := queueDelay + time.Duration(queueShare*float64(w.base))
+	delay := w.delay()
 	ahead := rate * delay.Seconds()
 	switch {
 	case w.draining > 0:
@@ -96,11 +112,14 @@ func (w *window) turn(now time.Time) {
 	case !w.limited:
 		return // it says nothing about the path
 	case w.starting:
-		if w.shortest-w.base < 2*delay {
-			w.set(2 * float64(w.size))
-			return
+		if !w.waits() {
+			return // it grows
 		}
+		// The rate is the path's, or a part of that if the path has not been full
+		// for all of the round trip.
 		w.starting = false
+		w.set(min(float64(w.size), 1.25*rate*(w.base+delay).Seconds()))
+		return
 	case w.shortest-w.base < delay/4:
 		// The path is far from full: it has become faster, or an outage has
 		// made the window small.

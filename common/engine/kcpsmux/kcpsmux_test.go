@@ -100,7 +100,7 @@ func TestWindowIsEnforced(t *testing.T) {
 		t.Fatal(err)
 	}
 	block := frame(cmdPSH, 1, make([]byte, 1024)...)
-	for range InitialWindow / 1024 {
+	for range s.streams[1].window.Size / 1024 {
 		if err := s.handleAll(block); err != nil {
 			t.Fatal(err)
 		}

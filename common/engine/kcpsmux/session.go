@@ -81,6 +81,11 @@ const (
 	// total: four streams at full speed at once.
 	windowBudget = 64 << 20
 
+	// firstShare is the share of what is left of it by which the window of a
+	// new stream grows at once: 4 MB for the first, so that it need not grow
+	// while the carrier's does.
+	firstShare = 16
+
 	// maxUnread is how many bytes the streams of a session may hold unread. A
 	// thousand streams whose readers have all stopped stay below.
 	maxUnread = 256 << 20
@@ -342,13 +347,18 @@ func (s *session) opened(id uint32) error {
 	s.lastID = id
 	s.accepts = append(s.accepts, s.newStream(id))
 	s.accepted.Signal()
+	s.link.Ready(openDelay) // for the window
 	return nil
 }
 
 func (s *session) newStream(id uint32) *stream {
 	local, remote := s.link.Addrs()
-	st := &stream{session: s, id: id, peerWindow: InitialWindow, window: duplex.Window{Size: InitialWindow}}
+	more := s.budget / firstShare
+	s.budget -= more
+	st := &stream{session: s, id: id, peerWindow: InitialWindow, window: duplex.Window{Size: InitialWindow + more}}
 	st.Stream = duplex.New(&s.link.Mu, st, local, remote)
 	s.streams[id] = st
+	st.updDue = true
+	s.urgent.push(st)
 	return st
 }

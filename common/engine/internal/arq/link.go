@@ -61,9 +61,11 @@ const (
 	// conversation is KCP's conversation ID, see the package comment.
 	conversation = 1
 
-	// interval is the shortest time between two flushes that KCP's Update
-	// grants (NoDelay in kcp.go).
-	interval = 10 * time.Millisecond
+	// flushPause is the least time between two flushes for each segment in
+	// flight. A flush looks at all of them, which takes some ten nanoseconds
+	// each, so that flushing takes a tenth of a core at most. With little in
+	// flight a flush follows a write at once.
+	flushPause = 100 * time.Nanosecond
 
 	// ackDelay is how long an acknowledgement waits for data that goes the
 	// same way. In a fast transfer KCP sends one sooner, for each
@@ -92,14 +94,13 @@ const (
 	defaultRTT = 200 * time.Millisecond
 
 	// minBacklog and maxBacklog bound the bytes taken from the streams that the
-	// carrier has not taken yet. The maximum covers what 500 Mbit/s move between
-	// two flushes, and twice the 0.5 MB after which KCP acknowledges.
+	// carrier has not taken yet. The maximum is twice the 0.5 MB after which KCP
+	// acknowledges.
 	minBacklog = 32 << 10
 	maxBacklog = 1 << 20
 
 	// backlogTime is how long the backlog may take to leave where the carrier
-	// is the limit: somewhat more than the time between two flushes. It delays
-	// what a new stream says.
+	// is the limit. It delays what a new stream says.
 	backlogTime = 15 * time.Millisecond
 
 	// slowWrite is how long a batch takes that had to wait for the carrier;
@@ -236,7 +237,7 @@ func New(pc net.PacketConn, user User, window int) *Link {
 	}
 	l.kcp = kcp.NewKCP(conversation, l.output)
 	l.kcp.SetMtu(engine.MaxDatagram)
-	l.kcp.NoDelay(1, int(interval/time.Millisecond), 2, 1)
+	l.kcp.NoDelay(1, 0, 2, 1)
 	l.kcp.WndSize(MaxWindow, window)
 	l.kcp.Input(firstWindow(window), kcp.IKCP_PACKET_REGULAR, false)
 	l.rmtWnd = uint32(window)
@@ -272,13 +273,13 @@ func (l *Link) Stats() Stats {
 	return l.stats
 }
 
-// RTT is the smoothed round-trip time, with what the two sides' flushes may
-// add to it. Mu must be held.
+// RTT is the smoothed round-trip time, with what the two sides' delays of
+// acknowledgements may add to it. Mu must be held.
 func (l *Link) RTT() time.Duration {
 	if l.srtt == 0 {
 		return defaultRTT
 	}
-	return l.srtt + 2*interval
+	return l.srtt + 2*ackDelay
 }
 
 // SetWindow sets the receive window in segments. Mu must be held.
@@ -507,13 +508,13 @@ func (l *Link) flush(now time.Time) {
 		granted = timeoutBurst
 	}
 	l.probes = granted
-	l.kcp.Update()
+	flush(l.kcp, kcp.IKCP_FLUSH_FULL)
 	if l.probes < granted {
 		l.backoff++
 	}
 	l.probes = 0
 	l.ackSince = time.Time{}
-	l.lastRun = time.Now() // after Update, which counts from its own reading of the clock
+	l.lastRun = now
 }
 
 // millis is KCP's clock.
@@ -624,7 +625,7 @@ func (l *Link) due() (at time.Time, ok bool) {
 		}
 		want(repair)
 	}
-	if gate := l.lastRun.Add(interval); ok && at.Before(gate) {
+	if gate := l.lastRun.Add(time.Duration(l.next-l.una) * flushPause); ok && at.Before(gate) {
 		at = gate
 	}
 	return at, ok
