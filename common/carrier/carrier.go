@@ -7,7 +7,8 @@
 // what comes twice, and delivers in order.
 //
 // A request is POST PATH/ID, where PATH is that of the server's URL and ID
-// names the session (package handshake). Until the server has answered, its
+// names the session (package handshake). Nothing else about it is the same
+// always: lengths and times are drawn below the limits that hold. Until the server has answered, its
 // body is the session's first message; afterwards it is units (package wire):
 // a head first, then records. The answer is status 200 and a body of units
 // that begins with a head; the answer to the first message has the second
@@ -44,9 +45,6 @@ const (
 	// MaxBody is the size in bytes of the largest body of a request. Many CDNs
 	// and nginx's default (client_max_body_size) end at one million or 1 MiB.
 	MaxBody = 960 << 10
-
-	// contentType is that of answers.
-	contentType = "application/octet-stream"
 
 	// headRoom is the number of bytes that a limit for bodies leaves to heads:
 	// the largest one has somewhat less.

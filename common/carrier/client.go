@@ -97,6 +97,7 @@ type Client struct {
 	cfg    ClientConfig
 	log    *slog.Logger
 	target string // URL of this session's requests; owned by run
+	blur   *blur
 	link   *link
 	conn   *Conn
 	ctx    context.Context
@@ -154,6 +155,7 @@ func NewClient(cfg ClientConfig) *Client {
 	c := &Client{
 		cfg:       cfg,
 		log:       log,
+		blur:      newBlur(),
 		link:      l,
 		conn:      newConn(l, "server", binding),
 		ctx:       ctx,
@@ -285,7 +287,7 @@ func (c *Client) newAttempt(clock time.Duration) *attempt {
 		clock: clock,
 	}
 	a.size = min(max(a.size, len(c.attempts.hello)+handshake.MinMessage1), handshake.MaxMessage1)
-	c.target = strings.TrimSuffix(c.cfg.URL.String(), "/") + "/" + a.id.String()
+	c.target = strings.TrimSuffix(c.cfg.URL.String(), "/") + "/" + a.id.Segment()
 	c.attempts.newest = a
 	return a
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -95,11 +96,8 @@ type body struct {
 }
 
 func newBody(head []byte, records []*sentRecord, key *wire.Key, moved func(bool)) *body {
-	b := &body{head: head, records: records, part: head, key: key, moved: moved, size: int64(len(head))}
-	for _, r := range records {
-		b.size += int64(r.size)
-	}
-	return b
+	size := len(head) + sizeOf(records)
+	return &body{head: head, records: records, part: head, key: key, moved: moved, size: int64(size)}
 }
 
 func (b *body) Read(p []byte) (n int, err error) {
@@ -177,10 +175,7 @@ func (c *Client) exchange(f *flight) result {
 	})
 	defer watchdog.Stop()
 
-	pad := 0
-	if len(f.records) == 0 {
-		pad = randomPad()
-	}
+	pad := c.blur.pad(sizeOf(f.records))
 	b := newBody(c.link.head(f.number, f.asked, pad), f.records, c.link.send, func(last bool) {
 		watchdog.Reset(wait)
 		f.mark(&f.begun)
@@ -270,7 +265,7 @@ func retryAfter(value string) time.Duration {
 // not the server's. One of its own may have been cut before it said anything.
 func somebodyElses(resp *http.Response, err error) bool {
 	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		return resp.Header.Get("Content-Type") != contentType
+		return !slices.Contains(contentTypes, resp.Header.Get("Content-Type"))
 	}
 	return errors.Is(err, wire.ErrForged) || errors.Is(err, wire.ErrMalformed) || errors.Is(err, handshake.ErrNotNoise)
 }
@@ -298,6 +293,7 @@ func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved fun
 			buf.b = u.Payload
 			res.good = true
 			res.received += len(u.Payload)
+			c.blur.moved(len(u.Payload))
 			if c.link.received(u.Number, buf) {
 				buf = newBuffer()
 			}

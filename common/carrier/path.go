@@ -6,12 +6,13 @@ import (
 )
 
 const (
-	// defaultHold is how long a poll waits for something to say, defaultQuiet
-	// how long a stream may be silent, and defaultAge how long it stays open: as
-	// long as most paths allow, and a stream ends before a transfer that lasts
-	// looks like nothing else on the web.
-	defaultHold  = 25 * time.Second
-	defaultQuiet = 25 * time.Second
+	// defaultHold is how long a poll waits for something to say at most,
+	// defaultQuiet how long a stream may be silent, and defaultAge how long it
+	// stays open: as long as most paths allow (many gateways cut at 30 s), and a
+	// stream ends before a transfer that lasts looks like nothing else on the
+	// web. What is asked for is drawn below these.
+	defaultHold  = 28 * time.Second
+	defaultQuiet = 28 * time.Second
 	defaultAge   = 60 * time.Second
 
 	// minLearned is the shortest of these that is learned. What ends sooner
@@ -21,8 +22,8 @@ const (
 	// cutShare is what is asked for of a length that was cut.
 	cutShare = 0.8
 
-	// firstProbe is when a path that did not stream is looked at again. Each
-	// time it still does not, the next look is twice as far away.
+	// firstProbe is when a path that did not stream is looked at again, at the
+	// latest. Each time it still does not, the next look is twice as far away.
 	firstProbe = 30 * time.Second
 	lastProbe  = 30 * time.Minute
 )
@@ -64,11 +65,13 @@ func (p *Path) way(front string) *way {
 	return w
 }
 
-// lengths are what to ask for.
+// lengths are what to ask for: hold and age differ each time and are never
+// longer than what is known to pass. quiet is a limit below which the server
+// draws.
 func (w *way) lengths() (hold, quiet, age time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.hold, w.quiet, w.age
+	return below(w.hold, w.hold/4), w.quiet, below(w.age, w.age/4)
 }
 
 // streaming tells whether answers arrive as they are written, as far as known.
@@ -105,7 +108,7 @@ func (w *way) saw(now time.Time, streams bool) bool {
 	} else {
 		w.probeAfter = min(2*w.probeAfter, lastProbe)
 	}
-	w.probeAt = now.Add(w.probeAfter)
+	w.probeAt = now.Add(below(w.probeAfter, w.probeAfter/4))
 	w.known, w.streams = true, streams
 	return changed
 }

@@ -227,7 +227,7 @@ func (c *Client) start(k kind) {
 	c.exchanges++
 	c.flights[f.number] = f
 	hold, quiet, age := c.way().lengths()
-	f.asked.Limit = maxAnswer
+	f.asked.Limit = bodyBelow(maxAnswer)
 	switch k {
 	case upload:
 		c.uploads++
@@ -236,15 +236,15 @@ func (c *Client) start(k kind) {
 		f.asked.Hold = hold
 	case stream:
 		c.streams++
-		f.asked.Limit, f.asked.Stream, f.asked.Quiet = maxStream, age, quiet
+		f.asked.Limit, f.asked.Stream, f.asked.Quiet = bodyBelow(maxStream), age, quiet
 		if !c.streaming {
 			// No room for records: they would come late if the path holds back.
-			f.probe, f.asked.Stream, f.asked.Limit = true, probeAge, minBody/2
+			f.probe, f.asked.Stream, f.asked.Limit = true, below(probeAge, probeAge/4), minBody/2
 		}
 	case turn:
 		switch {
 		case f.started.Sub(c.spoke) < lively:
-			f.asked.Hold = turnHold
+			f.asked.Hold = below(turnHold, turnHold/4)
 		case c.cfg.Transport.MaxInFlight() >= 2:
 			f.asked.Hold = hold
 		}
@@ -252,7 +252,7 @@ func (c *Client) start(k kind) {
 		f.asked.Close = wire.CloseDone
 	}
 	if k == upload || k == turn || k == farewell {
-		f.records = c.link.take(f.number, c.bodyLimit-headRoom)
+		f.records = c.link.take(f.number, bodyBelow(c.bodyLimit)-headRoom)
 		if len(f.records) > 0 {
 			c.spoke = f.started
 		}

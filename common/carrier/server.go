@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -38,9 +39,10 @@ const (
 	maxMemory    = 1 << 30
 	stalledAfter = 10 * time.Second
 
-	// firstStream is how long the answer to a first message stays open for
-	// what the server's side says first, which saves it a round trip. It is
-	// what a path that buffers costs a new session.
+	// firstStream is how long at least, and one and a half times of it how long
+	// at most, the answer to a first message stays open for what the server's
+	// side says first, which saves it a round trip. It is what a path that
+	// buffers costs a new session.
 	firstStream = 60 * time.Millisecond
 
 	// bodyPatience is how long a request's body may stand still.
@@ -144,6 +146,8 @@ type Session struct {
 	ephemeral [handshake.EphemeralSize]byte
 	answer    []byte // message 2
 	refused   bool   // the answer says no
+	looks     appearance
+	blur      *blur
 	link      *link
 	conn      *Conn
 	turn      chan struct{} // held by the answer that may take what comes next
@@ -225,7 +229,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, id handshake.ID) 
 			return false
 		}
 		sess.note(s.clientAddr(r))
-		sess.reply(r.Context(), w, sess.answer, 0, wire.Head{Limit: maxAnswer, Stream: firstStream})
+		sess.reply(r.Context(), w, sess.answer, 0, wire.Head{Limit: maxAnswer, Stream: firstStream + rand.N(firstStream/2)})
 		return true
 	}
 	return sess.serve(w, r, control, body)
@@ -279,6 +283,8 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Sessio
 		ephemeral: ephemeral,
 		answer:    msg2,
 		refused:   answer.Status != handshake.Accepted,
+		looks:     newAppearance(),
+		blur:      newBlur(),
 		link:      l,
 		conn:      newConn(l, Addr(id.String()[:6]), hello.Binding),
 		turn:      make(chan struct{}, 1),
@@ -428,6 +434,7 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 			if !ours {
 				return first, false
 			}
+			s.blur.moved(len(u.Payload))
 			buf.b = u.Payload
 			if s.link.received(u.Number, buf) {
 				buf = newBuffer()
@@ -455,8 +462,8 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 // everything else.
 func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byte, e uint64, ask wire.Head) {
 	header := w.Header()
-	header.Set("Content-Type", contentType)
-	header.Set("Cache-Control", "no-store")
+	header.Set("Content-Type", s.looks.contentType)
+	header.Set("Cache-Control", s.looks.cacheControl)
 	header.Set("X-Accel-Buffering", "no")
 	limit := ask.Limit
 	if limit == 0 {
@@ -468,16 +475,9 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byt
 		return
 	}
 	records := s.await(ctx, e, limit, min(ask.Hold, maxHold))
-	pad := 0
-	if len(records) == 0 {
-		pad = randomPad()
-	}
-	head := s.link.head(e, s.fields(), pad)
-	size := len(prefix) + len(head)
-	for _, r := range records {
-		size += r.size
-	}
-	header.Set("Content-Length", strconv.Itoa(size))
+	size := len(prefix) + sizeOf(records)
+	head := s.link.head(e, s.fields(), s.blur.pad(size))
+	header.Set("Content-Length", strconv.Itoa(size+len(head)))
 	// An answer that cannot be written is an exchange that has failed: the
 	// client reports it, and what was in it is repaired.
 	w.Write(prefix) //nolint:errcheck
@@ -570,17 +570,11 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []by
 	control := http.NewResponseController(w)
 	end := time.Now().Add(age)
 	say := func(records []*sentRecord) error {
-		pad := 0
-		if len(records) == 0 {
-			pad = randomPad()
-		}
-		head := s.link.head(e, s.fields(), pad)
-		limit -= len(head)
+		size := len(prefix) + sizeOf(records)
+		head := s.link.head(e, s.fields(), s.blur.pad(size))
+		limit -= size + len(head)
 		_, err := w.Write(slices.Concat(prefix, head))
 		prefix = nil
-		for _, r := range records {
-			limit -= r.size
-		}
 		if e := s.write(w, e, records); err == nil {
 			err = e
 		}
@@ -599,7 +593,7 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []by
 		if left <= 0 {
 			return
 		}
-		records := s.await(ctx, e, limit, min(left, quiet))
+		records := s.await(ctx, e, limit, min(left, below(quiet, quiet/4)))
 		if ctx.Err() != nil {
 			for _, r := range records {
 				r.buf.release()

@@ -7,6 +7,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
+	"strings"
 
 	"golang.org/x/crypto/blake2s"
 )
@@ -86,19 +88,35 @@ func idTagOf(id ID, pub PublicKey) [idTag]byte {
 	return [idTag]byte(h.Sum(nil))
 }
 
+// idText is the number of characters of an ID, and maxTail how many may follow
+// it in a path. A path of one length would be a mark.
+const (
+	idText  = (idRandom + idTag) * 4 / 3
+	maxTail = 32
+)
+
 // String is the ID in base64url, 32 characters.
 func (id ID) String() string { return base64.RawURLEncoding.EncodeToString(id[:]) }
 
+// Segment is the ID as the last segment of a path: its text and, for ParseID
+// to skip, 0 to 32 random characters of the same alphabet, others each time.
+func (id ID) Segment() string {
+	n := mathrand.IntN(maxTail + 1)
+	tail := make([]byte, maxTail)
+	rand.Read(tail) // never fails (crypto/rand)
+	return id.String() + base64.RawURLEncoding.EncodeToString(tail)[:n]
+}
+
 var errNotID = errors.New("handshake: not the ID of a session with this server")
 
-// ParseID reads what String wrote. It returns an error if s is not the ID of
-// a session with the server whose key is pub.
+// ParseID reads what String or Segment wrote. It returns an error if s is not
+// the ID of a session with the server whose key is pub.
 func ParseID(s string, pub PublicKey) (ID, error) {
 	var id ID
-	if base64.RawURLEncoding.EncodedLen(len(id)) != len(s) {
+	if len(s) < idText || len(s) > idText+maxTail || strings.ContainsFunc(s[idText:], notBase64URL) {
 		return ID{}, errNotID
 	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s[:idText])
 	if err != nil || len(b) != len(id) { // the decoder skips line breaks
 		return ID{}, errNotID
 	}
@@ -108,4 +126,12 @@ func ParseID(s string, pub PublicKey) (ID, error) {
 		return ID{}, errNotID
 	}
 	return id, nil
+}
+
+func notBase64URL(r rune) bool {
+	switch {
+	case 'A' <= r && r <= 'Z', 'a' <= r && r <= 'z', '0' <= r && r <= '9', r == '-', r == '_':
+		return false
+	}
+	return true
 }

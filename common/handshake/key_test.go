@@ -48,7 +48,10 @@ func TestID(t *testing.T) {
 			t.Errorf("byte %d altered: still an ID", i)
 		}
 	}
-	for _, bad := range []string{"", s[1:], s + "A", s + "=", s[:31] + "+", s[:31] + "\n", "index.html"} {
+	for _, bad := range []string{
+		"", s[1:], s[:31] + "+", s[:31] + "\n", "index.html",
+		s + "=", s + "+", s + "\n", s + "A/", s + "\xff", s + strings.Repeat("A", 33), strings.Repeat("A", 1<<20),
+	} {
 		if _, err := ParseID(bad, pub); err == nil {
 			t.Errorf("%q is an ID", bad)
 		}
@@ -58,15 +61,48 @@ func TestID(t *testing.T) {
 	}
 }
 
+// Paths of many sessions have many lengths, and each names its session.
+func TestSegment(t *testing.T) {
+	pub := GenerateKey().Public()
+	lengths, tails := make(map[int]int), make(map[string]bool)
+	for range 3300 {
+		id := NewID(pub)
+		s := id.Segment()
+		if got, err := ParseID(s, pub); err != nil || got != id {
+			t.Fatalf("%q became %v, %v", s, got, err)
+		}
+		lengths[len(s)]++
+		tails[s[32:]] = true
+	}
+	// 100 of each are expected, with a deviation of 10.
+	for n := 32; n <= 64; n++ {
+		if lengths[n] < 40 {
+			t.Errorf("%d of 3300 have %d characters", lengths[n], n)
+		}
+	}
+	if len(tails) < 3000 { // one in 33 is empty, and some are very short
+		t.Errorf("3300 sessions have %d tails", len(tails))
+	}
+	full := NewID(pub).String() + strings.Repeat("Az09-_xy", 4)
+	if _, err := ParseID(full, pub); err != nil {
+		t.Errorf("%q: %v", full, err)
+	}
+}
+
 func FuzzParseID(f *testing.F) {
 	pub := GenerateKey().Public()
 	f.Add(NewID(pub).String())
+	f.Add(NewID(pub).Segment())
 	f.Add("")
 	f.Add("index.html")
 	f.Add(strings.Repeat("A", 31) + "\n") // once a panic: the decoder skips line breaks
 	f.Fuzz(func(t *testing.T, s string) {
-		if id, err := ParseID(s, pub); err == nil && id.String() != s {
-			t.Fatalf("%q was read as %v", s, id)
+		id, err := ParseID(s, pub)
+		if err != nil {
+			return
+		}
+		if again, err := ParseID(id.String(), pub); !strings.HasPrefix(s, id.String()) || len(s) > 64 || again != id || err != nil {
+			t.Fatalf("%q was read as %v, which is read as %v, %v", s, id, again, err)
 		}
 	})
 }
