@@ -37,8 +37,10 @@ const (
 	// everything, and which nobody acknowledges, is sent again.
 	minProbe = time.Second
 
-	// ackDelay is how long the client may keep the news that records came.
-	ackDelay = 25 * time.Millisecond
+	// ackDelay is how long at most the client may keep the news that records
+	// came. Three quarters of it at least, so that the uploads beside a download
+	// have no period.
+	ackDelay = 28 * time.Millisecond
 )
 
 // A sentRecord is a record that the other side has not acknowledged.
@@ -471,10 +473,6 @@ func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
 	return l.send.Seal(b, wire.HeadKind, number)
 }
 
-// randomPad is a number of bytes of padding for a head that travels alone:
-// without it such bodies would have one length.
-func randomPad() int { return 1 + rand.IntN(200) }
-
 // opened takes in a head. If it is not the newest so far, nothing but what it
 // acknowledges counts. timed says that its times measure the round trip.
 func (l *link) opened(number uint64, h *wire.Head, timed bool) {
@@ -548,7 +546,7 @@ func (l *link) received(n uint64, b *buffer) bool {
 	now := time.Now()
 	l.cameAt = now
 	if l.newsAt.IsZero() {
-		l.newsAt = now
+		l.newsAt = now.Add(-rand.N(ackDelay / 4))
 		signal(l.wake)
 	}
 	if l.shut || n >= l.granted() || !l.got.Add(n) {

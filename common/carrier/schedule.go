@@ -3,6 +3,7 @@ package carrier
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"turbotunnel/common/wire"
@@ -107,7 +108,7 @@ func (c *Client) takeTurn(now time.Time, due time.Duration, crowded bool) time.D
 		if wait := turnPause - now.Sub(c.turned); crowded && idle && due < 0 && wait > 0 {
 			return wait
 		}
-		c.turned = now
+		c.turned = now.Add(-rand.N(turnPause / 4)) // no period
 		c.start(turn)
 		return long
 	}

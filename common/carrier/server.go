@@ -51,6 +51,11 @@ const (
 	// helloPatience is how long the first message of a session may take.
 	helloPatience = 10 * time.Second
 
+	// maxAnswerPad is what message 2 is padded by at most, in bytes: who sees
+	// where it ends, because its repetition begins with the same bytes, finds no
+	// length of ours.
+	maxAnswerPad = 200
+
 	// maxHold and maxAge bound what a client may ask for.
 	maxHold = 2 * time.Minute
 	maxAge  = 10 * time.Minute
@@ -269,7 +274,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Sessio
 	case !slices.Contains(s.cfg.Engines, hello.Engine):
 		answer.Status, answer.Text = handshake.UnknownEngine, strings.Join(s.cfg.Engines, ",")
 	}
-	msg2, keys, err := responder.Answer(answer, randomPad())
+	msg2, keys, err := responder.Answer(answer, rand.IntN(maxAnswerPad))
 	if err != nil {
 		s.log.Error("no answer to a first message", "error", err)
 		return nil
