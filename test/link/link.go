@@ -19,6 +19,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -33,6 +34,9 @@ const (
 	// flightPackets is how many reads a delay line holds: 256 MB of full ones,
 	// and at 500 Mbit/s and 300 ms some thousand times less.
 	flightPackets = 1 << 14
+
+	// coarse is how late Go's timers may be.
+	coarse = 2 * time.Millisecond
 )
 
 // Config describes a path. The zero value adds nothing to loopback.
@@ -288,16 +292,23 @@ func (l *line) send(n int, rate int64) time.Time {
 	return l.free
 }
 
+// sleep returns false when the link is closed. Go's timers are good for a
+// millisecond or so where nothing else happens, which would be added to every
+// delay: the kernel's sleep does the rest.
 func (l *Link) sleep(d time.Duration) bool {
-	if d <= 0 {
-		return l.ctx.Err() == nil
+	end := time.Now().Add(d)
+	if d > coarse {
+		t := time.NewTimer(d - coarse)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-l.ctx.Done():
+			return false
+		}
 	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-l.ctx.Done():
-		return false
+	if left := time.Until(end); left > 0 {
+		rest := syscall.NsecToTimespec(int64(left))
+		syscall.Nanosleep(&rest, nil) //nolint:errcheck // a signal ends it early, which is within its precision
 	}
+	return l.ctx.Err() == nil
 }
