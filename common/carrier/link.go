@@ -293,7 +293,9 @@ func (l *link) take(e uint64, limit int) []*sentRecord {
 		l.queue = l.queue[1:]
 		put(r)
 	}
-	l.taken = now
+	if len(taken) > 0 {
+		l.taken = now
+	}
 	l.blocked = false
 	signal(l.writable)
 	if len(l.lost) > 0 || l.queued > 0 {

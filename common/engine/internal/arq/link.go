@@ -70,7 +70,7 @@ const (
 	// ackDelay is how long an acknowledgement waits for data that goes the
 	// same way. In a fast transfer KCP sends one sooner, for each
 	// MaxDatagram/24 segments.
-	ackDelay = 10 * time.Millisecond
+	ackDelay = 25 * time.Millisecond
 
 	// repairInterval is the time between two flushes while only a repair, which
 	// KCP times itself, can be sent; probeInterval while only its question can
