@@ -16,14 +16,18 @@ const (
 	// whether padded or not.
 	maxPadded = 4 << 10
 
-	// padShare, padRate and maxPadding bound padding: one byte for each
-	// padShare bytes that the session has moved, padRate bytes a second besides,
-	// and of both at most maxPadding bytes saved up. A conversation never
-	// spends so much; a transfer that consists of small writes, which is padded
-	// too, pays 2 % and a short while's rate.
-	padShare   = 64
+	// padShare, padRate and maxPadding bound what one side pads: one byte for
+	// each padShare bytes that the session moves or padRate bytes a second,
+	// whichever is more, and at most maxPadding bytes saved up. A conversation
+	// seldom spends so much; a transfer that consists of small writes, as one
+	// over a slow link may, pays 1 % for each side and what was saved up.
+	padShare   = 100
 	padRate    = 1 << 10
 	maxPadding = 32 << 10
+
+	// leastNoise is the least range of what is added to a rounded size, in bytes: a
+	// quarter of a small size would be a few lengths only.
+	leastNoise = 48
 )
 
 // A blur chooses how much padding a session's small bodies and writes get.
@@ -43,13 +47,14 @@ type blur struct {
 	first, factor float64 // the sizes are first × factor^k, k = 0, 1, …
 
 	mu    sync.Mutex
-	saved float64 // bytes of padding that may be spent; guarded by mu
-	at    time.Time
+	saved float64   // bytes of padding that may be spent; guarded by mu, like what follows
+	at    time.Time // when it was counted last
+	bytes int       // moved since then
 }
 
 func newBlur() *blur {
 	return &blur{
-		first:  64 + 64*rand.Float64(),
+		first:  40 + 32*rand.Float64(), // an idle session pays for it in each of its bodies
 		factor: 1.4 + 0.4*rand.Float64(),
 		saved:  maxPadding,
 		at:     time.Now(),
@@ -67,15 +72,15 @@ func (b *blur) rounded(n int) int {
 func (b *blur) pad(n int) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.earn(n)
 	now := time.Now()
-	b.saved = min(b.saved+now.Sub(b.at).Seconds()*padRate, maxPadding)
-	b.at = now
+	earned := max(now.Sub(b.at).Seconds()*padRate, float64(b.bytes+n)/padShare)
+	b.saved = min(b.saved+earned, maxPadding)
+	b.at, b.bytes = now, 0
 	if n > maxPadded {
 		return 0
 	}
 	size := b.rounded(n)
-	pad := size - n + rand.IntN(size/4)
+	pad := size - n + rand.IntN(max(size/4, leastNoise))
 	if float64(pad) > b.saved {
 		return 0
 	}
@@ -87,11 +92,8 @@ func (b *blur) pad(n int) int {
 func (b *blur) moved(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.earn(n)
+	b.bytes += n
 }
-
-// earn saves up for n bytes that were moved. mu is held.
-func (b *blur) earn(n int) { b.saved = min(b.saved+float64(n)/padShare, maxPadding) }
 
 // sizeOf is how many bytes records have.
 func sizeOf(records []*sentRecord) (n int) {
