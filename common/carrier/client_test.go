@@ -55,7 +55,7 @@ func TestHandshakeFailures(t *testing.T) {
 		most   int
 	}{
 		{"refused connections", fate{refuse: true}, nil, ErrUnreachable, "connection refused", 3, 3},
-		{"silence", fate{vanish: true}, nil, ErrUnreachable, "no answer within 10s", 3, 3},
+		{"silence", fate{vanish: true}, nil, ErrUnreachable, "no answer within", 3, 3},
 		{"a gateway in trouble", fate{instead: page(http.StatusBadGateway)}, nil, ErrUnreachable, "status 502", 3, 3},
 		{"a page", fate{instead: page(http.StatusOK)}, nil, ErrNotServer, `"text/html"`, 3, 3},
 		{"a page before the request is read", fate{instead: page(http.StatusOK), readHeaders: true}, nil, ErrNotServer, `"text/html"`, 3, 3},

@@ -19,8 +19,10 @@ import (
 )
 
 const (
-	// patience is how long an exchange may stand still before it is given up,
-	// beyond the time that it was told to wait. Repair does not wait for it.
+	// patience is how long an exchange may stand still at most before it is
+	// given up, beyond the time that it was told to wait. Each exchange has its
+	// own, somewhat less, so that those which stand still for one reason do not
+	// end by the clock. Repair does not wait for it.
 	patience = 10 * time.Second
 
 	// maxRetryAfter bounds the time that a server may tell us to stay away.
@@ -169,9 +171,9 @@ func (e *errForeign) Error() string {
 func (c *Client) exchange(f *flight) result {
 	res := result{flight: f}
 	defer f.cancel(nil)
-	wait := patience + max(f.asked.Hold, f.asked.Quiet)
+	wait := below(patience, patience/4) + max(f.asked.Hold, f.asked.Quiet)
 	watchdog := time.AfterFunc(wait, func() {
-		f.cancel(fmt.Errorf("no answer within %v: %w", wait, os.ErrDeadlineExceeded))
+		f.cancel(fmt.Errorf("no answer within %v: %w", wait.Round(time.Second), os.ErrDeadlineExceeded))
 	})
 	defer watchdog.Stop()
 
@@ -322,8 +324,9 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 			f.cancel(nil)
 		}
 	}()
-	watchdog := time.AfterFunc(patience, func() {
-		f.cancel(fmt.Errorf("no answer within %v: %w", patience, os.ErrDeadlineExceeded))
+	wait := below(patience, patience/4)
+	watchdog := time.AfterFunc(wait, func() {
+		f.cancel(fmt.Errorf("no answer within %v: %w", wait.Round(time.Second), os.ErrDeadlineExceeded))
 	})
 	resp, err := c.post(f.ctx, io.NopCloser(&lazyReader{make: func() ([]byte, error) { return c.message(a) }}), int64(a.size))
 	if err != nil {
@@ -375,7 +378,7 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 		defer watchdog.Stop()
 		res := result{flight: f}
 		res.err = c.takeIn(resp.Body, resp, &res, func() {
-			watchdog.Reset(patience)
+			watchdog.Reset(wait)
 			f.mark(&f.heard)
 		})
 		c.link.endedExchange(0)
