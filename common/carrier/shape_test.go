@@ -157,6 +157,30 @@ func TestBlurHides(t *testing.T) {
 	}
 }
 
+// The largest head and the most padding fit into a unit: there is no larger one.
+func TestPaddedHeadFits(t *testing.T) {
+	var largest wire.Set
+	for i := range uint64(wire.MaxSpans) {
+		at := wire.MaxNumber / wire.MaxSpans * (i + 1)
+		largest.Spans = append(largest.Spans, wire.Span{First: at - at/1000, End: at})
+	}
+	h := wire.Head{
+		Exchange: wire.MaxNumber, Time: 1<<32 - 1, Echo: 1<<32 - 2, Echoes: true, Delay: time.Hour,
+		Acks: largest, Ended: largest, Hold: maxHold, Limit: maxStream, Stream: maxAge, Quiet: maxHold,
+		Window: wire.MaxNumber, Backlog: 1 << 30, Sent: wire.MaxNumber, Close: wire.CloseRoom,
+	}
+	size := len(h.Append(nil))
+	for range 1000 {
+		b := newBlur()
+		for n := range 64 {
+			if pad := b.pad(maxPadded - 64*n); size+pad > wire.MaxPlaintext {
+				t.Fatalf("a head of %d bytes and %d of padding", size, pad)
+			}
+			b.saved = maxPadding
+		}
+	}
+}
+
 // Whatever a transfer's writes are like, padding is at most 5 % of it.
 func TestBlurIsBounded(t *testing.T) {
 	for _, size := range []int{100, 600, 1400, 2800, maxPadded, maxPadded + 1, 100 << 10} {
