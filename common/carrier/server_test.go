@@ -220,6 +220,8 @@ func TestUnreadBody(t *testing.T) {
 		{http.MethodPost, "/" + foreign.String(), -1},
 		{http.MethodPost, "/" + id.String() + "/", 1000},
 		{http.MethodPost, "/" + id.String()[:31] + "%0a", 1000},
+		{http.MethodPost, "/" + id.String() + ".json", 1000},
+		{http.MethodPost, "/" + id.String() + strings.Repeat("A", 33), 1000},
 		{http.MethodPost, "/" + id.String(), handshake.MaxMessage1 + 1},
 	} {
 		r := httptest.NewRequest(c.method, "http://server.example"+c.path, unread{t})

@@ -418,7 +418,7 @@ func TestSessionsDiffer(t *testing.T) {
 		var lengths []int
 		var types, caches []string
 		var first []time.Duration
-		for range 60 {
+		for range 100 {
 			o, client, session := w.observe(Auto, nil)
 			say(t, client.Conn(), session.Conn(), "question")
 			say(t, session.Conn(), client.Conn(), "answer")
@@ -452,13 +452,13 @@ func TestSessionsDiffer(t *testing.T) {
 			<-client.Done()
 		}
 		if kinds, _ := spread(lengths); kinds < 15 || slices.Min(lengths) < 32 || slices.Max(lengths) > 64 {
-			t.Errorf("60 sessions have names of %d lengths, from %d to %d characters", kinds, slices.Min(lengths), slices.Max(lengths))
+			t.Errorf("100 sessions have names of %d lengths, from %d to %d characters", kinds, slices.Min(lengths), slices.Max(lengths))
 		}
 		if kinds, _ := spread(types); kinds != len(contentTypes) {
-			t.Errorf("60 sessions have %d types of content", kinds)
+			t.Errorf("100 sessions have %d types of content", kinds)
 		}
 		if kinds, _ := spread(caches); kinds != len(cacheControls) {
-			t.Errorf("60 sessions have %d ways to forbid storing", kinds)
+			t.Errorf("100 sessions have %d ways to forbid storing", kinds)
 		}
 		differ(t, "first answers", first, firstStream-ms, firstStream*3/2+ms)
 	})
