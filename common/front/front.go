@@ -90,17 +90,19 @@ type Front struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup // dials, pings, exchanges before their response
 
-	mu        sync.Mutex // guards what follows
-	closed    bool
-	known     bool // whether h2 means something
-	h2        bool // the last connection speaks HTTP/2
-	inFlight  int  // what MaxInFlight returns
-	conns     []*conn
-	waiters   []*waiter
-	dialing   int             // dials under way
-	step      Op              // which the dial that moved last has reached
-	dials     context.Context // ends the dials under way
-	stopDials context.CancelFunc
+	mu       sync.Mutex // guards what follows
+	closed   bool
+	known    bool // whether h2 means something
+	h2       bool // the last connection speaks HTTP/2
+	inFlight int  // what MaxInFlight returns
+	conns    []*conn
+	waiters  []*waiter
+	dialing  []*dialing  // dials under way, the oldest first
+	redial   *time.Timer // looks after them
+	reached  string      // address that a connection was made to last, or ""
+	byName   bool        // the last dial beside others was not to it
+	asks     asks        // of all connections, over HTTP/1.1, like watching
+	watching bool
 }
 
 // New checks cfg and returns a Front. It does not use the network yet. Its
@@ -168,7 +170,6 @@ func New(cfg Config) (*Front, error) {
 		return nil, err
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
-	f.dials, f.stopDials = context.WithCancel(f.ctx)
 	return f, nil
 }
 
@@ -265,8 +266,8 @@ func (f *Front) MaxInFlight() int {
 // which knows whether sending twice does harm, decides.
 //
 // The context ends the exchange with its body. Without an end in time it may
-// wait for ever. An HTTP/2 exchange that ends by its deadline without a sign
-// of life from the server moves the following ones to a new connection.
+// wait for ever. On a connection that has died without a sign the exchange ends
+// when another connection has shown that the path works: see life.
 func (f *Front) RoundTrip(req *http.Request) (*http.Response, error) {
 	f.mu.Lock()
 	closed := f.closed
@@ -329,7 +330,7 @@ func (f *Front) exchange(req *http.Request) (*http.Response, *Error) {
 	if failed != nil {
 		return nil, failed
 	}
-	c, begun := g.conn, time.Now()
+	c, begun, before := g.conn, time.Now(), g.conn.sock.put.Load()
 	var once sync.Once
 	end := func(err error) {
 		once.Do(func() {
@@ -352,34 +353,35 @@ func (f *Front) exchange(req *http.Request) (*http.Response, *Error) {
 	}
 	if err != nil {
 		end(err)
-		wrapped := f.httpErr(ctx, err)
+		wrapped := f.httpErr(ctx, c, err)
 		wrapped.Reused = g.reused && ctx.Err() == nil && !c.wire.usable()
 		return nil, wrapped
 	}
 	f.mu.Lock()
 	c.served = true
+	f.answeredLocked(c, before)
 	if n, known := c.wire.limit(); known && f.h2 {
 		f.inFlight = n
 	}
 	f.mu.Unlock()
 	resp.Body = &responseBody{
 		body: resp.Body,
-		wrap: func(err error) error { return f.httpErr(ctx, err) },
+		wrap: func(err error) error { return f.httpErr(ctx, c, err) },
 		end:  end,
 	}
 	return resp, nil
 }
 
-// open makes a connection and tells at which step it is.
-func (f *Front) open(ctx context.Context, at func(Op)) (*conn, bool, error) {
+// open makes a connection to addr and tells at which step it is.
+func (f *Front) open(ctx context.Context, addr string, at func(Op)) (*conn, bool, error) {
 	var raw net.Conn
 	var err error
 	if f.proxy != nil {
 		at(OpProxy)
-		raw, err = f.proxy.dialThrough(ctx, f.addr)
+		raw, err = f.proxy.dialThrough(ctx, addr)
 	} else {
 		at(OpConnect)
-		raw, err = f.netDial(ctx, "tcp", f.addr)
+		raw, err = f.netDial(ctx, "tcp", addr)
 	}
 	if err != nil {
 		return nil, false, err
@@ -435,6 +437,10 @@ func (f *Front) Close() error {
 			w.granted <- grant{err: f.errClosed()}
 		}
 		f.waiters = nil
+		f.stopDialsLocked(func(*dialing) bool { return true })
+		if f.redial != nil {
+			f.redial.Stop()
+		}
 		for _, c := range f.conns {
 			f.dropLocked(c)
 		}
@@ -454,12 +460,17 @@ func (f *Front) errClosed() *Error {
 }
 
 // httpErr is the error of an exchange that had a connection.
-func (f *Front) httpErr(ctx context.Context, err error) *Error {
+func (f *Front) httpErr(ctx context.Context, c *conn, err error) *Error {
+	f.mu.Lock()
+	gone := c.life.gone
+	f.mu.Unlock()
 	switch {
 	case f.ctx.Err() != nil:
 		err = fmt.Errorf("front closed: %w", net.ErrClosed)
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
+	case gone != nil:
+		err = gone
 	}
 	return f.err(OpHTTP, err)
 }

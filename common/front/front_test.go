@@ -661,7 +661,7 @@ func TestBodyIsReadLate(t *testing.T) {
 			}
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			if f.dialing != 0 || len(f.conns) != 1 {
+			if len(f.dialing) != 0 || len(f.conns) != 1 {
 				t.Error("read before the dial had ended")
 			}
 		}

@@ -2,31 +2,13 @@ package front
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"net"
 	"slices"
 	"time"
 )
 
-const (
-	// dialTimeout bounds a new connection from name resolution to the end of
-	// the TLS handshake. Three lost SYNs cost 7 s, and so do three lost
-	// packets in each of the steps after it.
-	dialTimeout = 30 * time.Second
-
-	// idleTimeout is how long a connection without exchanges is kept. Servers
-	// and CDNs end idle ones after 60 to 120 s.
-	idleTimeout = 90 * time.Second
-
-	// quiet is how long an HTTP/2 connection may have been silent when an
-	// exchange starts on it without a ping being sent along, and lost how long
-	// after a ping the connection is given up when nothing at all was received.
-	// Both are Chrome's (net/spdy/spdy_session.cc). There is no ping while
-	// nothing is asked, so a quiet session stays quiet.
-	quiet = 10 * time.Second
-	lost  = 10 * time.Second
-)
+// idleTimeout is how long a connection without exchanges is kept. Servers and
+// CDNs end idle ones after 60 to 120 s.
+const idleTimeout = 90 * time.Second
 
 // A conn is a connection and what the pool knows of it. All fields but the
 // first two are guarded by Front.mu.
@@ -34,11 +16,10 @@ type conn struct {
 	wire wire
 	sock *sock
 
-	busy    int  // exchanges in flight
-	served  bool // an exchange has been answered on it
-	watched bool // a ping is on its way
-	suspect bool // an exchange had no answer in time; takes none until the ping is answered
-	idle    *time.Timer
+	busy   int  // exchanges in flight
+	served bool // an exchange has been answered on it
+	idle   *time.Timer
+	life   life
 }
 
 // A waiter is an exchange that waits for a connection.
@@ -91,8 +72,8 @@ func (f *Front) acquire(ctx context.Context) (grant, *Error) {
 // for a connection.
 func (f *Front) waitErrLocked(ctx context.Context) *Error {
 	op := OpWait
-	if f.dialing > 0 {
-		op = f.step
+	if len(f.dialing) > 0 {
+		op = f.dialing[0].step
 	}
 	return f.err(op, context.Cause(ctx))
 }
@@ -130,8 +111,7 @@ func (f *Front) abandon() {
 		return
 	}
 	if len(f.waiters) == 0 {
-		f.stopDials()
-		f.dials, f.stopDials = context.WithCancel(f.ctx)
+		f.stopDialsLocked(func(*dialing) bool { return true })
 	}
 	f.closeIdleLocked()
 }
@@ -151,17 +131,10 @@ func (f *Front) serveLocked() {
 			c.idle.Stop()
 			c.idle = nil
 		}
-		if f.h2 && c.sock.silence() >= quiet {
-			f.watchLocked(c)
-		}
+		f.begunLocked(c)
 		w.granted <- grant{conn: c, reused: c.served}
 	}
-	for f.dialing < f.dialsWantedLocked() {
-		f.dialing++
-		f.step = OpConnect
-		dials := f.dials
-		f.running.Go(func() { f.dial(dials) })
-	}
+	f.dialLocked()
 }
 
 // pickLocked returns the oldest connection that takes one more exchange, nil if
@@ -177,7 +150,7 @@ func (f *Front) pickLocked() *conn {
 			return true
 		}
 		limit, _ := c.wire.limit()
-		if picked == nil && !c.suspect && c.busy < limit {
+		if picked == nil && !c.doubted() && c.busy < limit {
 			picked = c
 		}
 		return false
@@ -185,83 +158,13 @@ func (f *Front) pickLocked() *conn {
 	return picked
 }
 
-// dialsWantedLocked returns how many dials should be under way. Over HTTP/2,
-// and before the first connection has shown which version it is, one: another
-// would end as a second connection to one host, which no browser has.
-func (f *Front) dialsWantedLocked() int {
-	if f.closed || len(f.waiters) == 0 {
-		return 0
-	}
-	open := 0
-	for _, c := range f.conns {
-		if f.servesLocked(c) {
-			open++
-		}
-	}
-	if f.h2 || !f.known {
-		return max(0, 1-open)
-	}
-	return min(len(f.waiters), maxConns-open)
-}
-
 // servesLocked reports whether c takes exchanges now or will when one of those
 // on it ends.
 func (f *Front) servesLocked(c *conn) bool {
-	if c.suspect {
+	if c.doubted() {
 		return false
 	}
 	return c.wire.usable() || c.busy > 0 && !f.h2
-}
-
-// dial makes one connection and gives it to the pool. It goes on when the
-// exchange that asked for it has given up: the next one will want it.
-func (f *Front) dial(dials context.Context) {
-	ctx, cancel := context.WithTimeoutCause(dials, dialTimeout,
-		fmt.Errorf("no connection after %v: %w", dialTimeout, context.DeadlineExceeded))
-	defer cancel()
-	step := OpConnect
-	c, h2, err := f.open(ctx, func(op Op) {
-		step = op
-		f.mu.Lock()
-		f.step = op
-		f.mu.Unlock()
-	})
-
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.dialing--
-	switch {
-	case dials.Err() != nil:
-		if err == nil {
-			f.dropLocked(c)
-		}
-		if !f.closed { // else Close has answered everyone
-			f.serveLocked() // abandoned, and wanted again since
-		}
-	case err != nil:
-		var dns *net.DNSError
-		if step == OpConnect && errors.As(err, &dns) {
-			step = OpResolve
-		}
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		// Whoever can still be served by another connection waits for it.
-		if f.dialing == 0 && !slices.ContainsFunc(f.conns, f.servesLocked) {
-			for _, w := range f.waiters {
-				w.granted <- grant{err: f.err(step, err)}
-			}
-			f.waiters = nil
-		}
-	default:
-		f.known, f.h2 = true, h2
-		if !h2 {
-			f.inFlight = maxConns
-		}
-		f.conns = append(f.conns, c)
-		f.restLocked(c)
-		f.serveLocked()
-	}
 }
 
 // release ends an exchange on c.
@@ -309,41 +212,4 @@ func (f *Front) dropLocked(c *conn) {
 	}
 	c.sock.Close()
 	c.wire.close()
-}
-
-// doubt is told that an exchange ended by its deadline, begun long ago. When
-// nothing came from the server in all that time, the connection gets no further
-// exchange until it has answered a ping.
-func (f *Front) doubt(c *conn, begun time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.h2 && !f.closed && c.sock.silence() >= min(time.Since(begun), quiet) {
-		c.suspect = true
-		f.watchLocked(c)
-	}
-}
-
-// watchLocked pings c and ends it if nothing is received in the time lost.
-func (f *Front) watchLocked(c *conn) {
-	if c.watched {
-		return
-	}
-	c.watched = true
-	f.running.Go(func() {
-		ctx, cancel := context.WithTimeout(f.ctx, lost)
-		defer cancel()
-		err := c.wire.ping(ctx)
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		c.watched = false
-		// A pong may be late behind megabytes of responses.
-		if err != nil && c.sock.silence() >= lost {
-			f.removeLocked(c)
-		} else {
-			c.suspect = false
-		}
-		if !f.closed {
-			f.serveLocked()
-		}
-	})
 }

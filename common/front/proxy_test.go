@@ -329,12 +329,13 @@ func (s *scripted) SetDeadline(time.Time) error { return nil }
 func TestProxyIsSilent(t *testing.T) {
 	for _, scheme := range []string{"http", "socks4a", "socks5"} {
 		synctest.Test(t, func(t *testing.T) {
-			client, silent := net.Pipe()
-			defer silent.Close()
-			go io.Copy(io.Discard, silent)
 			f := newFront(t, &server{addr: "192.0.2.1:443"}, func(c *Config) {
 				c.Proxy = &url.URL{Scheme: scheme, Host: "192.0.2.2:1"}
-				c.Dialer = func(context.Context, string, string) (net.Conn, error) { return client, nil }
+				c.Dialer = func(context.Context, string, string) (net.Conn, error) {
+					client, silent := net.Pipe()
+					go io.Copy(io.Discard, silent)
+					return client, nil
+				}
 			})
 			begun := time.Now()
 			e := failure(t, f, t.Context(), OpProxy)

@@ -88,6 +88,7 @@ type member struct {
 	asked     time.Time // until then it has asked to be left alone (Retry-After)
 	err       error     // the last failure
 	strikes   int
+	struck    time.Time // the last one
 	lastGood  time.Time
 	answers   int // in all
 	foreigns  int // in a row
@@ -426,6 +427,8 @@ func (s *Set) failed(m *member, ctx context.Context, begun time.Time, err error)
 	switch {
 	case m.lastGood.After(begun):
 		// It works: one exchange did not.
+	case m.struck.After(begun):
+		// It failed together with one that was counted: a connection ended.
 	case e.Op != OpHTTP, e.Timeout(), !e.Reused && !m.front.connected():
 		s.leaveLocked(m, err, 0)
 	default:
@@ -435,6 +438,7 @@ func (s *Set) failed(m *member, ctx context.Context, begun time.Time, err error)
 
 // strikeLocked counts a failure for which the front may not be to blame.
 func (s *Set) strikeLocked(m *member, err error) {
+	m.struck = time.Now()
 	if m.strikes++; m.strikes >= maxStrikes {
 		s.leaveLocked(m, err, 0)
 	}

@@ -108,8 +108,8 @@ func inSet(t *testing.T, names string, test func(t *testing.T, x *setTest)) {
 				Front:   name + ".example",
 				UTLS:    "none", // costs less time
 				RootCAs: roots(),
-				Dialer: func(ctx context.Context, _, addr string) (net.Conn, error) {
-					return x.sites[strings.TrimSuffix(addr, ".example:443")].dial(ctx)
+				Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					return s.dial(ctx)
 				},
 			})
 		}
@@ -190,7 +190,7 @@ func TestSetDeadAtStart(t *testing.T) {
 			t.Errorf("%d dials to the third", n)
 		}
 		// The dial that lost was ended: nothing comes of it.
-		if f := x.set.members[0].front; f.connected() || f.dialing != 0 {
+		if f := x.set.members[0].front; f.connected() || len(f.dialing) != 0 {
 			t.Error("the loser is still being connected")
 		}
 	})

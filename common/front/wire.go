@@ -71,11 +71,16 @@ type wire interface {
 	close()
 }
 
-// A sock is a TCP connection that remembers when it last received something.
+// A sock is a TCP connection that counts what passes. It is safe for one reader
+// and one writer at a time; its counts may be read meanwhile.
 type sock struct {
 	net.Conn
-	born time.Time
-	seen atomic.Int64 // nanoseconds after born of the last octet received
+	born  time.Time
+	seen  atomic.Int64 // nanoseconds after born of the last octet received
+	asked atomic.Int64 // of the first octet sent
+	rtt   atomic.Int64 // nanoseconds from there to the first octet received: in a TLS handshake a round trip
+	got   atomic.Int64 // octets received
+	put   atomic.Int64 // octets sent
 }
 
 func newSock(c net.Conn) *sock { return &sock{Conn: c, born: time.Now()} }
@@ -83,8 +88,22 @@ func newSock(c net.Conn) *sock { return &sock{Conn: c, born: time.Now()} }
 func (s *sock) Read(p []byte) (int, error) {
 	n, err := s.Conn.Read(p)
 	if n > 0 {
-		s.seen.Store(int64(time.Since(s.born)))
+		now := int64(time.Since(s.born))
+		if s.got.Load() == 0 {
+			s.rtt.Store(now - s.asked.Load())
+		}
+		s.seen.Store(now)
+		s.got.Add(int64(n))
 	}
+	return n, err
+}
+
+func (s *sock) Write(p []byte) (int, error) {
+	if s.put.Load() == 0 {
+		s.asked.Store(int64(time.Since(s.born)))
+	}
+	n, err := s.Conn.Write(p)
+	s.put.Add(int64(n))
 	return n, err
 }
 
