@@ -16,11 +16,14 @@ import (
 // certificateLife is longer than any test.
 const certificateLife = 24 * time.Hour
 
-// WriteCA makes a certificate authority for one certificate, that of [Front],
-// which it returns. The authority's own certificate goes to the file name: it
+// WriteCA makes a certificate authority for one certificate, that of hosts, or
+// of [Front] if none are given, which it returns. The authority's own certificate goes to the file name: it
 // is what clients have to trust, for example by the variable SSL_CERT_FILE.
-func WriteCA(name string) (tls.Certificate, error) {
+func WriteCA(name string, hosts ...string) (tls.Certificate, error) {
 	var none tls.Certificate
+	if len(hosts) == 0 {
+		hosts = []string{Front}
+	}
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return none, err
@@ -40,8 +43,8 @@ func WriteCA(name string) (tls.Certificate, error) {
 	}
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2),
-		Subject:      pkix.Name{CommonName: Front},
-		DNSNames:     []string{Front},
+		Subject:      pkix.Name{CommonName: hosts[0]},
+		DNSNames:     hosts,
 		NotBefore:    ca.NotBefore,
 		NotAfter:     ca.NotAfter,
 		KeyUsage:     x509.KeyUsageDigitalSignature,

@@ -6,95 +6,17 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
+	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"turbotunnel/test/cdn"
+	"turbotunnel/test/guide"
 	"turbotunnel/test/link"
 	"turbotunnel/test/proc"
+	"turbotunnel/test/programs"
 )
-
-const (
-	frontName  = "front.example"
-	originName = "origin.example"
-)
-
-// A kind of CDN is a program with a file of the guide.
-type kind struct {
-	name   string
-	file   string
-	start  func(t *testing.T, dir, listen, text string) *proc.Process
-	reload syscall.Signal
-
-	// What to change in the file for habits of CDNs.
-	strict, buffers, limits, tight []string
-
-	log func(c *cdn) string // where it logs
-}
-
-var kinds = []kind{
-	{
-		name:    "nginx",
-		file:    "cdn.conf",
-		start:   startNginx,
-		reload:  syscall.SIGHUP,
-		strict:  []string{"#if ($ssl_server_name", "if ($ssl_server_name"},
-		buffers: []string{"proxy_request_buffering off", "proxy_request_buffering on"},
-		limits:  []string{"client_max_body_size 0", "client_max_body_size 1m"},
-		tight:   []string{"client_max_body_size 0", "client_max_body_size 32k"},
-		log:     func(c *cdn) string { return filepath.Join(c.dir, "cdn.log") },
-	},
-	{
-		name:    "haproxy",
-		file:    "cdn.cfg",
-		start:   startHaproxy,
-		reload:  syscall.SIGUSR2,
-		strict:  []string{"#http-request return status 421", "http-request return status 421"},
-		buffers: []string{"#option http-buffer-request", "option http-buffer-request"},
-		limits:  []string{"#http-request deny status 413", "http-request deny status 413"},
-		tight:   []string{"#http-request deny status 413", "http-request deny status 413", "gt 1048576", "gt 32768"},
-		log:     func(c *cdn) string { return c.Log() },
-	},
-}
-
-// A cdn is one of the guide's, running.
-type cdn struct {
-	*proc.Process
-	kind   kind
-	addr   string
-	dir    string
-	caFile string // for its clients
-}
-
-// startCDN starts a CDN in front of origin, which is changed by pairs, and has
-// a certificate for name.
-func startCDN(t *testing.T, k kind, name, origin string, pairs ...string) *cdn {
-	t.Helper()
-	c := &cdn{kind: k, addr: addr(t), dir: folder(t)}
-	c.caFile = writeCertificate(t, c.dir, name)
-	text := adapt(t, printed(t, "deploy-cdn.md", k.file), append([]string{"127.0.0.1:8443", c.addr, "127.0.0.1:8080", origin}, pairs...)...)
-	c.Process = k.start(t, c.dir, c.addr, text)
-	return c
-}
-
-// requests are the lines of the CDN's log that are about requests for the
-// origin's name.
-func (c *cdn) requests(t *testing.T) []string {
-	t.Helper()
-	text, err := os.ReadFile(c.kind.log(c))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var lines []string
-	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) > 2 && fields[1] == originName {
-			lines = append(lines, strings.TrimSpace(line))
-		}
-	}
-	return lines
-}
 
 // slow is a path to addr on which 8 MB take two seconds, so that something can
 // happen meanwhile.
@@ -113,22 +35,22 @@ const size = 8 << 20
 
 // A setup is a server, a CDN in front of it, a path to that, and a client.
 type setup struct {
-	cdn    *cdn
+	cdn    *guide.CDN
 	path   *link.Link
-	client *client
+	client *programs.Tunnel
 	move   func(t *testing.T, events map[float64]func())
 }
 
-func fronted(t *testing.T, k kind, pairs ...string) *setup {
+func fronted(t *testing.T, k *guide.Kind, pairs ...string) *setup {
 	t.Helper()
 	s := new(setup)
 	to := startTarget(t)
-	origin, state := addr(t), folder(t)
+	origin, state := programs.Addr(t), programs.Folder(t)
 	startServer(t, origin, state, to.Addr(), "-trusted-proxies", "127.0.0.1")
-	s.cdn = startCDN(t, k, frontName, origin, pairs...)
-	s.path = slow(t, s.cdn.addr)
-	s.client = startClient(t, s.cdn.caFile, "https://"+originName+"/updates",
-		"-key", key(t, state), "-front", frontName, "-addr", s.path.Addr())
+	s.cdn = guide.StartCDN(t, k, cdn.Front, origin, pairs...)
+	s.path = slow(t, s.cdn.Addr)
+	s.client = startClient(t, s.cdn.CAFile, "https://"+cdn.Origin+"/updates",
+		"-key", programs.Key(t, state), "-front", cdn.Front, "-addr", s.path.Addr())
 	s.move = func(t *testing.T, events map[float64]func()) {
 		t.Helper()
 		move(t, to, s.client, size, events)
@@ -136,10 +58,10 @@ func fronted(t *testing.T, k kind, pairs ...string) *setup {
 	return s
 }
 
-func eachKind(t *testing.T, test func(t *testing.T, k kind)) {
+func eachKind(t *testing.T, test func(t *testing.T, k *guide.Kind)) {
 	t.Parallel()
-	for _, k := range kinds {
-		t.Run(k.name, func(t *testing.T) {
+	for _, k := range guide.Kinds {
+		t.Run(k.Name, func(t *testing.T) {
 			t.Parallel()
 			test(t, k)
 		})
@@ -149,34 +71,24 @@ func eachKind(t *testing.T, test func(t *testing.T, k kind)) {
 // TestFronting: TLS names the front, the Host header the origin, and all bytes
 // pass both ways over HTTP/2.
 func TestFronting(t *testing.T) {
-	eachKind(t, func(t *testing.T, k kind) {
+	eachKind(t, func(t *testing.T, k *guide.Kind) {
 		s := fronted(t, k)
 		s.move(t, nil)
-		lines := s.cdn.requests(t)
-		for _, line := range lines {
-			fields := strings.Fields(line)
-			if fields[0] != frontName || fields[2] != "HTTP/2.0" || !strings.HasPrefix(fields[len(fields)-1], "/updates/") {
-				t.Fatalf("the CDN saw %q", line)
-			}
-		}
-		if len(lines) == 0 {
-			t.Error("the CDN saw no request")
-		}
-		t.Logf("%d requests", len(lines))
+		s.cdn.CheckRequests(t, cdn.Front, "/updates/")
 	})
 }
 
 // TestStrictCDN: a CDN that refuses fronting is named as the cause.
 func TestStrictCDN(t *testing.T) {
-	eachKind(t, func(t *testing.T, k kind) {
-		s := fronted(t, k, k.strict...)
-		await(t, "the cause in the client's log", func() error {
-			c, err := net.Dial("tcp", s.client.addr)
+	eachKind(t, func(t *testing.T, k *guide.Kind) {
+		s := fronted(t, k, k.Strict...)
+		programs.Await(t, "the cause in the client's log", func() error {
+			c, err := net.Dial("tcp", s.client.Addr)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(waitLimit))
+			_ = c.SetDeadline(time.Now().Add(programs.WaitLimit))
 			if n, err := c.Read(make([]byte, 1)); n > 0 || err == nil {
 				t.Fatal("a byte came from nowhere")
 			}
@@ -190,20 +102,20 @@ func TestStrictCDN(t *testing.T) {
 
 // TestBufferingCDN: the origin sees a request when all of it has come.
 func TestBufferingCDN(t *testing.T) {
-	eachKind(t, func(t *testing.T, k kind) { fronted(t, k, k.buffers...).move(t, nil) })
+	eachKind(t, func(t *testing.T, k *guide.Kind) { fronted(t, k, k.Buffers...).move(t, nil) })
 }
 
 // TestBodyLimit: larger requests get 413. The guide's 1 MB is more than what a
 // client sends on a path like this one; 32 KB are less.
 func TestBodyLimit(t *testing.T) {
-	eachKind(t, func(t *testing.T, k kind) {
-		fronted(t, k, k.limits...).move(t, nil)
+	eachKind(t, func(t *testing.T, k *guide.Kind) {
+		fronted(t, k, k.Limits...).move(t, nil)
 
-		s := fronted(t, k, k.tight...)
+		s := fronted(t, k, k.Tight...)
 		s.move(t, nil)
 		refused := 0
-		for _, line := range s.cdn.requests(t) {
-			if strings.Fields(line)[3] == "413" {
+		for _, request := range s.cdn.Requests(t) {
+			if request[3] == "413" {
 				refused++
 			}
 		}
@@ -217,14 +129,14 @@ func TestBodyLimit(t *testing.T) {
 // TestReload: the CDN takes a new configuration in the middle of a transfer and
 // cuts what goes on for longer than a second.
 func TestReload(t *testing.T) {
-	eachKind(t, func(t *testing.T, k kind) {
+	eachKind(t, func(t *testing.T, k *guide.Kind) {
 		var pairs []string
-		if k.name == "nginx" {
+		if k.Name == "nginx" {
 			pairs = []string{"daemon off;", "daemon off;\nworker_shutdown_timeout 1s;"}
 		}
 		s := fronted(t, k, pairs...)
 		reload := func() {
-			if err := s.cdn.Signal(k.reload); err != nil {
+			if err := s.cdn.Signal(k.Reload); err != nil {
 				t.Error(err)
 			}
 		}
@@ -235,7 +147,7 @@ func TestReload(t *testing.T) {
 // TestResets: every connection between client and CDN is reset, again and
 // again.
 func TestResets(t *testing.T) {
-	eachKind(t, func(t *testing.T, k kind) {
+	eachKind(t, func(t *testing.T, k *guide.Kind) {
 		s := fronted(t, k)
 		events := make(map[float64]func())
 		for i := range 10 {
@@ -252,6 +164,7 @@ global
 	maxconn 1000
 defaults
 	mode tcp
+	retries 0
 	timeout connect 5s
 	timeout client 3m
 	timeout server 3m
@@ -267,51 +180,84 @@ backend second
 	server second %s
 `
 
-// TestTwoFronts: of two fronts one dies in the middle of a transfer, comes
-// back, and then the other one dies.
+// TestTwoFronts: of two fronts the one that carries is killed in the middle of
+// a transfer, comes back, and carries again when the other one is killed. What
+// the client tells tor says which one carries, and why one was left.
 func TestTwoFronts(t *testing.T) {
 	t.Parallel()
 	to := startTarget(t)
-	origin, state := addr(t), folder(t)
+	origin, state := programs.Addr(t), programs.Folder(t)
 	startServer(t, origin, state, to.Addr())
-	fronts := []*cdn{
-		startCDN(t, kinds[0], "first.example", origin),
-		startCDN(t, kinds[1], "second.example", origin),
+	const first, second = "first.example", "second.example"
+	fronts := map[string]*guide.CDN{
+		first:  guide.StartCDN(t, guide.Nginx, first, origin),
+		second: guide.StartCDN(t, guide.Haproxy, second, origin),
 	}
-	network := addr(t)
-	dir := folder(t)
-	startHaproxy(t, dir, network, fmt.Sprintf(splitter, network, fronts[0].addr, fronts[1].addr))
-	var certs strings.Builder
+	network, dir := programs.Addr(t), programs.Folder(t)
+	guide.WriteHaproxy(t, dir, fmt.Sprintf(splitter, network, fronts[first].Addr, fronts[second].Addr))
+	guide.StartHaproxy(t, dir, network)
+	var authorities []byte
 	for _, f := range fronts {
-		text, err := os.ReadFile(f.caFile)
+		text, err := os.ReadFile(f.CAFile)
 		if err != nil {
 			t.Fatal(err)
 		}
-		certs.Write(text)
+		authorities = append(authorities, text...)
 	}
 	caFile := filepath.Join(dir, "both.pem")
-	write(t, caFile, certs.String())
-	path := slow(t, network)
-	c := startClient(t, caFile, "https://"+originName+"/updates", "-key", key(t, state),
-		"-fronts", "first.example,second.example", "-addr", path.Addr())
+	programs.Write(t, caFile, string(authorities))
+	c := programs.StartTransport(t, []string{"SSL_CERT_FILE=" + caFile},
+		"url=https://"+cdn.Origin+"/updates", "key="+programs.Key(t, state),
+		"fronts="+first+","+second, "addr="+slow(t, network).Addr())
 
-	move(t, to, c, size, nil)
-	for i, dying := range fronts {
+	killed := make(map[string]bool)
+	for _, direction := range []int{1, 2} { // down, then up
+		begun := 0
+		var dead *guide.CDN
 		move(t, to, c, size, map[float64]func(){0.3: func() {
-			if err := dying.Stop(); err != nil {
+			if begun++; begun != direction {
+				return
+			}
+			told := toldOfFronts(t, c)
+			name := told[len(told)-1].front
+			dead, killed[name] = fronts[name], true
+			if err := dead.Kill(); err != nil {
 				t.Error(err)
 			}
 		}})
-		if i == 0 {
-			// It comes back where it was.
-			text, err := os.ReadFile(filepath.Join(dying.dir, "nginx.conf"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			startNginx(t, dying.dir, dying.addr, strings.TrimPrefix(string(text), "user root;\n"))
+		dead.Restart(t)
+	}
+	if len(killed) != 2 {
+		t.Errorf("of the two fronts %v were killed", killed)
+	}
+
+	told := toldOfFronts(t, c)
+	if len(told) != 5 {
+		t.Fatalf("tor was told %+v, want that one front carries, is left, another one carries, is left, and the first one carries", told)
+	}
+	for i, what := range []string{"using", "leaving", "using", "leaving", "using"} {
+		if told[i].what != what || (told[i].front == told[0].front) != (i != 2 && i != 3) || (what == "leaving") != told[i].why {
+			t.Errorf("tor was told %+v: the line of number %d is not what it should be", told, i+1)
 		}
 	}
-	for i, f := range fronts {
-		t.Logf("front %s carried %d requests", strconv.Itoa(i+1), len(f.requests(t)))
+}
+
+// A frontNews is what tor is told of a front.
+type frontNews struct {
+	what, front string
+	why         bool // a reason is given
+}
+
+var frontTold = regexp.MustCompile(`(?m)^LOG SEVERITY=\w+ MESSAGE="(using|leaving) a front front=(\S+) .*?(error=.+)?$`)
+
+func toldOfFronts(t *testing.T, c *programs.Tunnel) (told []frontNews) {
+	t.Helper()
+	text, err := os.ReadFile(c.Log())
+	if err != nil {
+		t.Error(err)
 	}
+	for _, m := range frontTold.FindAllStringSubmatch(string(text), -1) {
+		told = append(told, frontNews{m[1], m[2], m[3] != ""})
+	}
+	return told
 }

@@ -11,7 +11,10 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"turbotunnel/test/cdn"
+	"turbotunnel/test/guide"
 	"turbotunnel/test/link"
+	"turbotunnel/test/programs"
 )
 
 // How long TestCost measures. For the numbers in doc/deploy-cdn.md:
@@ -34,15 +37,14 @@ func (b bill) minus(c bill) bill {
 	return bill{max(b.requests-c.requests, 0), max(b.up-c.up, 0), max(b.down-c.down, 0)}
 }
 
-// bill adds up the CDN's log.
-func (c *cdn) bill(t *testing.T) (b bill) {
+// billed adds up the log of a CDN.
+func billed(t *testing.T, c *guide.CDN) (b bill) {
 	t.Helper()
-	for _, line := range c.requests(t) {
-		fields := strings.Fields(line) // SNI, host, protocol, status, bytes up, bytes down, path
+	for _, fields := range c.Requests(t) {
 		up, err1 := strconv.ParseInt(fields[4], 10, 64)
 		down, err2 := strconv.ParseInt(fields[5], 10, 64)
 		if err1 != nil || err2 != nil {
-			t.Fatalf("the CDN's log has the line %q", line)
+			t.Fatalf("the CDN's log has the line %q", fields)
 		}
 		b.requests++
 		b.up += up
@@ -75,19 +77,19 @@ func TestCost(t *testing.T) {
 func measureCost(t *testing.T, w io.Writer, mode string) {
 	t.Helper()
 	to := startTarget(t)
-	origin, echo, state := addr(t), addr(t), folder(t)
+	origin, echo, state := programs.Addr(t), programs.Addr(t), programs.Folder(t)
 	startServer(t, origin, state, to.Addr())
 	startServer(t, echo, state, startEcho(t, "echo"))
-	phase := func(origin string, do func(c *client)) bill {
+	phase := func(origin string, do func(c *programs.Tunnel)) bill {
 		t.Helper()
-		f := startCDN(t, kinds[0], frontName, origin)
-		path, err := link.New(link.Config{RTT: 50 * time.Millisecond, Rate: 50_000_000}, f.addr)
+		f := guide.StartCDN(t, guide.Nginx, cdn.Front, origin)
+		path, err := link.New(link.Config{RTT: 50 * time.Millisecond, Rate: 50_000_000}, f.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(path.Close)
-		c := startClient(t, f.caFile, "https://"+originName+"/updates", "-key", key(t, state),
-			"-front", frontName, "-addr", path.Addr(), "-mode", mode)
+		c := startClient(t, f.CAFile, "https://"+cdn.Origin+"/updates", "-key", programs.Key(t, state),
+			"-front", cdn.Front, "-addr", path.Addr(), "-mode", mode)
 		do(c)
 		// All requests end with the client, and the CDN logs them at their end.
 		if err := c.Stop(); err != nil {
@@ -96,11 +98,11 @@ func measureCost(t *testing.T, w io.Writer, mode string) {
 		if err := f.Stop(); err != nil {
 			t.Fatal(err)
 		}
-		return f.bill(t)
+		return billed(t, f)
 	}
-	talk := func(do func(l *line)) func(*client) {
-		return func(c *client) {
-			l, err := open(c.addr)
+	talk := func(do func(l *line)) func(*programs.Tunnel) {
+		return func(c *programs.Tunnel) {
+			l, err := open(c.Addr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -126,17 +128,17 @@ func measureCost(t *testing.T, w io.Writer, mode string) {
 			}
 			_ = l.SetReadDeadline(time.Now().Add(messageInterval))
 			l.r.ReadByte() // the clock again
-			_ = l.SetReadDeadline(time.Now().Add(waitLimit))
+			_ = l.SetReadDeadline(time.Now().Add(programs.WaitLimit))
 		}
 	})).minus(opened)
 	bulk := *bulkSize << 20
-	down := phase(origin, func(c *client) {
-		if err := to.Download(t.Context(), c.http, 1, bulk, io.Discard); err != nil {
+	down := phase(origin, func(c *programs.Tunnel) {
+		if err := to.Download(t.Context(), c.HTTP, 1, bulk, io.Discard); err != nil {
 			t.Fatal(err)
 		}
 	}).minus(opened)
-	up := phase(origin, func(c *client) {
-		if err := to.Upload(t.Context(), c.http, 1, bulk, io.Discard); err != nil {
+	up := phase(origin, func(c *programs.Tunnel) {
+		if err := to.Upload(t.Context(), c.HTTP, 1, bulk, io.Discard); err != nil {
 			t.Fatal(err)
 		}
 	}).minus(opened)

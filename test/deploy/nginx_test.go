@@ -9,16 +9,38 @@ import (
 	"strings"
 	"testing"
 
+	"turbotunnel/test/guide"
 	"turbotunnel/test/proc"
+	"turbotunnel/test/programs"
 )
 
 const siteName = "www.example.com"
+
+// nginxMain is what a system's nginx.conf has around a file of
+// sites-available.
+const nginxMain = `
+daemon off;
+worker_processes 1;
+worker_shutdown_timeout 1s;
+error_log error.log;
+pid nginx.pid;
+events { worker_connections 1024; }
+http {
+	access_log access.log;
+	client_body_temp_path body;
+	proxy_temp_path proxy;
+	fastcgi_temp_path fastcgi;
+	uwsgi_temp_path uwsgi;
+	scgi_temp_path scgi;
+	include site;
+}
+`
 
 // adaptSite changes what a site's file for nginx has for a real machine.
 func adaptSite(t *testing.T, text, dir, listen string, pairs ...string) string {
 	t.Helper()
 	const live = "/etc/letsencrypt/live/" + siteName + "/"
-	return adapt(t, text, append([]string{
+	return guide.Adapt(t, text, append([]string{
 		"listen 443 ssl", "listen " + listen + " ssl",
 		live + "fullchain.pem", filepath.Join(dir, "cert.pem"),
 		live + "privkey.pem", filepath.Join(dir, "key.pem"),
@@ -28,8 +50,8 @@ func adaptSite(t *testing.T, text, dir, listen string, pairs ...string) string {
 // startSite starts nginx with a site's file in dir.
 func startSite(t *testing.T, dir, listen, site string) *proc.Process {
 	t.Helper()
-	write(t, filepath.Join(dir, "site"), site)
-	return startNginx(t, dir, listen, nginxMain)
+	programs.Write(t, filepath.Join(dir, "site"), site)
+	return guide.StartNginx(t, dir, listen, nginxMain)
 }
 
 // fetch gets a page of the site at addr, whose certificate is in caFile.
@@ -68,15 +90,15 @@ func TestNginx(t *testing.T) {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
 			t.Parallel()
 			to := startTarget(t)
-			origin, listen, state, dir := addr(t), addr(t), folder(t), folder(t)
+			origin, listen, state, dir := programs.Addr(t), programs.Addr(t), programs.Folder(t), programs.Folder(t)
 			startServer(t, origin, state, to.Addr(), "-trusted-proxies", "127.0.0.1")
-			caFile := writeCertificate(t, dir, siteName)
+			caFile := guide.WriteCertificate(t, dir, siteName)
 			root := filepath.Join(dir, "html")
 			if err := os.Mkdir(root, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			write(t, filepath.Join(root, "index.html"), "the site")
-			site := printed(t, "deploy-nginx.md", "/etc/nginx/sites-available/turbotunnel")
+			programs.Write(t, filepath.Join(root, "index.html"), "the site")
+			site := guide.Printed(t, "deploy-nginx.md", "/etc/nginx/sites-available/turbotunnel")
 			site = adaptSite(t, site, dir, listen, append([]string{
 				"	listen [::]:443 ssl http2;\n", "",
 				"/var/www/html", root, "127.0.0.1:8080", origin,
@@ -95,7 +117,7 @@ func TestNginx(t *testing.T) {
 				t.Errorf("/updates/x: %d, %q, %q; /other/x: %d, %q, %q", status, server, body, otherStatus, otherServer, otherBody)
 			}
 
-			c := startClient(t, caFile, "https://"+siteName+"/updates", "-key", key(t, state), "-addr", slow(t, listen).Addr())
+			c := startClient(t, caFile, "https://"+siteName+"/updates", "-key", programs.Key(t, state), "-addr", slow(t, listen).Addr())
 			move(t, to, c, size, nil)
 		})
 	}

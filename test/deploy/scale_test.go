@@ -21,7 +21,9 @@ import (
 	"testing"
 	"time"
 
+	"turbotunnel/test/guide"
 	"turbotunnel/test/proc"
+	"turbotunnel/test/programs"
 )
 
 // A balancer is a program with a file of deploy-scale.md.
@@ -42,26 +44,26 @@ var balancers = []balancer{
 			configureHaproxy(t, dir, listen, origins, "")
 		},
 		start: func(t *testing.T, dir, listen string) *proc.Process {
-			return listens(t, listen, haproxy(dir))
+			return guide.StartHaproxy(t, dir, listen)
 		},
 	},
 	{
 		name:   "nginx",
 		reload: syscall.SIGHUP,
 		configure: func(t *testing.T, dir, listen string, origins []string) {
-			text := printed(t, "deploy-scale.md", "/etc/nginx/sites-available/turbotunnel")
+			text := guide.Printed(t, "deploy-scale.md", "/etc/nginx/sites-available/turbotunnel")
 			const options = " max_fails=2 fail_timeout=5s;\n"
 			var list strings.Builder
 			for _, origin := range origins {
 				fmt.Fprintf(&list, "\tserver %s%s", origin, options)
 			}
-			write(t, filepath.Join(dir, "site"), adaptSite(t, text, dir, listen,
+			programs.Write(t, filepath.Join(dir, "site"), adaptSite(t, text, dir, listen,
 				"\tserver 10.0.0.1:8080"+options, list.String(),
 				"\tserver 10.0.0.2:8080"+options, "",
 			))
 		},
 		start: func(t *testing.T, dir, listen string) *proc.Process {
-			return startNginx(t, dir, listen, nginxMain)
+			return guide.StartNginx(t, dir, listen, nginxMain)
 		},
 	},
 }
@@ -73,7 +75,7 @@ func configureHaproxy(t *testing.T, dir, listen string, origins []string, option
 	for i, origin := range origins {
 		fmt.Fprintf(&list, "\tserver s%d %s%s\n", i+1, origin, options)
 	}
-	writeHaproxy(t, dir, adapt(t, printed(t, "deploy-scale.md", "/etc/haproxy/haproxy.cfg"),
+	guide.WriteHaproxy(t, dir, guide.Adapt(t, guide.Printed(t, "deploy-scale.md", "/etc/haproxy/haproxy.cfg"),
 		"maxconn 20000", "maxconn 1000", // of the test's own limits
 		"bind :443", "bind "+listen,
 		"/etc/haproxy/www.example.com.pem", filepath.Join(dir, "cdn.pem"),
@@ -109,7 +111,7 @@ func startEcho(t *testing.T, name string) (addr string) {
 			}
 			serving.Go(func() {
 				defer c.Close()
-				stop := time.AfterFunc(3*waitLimit+*idleTime, func() { c.Close() })
+				stop := time.AfterFunc(3*programs.WaitLimit+*idleTime, func() { c.Close() })
 				defer stop.Stop()
 				io.WriteString(c, name+"\n")
 				io.Copy(c, c)
@@ -136,7 +138,7 @@ func open(addr string) (*line, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = c.SetDeadline(time.Now().Add(waitLimit))
+	_ = c.SetDeadline(time.Now().Add(programs.WaitLimit))
 	l := &line{Conn: c, r: bufio.NewReader(c)}
 	name, err := l.r.ReadString('\n')
 	if err != nil {
@@ -173,22 +175,22 @@ func (l *line) check() error {
 func TestScale(t *testing.T) {
 	eachBalancer(t, func(t *testing.T, b balancer) {
 		const servers = 3
-		state, dir, listen := folder(t), folder(t), addr(t)
-		origins := addrs(t, servers)
+		state, dir, listen := programs.Folder(t), programs.Folder(t), programs.Addr(t)
+		origins := programs.Addrs(t, servers)
 		running := make(map[string]*proc.Process)
 		for i, origin := range origins {
 			name := fmt.Sprintf("server %d", i+1)
 			running[name] = startServer(t, origin, state, startEcho(t, name), "-trusted-proxies", "127.0.0.1")
 		}
-		caFile := writeCertificate(t, dir, siteName)
+		caFile := guide.WriteCertificate(t, dir, siteName)
 		b.configure(t, dir, listen, origins)
 		b.start(t, dir, listen)
 		url := "https://" + siteName + "/updates"
 		// A session for each stream, and one for all.
-		many := startClient(t, caFile, url, "-key", key(t, state), "-addr", listen, "-engine", "kcp")
-		one := startClient(t, caFile, url, "-key", key(t, state), "-addr", listen, "-engine", "kcp-smux")
+		many := startClient(t, caFile, url, "-key", programs.Key(t, state), "-addr", listen, "-engine", "kcp")
+		one := startClient(t, caFile, url, "-key", programs.Key(t, state), "-addr", listen, "-engine", "kcp-smux")
 
-		shared, err := open(one.addr)
+		shared, err := open(one.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,7 +204,7 @@ func TestScale(t *testing.T) {
 			if n == 100 {
 				t.Fatalf("100 sessions are on %d servers only", len(of))
 			}
-			l, err := open(many.addr)
+			l, err := open(many.Addr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -224,10 +226,10 @@ func TestScale(t *testing.T) {
 				}
 			}
 		}
-		for _, c := range []*client{many, one} {
+		for _, c := range []*programs.Tunnel{many, one} {
 			for n := range 3 {
-				await(t, "a new stream", func() error {
-					l, err := open(c.addr)
+				programs.Await(t, "a new stream", func() error {
+					l, err := open(c.Addr)
 					if err != nil {
 						return err
 					}
@@ -288,8 +290,8 @@ func TestAddingOneMovesFew(t *testing.T) {
 			rand.Read(id)
 			sessions[i] = base64.RawURLEncoding.EncodeToString(id)
 		}
-		dir, listen := folder(t), addr(t)
-		writeCertificate(t, dir, siteName)
+		dir, listen := programs.Folder(t), programs.Addr(t)
+		guide.WriteCertificate(t, dir, siteName)
 		b.configure(t, dir, listen, origins[:3])
 		p := b.start(t, dir, listen)
 		before := shares(t, listen, sessions)
@@ -323,7 +325,7 @@ func TestAddingOneMovesFew(t *testing.T) {
 		// While it reloads, connections may still go to a process with the old
 		// file: until two rounds in a row say the same.
 		var after map[string]string
-		await(t, "the new server", func() error {
+		programs.Await(t, "the new server", func() error {
 			last := after
 			after = shares(t, listen, sessions)
 			if !slices.Contains(slices.Collect(maps.Values(after)), "server 4") {
@@ -367,12 +369,12 @@ func TestTowardsServers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			to := startTarget(t)
-			state, dir, listen, origin := folder(t), folder(t), addr(t), addr(t)
+			state, dir, listen, origin := programs.Folder(t), programs.Folder(t), programs.Addr(t), programs.Addr(t)
 			startServer(t, origin, state, to.Addr(), append([]string{"-trusted-proxies", "127.0.0.1"}, c.flags...)...)
-			caFile := writeCertificate(t, dir, siteName)
+			caFile := guide.WriteCertificate(t, dir, siteName)
 			configureHaproxy(t, dir, listen, []string{origin}, c.options)
-			listens(t, listen, haproxy(dir))
-			client := startClient(t, caFile, "https://"+siteName+"/updates", "-key", key(t, state), "-addr", listen)
+			guide.StartHaproxy(t, dir, listen)
+			client := startClient(t, caFile, "https://"+siteName+"/updates", "-key", programs.Key(t, state), "-addr", listen)
 			move(t, to, client, size, nil)
 		})
 	}

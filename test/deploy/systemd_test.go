@@ -8,19 +8,22 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"turbotunnel/test/guide"
+	"turbotunnel/test/programs"
 )
 
 // TestSystemdUnits: systemd reads the units without complaint, finds little
 // that the service could do beyond its task, and the command in them serves on
 // a socket that is passed.
 func TestSystemdUnits(t *testing.T) {
-	dir := folder(t)
+	dir := programs.Folder(t)
 	const installed = "/usr/local/bin/turbotunnel-server"
-	socket := printed(t, "deploy-systemd.md", "/etc/systemd/system/turbotunnel.socket")
-	service := adapt(t, printed(t, "deploy-systemd.md", "/etc/systemd/system/turbotunnel.service"), installed, serverProgram)
+	socket := guide.Printed(t, "deploy-systemd.md", "/etc/systemd/system/turbotunnel.socket")
+	service := guide.Adapt(t, guide.Printed(t, "deploy-systemd.md", "/etc/systemd/system/turbotunnel.service"), installed, programs.Server)
 	units := []string{filepath.Join(dir, "turbotunnel.socket"), filepath.Join(dir, "turbotunnel.service")}
-	write(t, units[0], socket)
-	write(t, units[1], service)
+	programs.Write(t, units[0], socket)
+	programs.Write(t, units[1], service)
 	if out, err := exec.Command("systemd-analyze", append([]string{"verify"}, units...)...).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
@@ -33,8 +36,8 @@ func TestSystemdUnits(t *testing.T) {
 	_, command, _ := strings.Cut(service, "ExecStart=")
 	command, _, _ = strings.Cut(command, "\n")
 	to := startTarget(t)
-	state := folder(t)
-	command = adapt(t, command,
+	state := programs.Folder(t)
+	command = guide.Adapt(t, command,
 		"/var/lib/turbotunnel", state,
 		// There is no authority for the name here: the guide's alternative.
 		"-acme-hostnames www.example.com", "-trusted-proxies 127.0.0.1",
@@ -53,8 +56,8 @@ func TestSystemdUnits(t *testing.T) {
 	defer file.Close()
 	cmd := exec.Command("sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec "+command)
 	cmd.ExtraFiles = []*os.File{file}
-	server := start(t, cmd)
-	logged(t, server, "serving on "+listen)
-	c := startClient(t, os.DevNull, fmt.Sprintf("http://%s/", listen), "-key", key(t, state))
+	server := programs.Start(t, cmd)
+	programs.Logged(t, server, "serving on "+listen)
+	c := startClient(t, os.DevNull, fmt.Sprintf("http://%s/", listen), "-key", programs.Key(t, state))
 	move(t, to, c, size, nil)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"turbotunnel/common/carrier"
+	"turbotunnel/test/programs"
 )
 
 // TestClientKilled kills the client: the server forgets its session, and gives
@@ -39,7 +40,7 @@ func TestClientKilled(t *testing.T) {
 		}
 		sessions = append(sessions, session{engine, ended})
 	}
-	limit := time.After(carrier.Lifetime + waitLimit)
+	limit := time.After(carrier.Lifetime + programs.WaitLimit)
 	for _, s := range sessions {
 		select {
 		case <-s.ended:

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/net/proxy"
 
 	"turbotunnel/test/proc"
+	"turbotunnel/test/programs"
 	"turbotunnel/test/target"
 )
 
@@ -55,7 +56,7 @@ func listen(t *testing.T, addr string, serve func(conn *net.TCPConn)) net.Listen
 			}
 			serving.Go(func() {
 				defer conn.Close()
-				conn.SetDeadline(time.Now().Add(waitLimit))
+				conn.SetDeadline(time.Now().Add(programs.WaitLimit))
 				serve(conn.(*net.TCPConn))
 			})
 		}
@@ -102,7 +103,7 @@ func answers(t *testing.T, addr string) {
 // still be cut.
 func comesBack(t *testing.T, addr string) {
 	t.Helper()
-	for limit := time.Now().Add(waitLimit); ; {
+	for limit := time.Now().Add(programs.WaitLimit); ; {
 		conn := dial(t, addr)
 		got := make([]byte, len("hello"))
 		_, err := io.WriteString(conn, "hello")
@@ -133,11 +134,10 @@ func TestTwoArguments(t *testing.T) {
 // speaks first and everybody hears everybody.
 func TestChat(t *testing.T) {
 	t.Parallel()
-	needs(t, "ncat")
 	eachEngine(t, func(t *testing.T, engine string) {
-		room := freeAddr(t)
+		room := programs.Addr(t)
 		host, port, _ := net.SplitHostPort(room)
-		runListener(t, room, exec.Command("ncat", "-l", "--chat", host, port))
+		programs.Listen(t, room, exec.Command("ncat", "-l", "--chat", host, port))
 		addr := tunnelTo(t, room, engine)
 
 		const guests = 3
@@ -155,10 +155,10 @@ func TestChat(t *testing.T) {
 				t.Fatal(err)
 			}
 			cmd.Stdout = w
-			runCommand(t, cmd)
+			programs.Start(t, cmd)
 			w.Close()
 			defer heard.Close()
-			if err := heard.SetReadDeadline(time.Now().Add(waitLimit)); err != nil {
+			if err := heard.SetReadDeadline(time.Now().Add(programs.WaitLimit)); err != nil {
 				t.Fatal(err)
 			}
 			hear[i] = bufio.NewScanner(heard)
@@ -194,16 +194,15 @@ func hears(t *testing.T, lines *bufio.Scanner, text string) {
 // who wants to browse through the tunnel.
 func TestSOCKS(t *testing.T) {
 	t.Parallel()
-	needs(t, "microsocks", "curl")
 	web, err := target.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer web.Close()
 	eachEngine(t, func(t *testing.T, engine string) {
-		socks := freeAddr(t)
+		socks := programs.Addr(t)
 		host, port, _ := net.SplitHostPort(socks)
-		runListener(t, socks, exec.Command("microsocks", "-i", host, "-p", port))
+		programs.Listen(t, socks, exec.Command("microsocks", "-i", host, "-p", port))
 		addr := tunnelTo(t, socks, engine)
 
 		out, err := exec.Command("curl", "-sS", "--max-time", "60",
@@ -218,7 +217,7 @@ func TestSOCKS(t *testing.T) {
 		}
 		transport := &http.Transport{DialContext: dialer.(proxy.ContextDialer).DialContext}
 		defer transport.CloseIdleConnections()
-		client := &http.Client{Transport: transport, Timeout: 2 * waitLimit}
+		client := &http.Client{Transport: transport, Timeout: 2 * programs.WaitLimit}
 		var transfers sync.WaitGroup
 		for seed := range uint64(4) {
 			const size = 2e6
@@ -340,13 +339,13 @@ func TestPortInUse(t *testing.T) {
 	t.Parallel()
 	taken := listen(t, anyPort, echo).Addr().String()
 	for name, cmd := range map[string]*exec.Cmd{
-		"server": exec.Command(serverProgram, taken, "127.0.0.1:1"),
-		"client": exec.Command(clientProgram, taken, "http://127.0.0.1:1"),
+		"server": exec.Command(programs.Server, taken, "127.0.0.1:1"),
+		"client": exec.Command(programs.Client, taken, "http://127.0.0.1:1"),
 	} {
-		p := runCommand(t, cmd)
+		p := programs.Start(t, cmd)
 		select {
 		case <-p.Exited():
-		case <-time.After(waitLimit):
+		case <-time.After(programs.WaitLimit):
 			t.Errorf("%s does not end", name)
 		}
 		if err := p.Stop(); err != nil {
@@ -367,7 +366,7 @@ func TestPortInUse(t *testing.T) {
 func TestForwardRefuses(t *testing.T) {
 	t.Parallel()
 	eachEngine(t, func(t *testing.T, engine string) {
-		forward := freeAddr(t)
+		forward := programs.Addr(t)
 		addr := tunnelTo(t, forward, engine)
 		conn := dial(t, addr)
 		n, err := conn.Read(make([]byte, 1))
@@ -397,7 +396,7 @@ func TestServerRestart(t *testing.T) {
 		if err := server.Stop(); err != nil {
 			t.Fatal(err)
 		}
-		runServerAt(t, addr, forward)
+		programs.StartServer(t, addr, forward)
 		comesBack(t, client)
 
 		// What ran through the old server cannot go on, and must not hang.
@@ -436,7 +435,7 @@ func TestTerm(t *testing.T) {
 		for _, p := range []*proc.Process{clientProc, serverProc} {
 			select {
 			case <-p.Exited():
-			case <-time.After(waitLimit):
+			case <-time.After(programs.WaitLimit):
 				t.Error("does not end")
 			}
 			if err := p.Stop(); err != nil {

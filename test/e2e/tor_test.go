@@ -7,13 +7,14 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"turbotunnel/test/cdn"
+	"turbotunnel/test/guide"
+	"turbotunnel/test/programs"
 	"turbotunnel/test/target"
 	"turbotunnel/test/tornet"
 )
@@ -35,19 +36,18 @@ type torTest struct {
 	key     string // argument of the bridge line: key=…
 }
 
-func startTorTest(t *testing.T, env ...string) *torTest {
+func startTorTest(t *testing.T) *torTest {
 	t.Helper()
-	needs(t, "tor", "tor-gencert")
 	web, err := target.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { web.Close() })
 
-	ctx, cancel := context.WithTimeout(t.Context(), 2*waitLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*programs.WaitLimit)
 	defer cancel()
 	network, err := tornet.Start(ctx, tornet.Options{
-		Dir:        logDir(t),
+		Dir:        programs.Folder(t),
 		Transport:  "turbo",
 		ServerExec: serverExec(t),
 		GeoIP: map[netip.Prefix]string{
@@ -58,7 +58,7 @@ func startTorTest(t *testing.T, env ...string) *torTest {
 			netip.MustParsePrefix("203.0.113.0/24"):    "ff",
 		},
 		LogUserAddr: true,
-		Env:         append(env, raceEnv()),
+		Env:         []string{programs.RaceEnv()},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -88,16 +88,23 @@ func startTorTest(t *testing.T, env ...string) *torTest {
 	return tt
 }
 
-// client starts a tor client with these arguments in its bridge line, waits
-// until it is connected, and returns a web client that goes through it.
-func (tt *torTest) client(ctx context.Context, t *testing.T, args string) *http.Client {
+// client starts a tor client with opts and the transport, waits until it is
+// connected, and returns a web client that goes through it.
+func (tt *torTest) client(ctx context.Context, t *testing.T, opts tornet.ClientOptions) *http.Client {
 	t.Helper()
-	c, err := tt.network.StartClient(ctx, tornet.ClientOptions{
-		Transport: "turbo",
-		Exec:      tt.exec,
-		Addr:      "192.0.2.3:80", // means nothing to the transport
-		Args:      args + " " + tt.key,
-	})
+	opts.Transport = "turbo"
+	opts.Exec = tt.exec
+	opts.Addr = "192.0.2.3:80" // means nothing to the transport
+	opts.Args += " " + tt.key
+	transport := &http.Transport{DialContext: tt.start(ctx, t, opts).DialContext}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+// start starts a tor client and waits until it is connected.
+func (tt *torTest) start(ctx context.Context, t *testing.T, opts tornet.ClientOptions) *tornet.Client {
+	t.Helper()
+	c, err := tt.network.StartClient(ctx, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,9 +121,7 @@ func (tt *torTest) client(ctx context.Context, t *testing.T, args string) *http.
 		t.Fatal(err)
 	}
 	t.Logf("100 %% after %v", time.Since(start).Round(time.Millisecond))
-	transport := &http.Transport{DialContext: c.DialContext}
-	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport}
+	return c
 }
 
 // transfer moves transferSize bytes each way and checks every byte.
@@ -179,7 +184,7 @@ func (tt *torTest) busy(ctx context.Context, t *testing.T, client *http.Client, 
 		t.Helper()
 		const enough = 1 << 20
 		start := got.n.Load()
-		limit := time.Now().Add(waitLimit)
+		limit := time.Now().Add(programs.WaitLimit)
 		for got.n.Load() < start+enough {
 			if time.Now().After(limit) {
 				t.Fatalf("the busy download stands still at %d bytes", got.n.Load())
@@ -192,12 +197,25 @@ func (tt *torTest) busy(ctx context.Context, t *testing.T, client *http.Client, 
 	moves()
 }
 
+// plain is how a tor client reaches a plain reverse proxy.
+func plain(c *cdn.CDN, engine string) tornet.ClientOptions {
+	return tornet.ClientOptions{Args: fmt.Sprintf("url=http://%s/path engine=%s", c.Addr(), engine)}
+}
+
+// fronted is how a tor client reaches a CDN: by an address, while TLS names the
+// front.
+func fronted(c *guide.CDN, engine string) tornet.ClientOptions {
+	return tornet.ClientOptions{
+		Args: fmt.Sprintf("url=https://%s/path front=%s addr=%s engine=%s", cdn.Origin, cdn.Front, c.Addr, engine),
+		Env:  []string{"SSL_CERT_FILE=" + c.CAFile},
+	}
+}
+
 // TestTor runs real tor through the tunnel: one bridge, and for each engine
 // clients behind a plain reverse proxy and behind a CDN with domain fronting.
 func TestTor(t *testing.T) {
 	t.Parallel()
-	caFile := filepath.Join(logDir(t), "ca.pem") // named now, written later
-	tt := startTorTest(t, "SSL_CERT_FILE="+caFile)
+	tt := startTorTest(t)
 	for i, engine := range engines {
 		country := []string{"aa", "bb", "cc", "dd"}[i]
 		network := []string{"192.0.2.1", "192.0.2.20", "198.51.100.1", "198.51.100.20"}[i] // and a digit
@@ -205,7 +223,7 @@ func TestTor(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), transferLimit)
 			defer cancel()
 			first := runPlainProxy(t, tt.network.BridgeAddr(), network+"1")
-			client := tt.client(ctx, t, fmt.Sprintf("url=http://%s/path engine=%s", first.Addr(), engine))
+			client := tt.client(ctx, t, plain(first, engine))
 			tt.checkAddress(ctx, t, network+"1", country)
 			tt.transfer(ctx, t, client)
 			if sessionCount(first) == 0 {
@@ -214,7 +232,7 @@ func TestTor(t *testing.T) {
 
 			tt.busy(ctx, t, client, func() {
 				second := runPlainProxy(t, tt.network.BridgeAddr(), network+"2")
-				client := tt.client(ctx, t, fmt.Sprintf("url=http://%s/path engine=%s", second.Addr(), engine))
+				client := tt.client(ctx, t, plain(second, engine))
 				tt.checkAddress(ctx, t, network+"2", country)
 				if err := tt.web.Get(ctx, client); err != nil {
 					t.Error(err)
@@ -224,15 +242,19 @@ func TestTor(t *testing.T) {
 				}
 			})
 		})
-		t.Run(engine+"-fronted", func(t *testing.T) {
+		// By turns: what the CDN is and what the engine is have nothing to do
+		// with each other.
+		k := guide.Kinds[i%len(guide.Kinds)]
+		t.Run(engine+"-"+k.Name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), transferLimit)
 			defer cancel()
-			c := runNginx(t, tt.network.BridgeAddr(), network+"3", caFile)
-			client := tt.client(ctx, t, fmt.Sprintf("url=https://%s/path front=%s addr=%s engine=%s",
-				cdn.Origin, cdn.Front, c.addr, engine))
+			c := guide.StartCDN(t, k, cdn.Front, tt.network.BridgeAddr(), k.Claims(network+"3")...)
+			client := tt.client(ctx, t, fronted(c, engine))
 			tt.checkAddress(ctx, t, network+"3", country)
 			tt.transfer(ctx, t, client)
-			c.checkLog(t)
+			c.CheckRequests(t, cdn.Front, "/path/")
 		})
 	}
+	t.Run("proxies of clients", func(t *testing.T) { testClientProxies(t, tt) })
+	t.Run("proxies of servers", func(t *testing.T) { testServerProxies(t, tt) })
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"turbotunnel/common/tunnel"
+	"turbotunnel/test/programs"
 )
 
 // example returns the two halves of torrc.example.
@@ -54,20 +55,19 @@ func exampleExec(t *testing.T, torrc, setting, installed, program string) string
 func serverExec(t *testing.T) string {
 	t.Helper()
 	bridge, _ := example(t)
-	return exampleExec(t, bridge, "ServerTransportPlugin", "/usr/local/bin/turbotunnel-server", serverProgram)
+	return exampleExec(t, bridge, "ServerTransportPlugin", "/usr/local/bin/turbotunnel-server", programs.Server)
 }
 
 func clientExec(t *testing.T) string {
 	t.Helper()
 	_, client := example(t)
-	return exampleExec(t, client, "ClientTransportPlugin", "/usr/local/bin/turbotunnel-client", clientProgram)
+	return exampleExec(t, client, "ClientTransportPlugin", "/usr/local/bin/turbotunnel-client", programs.Client)
 }
 
 // TestTorrcExample checks that tor takes both halves of torrc.example, and that
 // this project's programs take what the bridge line says. TestTor runs the
 // command lines in it.
 func TestTorrcExample(t *testing.T) {
-	needs(t, "tor")
 	bridge, client := example(t)
 	for name, half := range map[string]string{"bridge": bridge, "client": client} {
 		dir := t.TempDir()

@@ -38,9 +38,9 @@ type Process struct {
 	log    string
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when the program has ended
-	reap   chan struct{} // closed by the first Stop: the id may be given away
+	reap   chan struct{} // closed by the first Stop or Kill: the id may be given away
 	done   chan struct{} // closed when the program was reaped and left is set
-	stop   chan struct{} // holds one token: the right to be the first Stop
+	stop   chan struct{} // holds one token: the right to be the first Stop or Kill
 	left   error         // of Stop, before done is closed
 	status error         // of the program, before done is closed
 }
@@ -115,18 +115,37 @@ func (p *Process) Signal(sig syscall.Signal) error {
 
 // Stop ends the program: SIGTERM, Grace, SIGKILL. The programs that it started
 // have another Grace to end by themselves; if one does not, it is killed and
-// named in the error. Calling Stop again waits for the first call and returns
-// the same.
+// named in the error. Calling Stop or Kill again waits for the first call and
+// returns the same.
 func (p *Process) Stop() error {
-	select {
-	case <-p.stop:
+	return p.end(func() error {
 		err := p.Signal(syscall.SIGTERM)
 		select {
 		case <-p.exited:
 		case <-time.After(Grace):
 			err = errors.Join(err, p.Signal(syscall.SIGKILL))
-			<-p.exited
 		}
+		return err
+	})
+}
+
+// Kill ends the program and all that it started at once, by SIGKILL, as if the
+// machine under them had failed.
+func (p *Process) Kill() error {
+	return p.end(func() error {
+		if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("%s: killing it: %w", p.name, err)
+		}
+		return nil
+	})
+}
+
+// end has by end the program, and waits for it, if nobody has done that yet.
+func (p *Process) end(by func() error) error {
+	select {
+	case <-p.stop:
+		err := by()
+		<-p.exited
 		close(p.reap)
 		<-p.done
 		return errors.Join(err, p.left)

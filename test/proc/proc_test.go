@@ -89,6 +89,24 @@ func TestStopFindsWhatIsLeft(t *testing.T) {
 	}
 }
 
+func TestKillLeavesNothing(t *testing.T) {
+	p := start(t, `trap "" TERM; (trap "" TERM; exec sleep 1000) & echo ready; wait`)
+	printed(t, p, "ready")
+	if err := p.Kill(); err != nil {
+		t.Errorf("Kill: %v", err)
+	}
+	var exit *exec.ExitError
+	if !errors.As(p.Status(), &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("Status: %v, want killed", p.Status())
+	}
+	if left := group(p.cmd.Process.Pid); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	if err := p.Stop(); err != nil {
+		t.Errorf("Stop after Kill: %v", err)
+	}
+}
+
 func TestWaitSaysWhyAndShowsTheLog(t *testing.T) {
 	p := start(t, `echo the last words`)
 	err := p.Wait(t.Context(), "the impossible", func() error { return errors.New("not yet") })

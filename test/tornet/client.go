@@ -22,6 +22,13 @@ type ClientOptions struct {
 
 	// Args are the arguments in the bridge line: key=value, with spaces.
 	Args string
+
+	// Torrc are more lines of the client's torrc.
+	Torrc []string
+
+	// Env is added to the environment of the client, and so of its
+	// transport, after Options.Env: NAME=value.
+	Env []string
 }
 
 // A Client is a tor client of the network. It is safe for concurrent use.
@@ -49,7 +56,7 @@ func (n *Network) StartClient(ctx context.Context, opts ClientOptions) (*Client,
 	if err := nd.write(n.authLines, clientLines(nd, opts, addr, n.bridgeID, opts.Args)); err != nil {
 		return nil, err
 	}
-	if err := n.run(nd); err != nil {
+	if err := n.run(nd, opts.Env...); err != nil {
 		return nil, err
 	}
 	c := &Client{node: nd}

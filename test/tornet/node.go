@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,8 +47,8 @@ func newNode(root, name string) (*node, error) {
 }
 
 // run starts the node, whose torrc has been written, and makes the network
-// its owner.
-func (n *Network) run(nd *node) error {
+// its owner. Env is added to its environment.
+func (n *Network) run(nd *node, env ...string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -56,7 +57,7 @@ func (n *Network) run(nd *node) error {
 	cmd := exec.Command("tor", "--defaults-torrc", filepath.Join(nd.dir, noDefaults), "-f", filepath.Join(nd.dir, "torrc"))
 	// A tor whose owner is gone ends, and its transport with it.
 	cmd.Args = append(cmd.Args, "--__OwningControllerProcess", fmt.Sprint(os.Getpid()))
-	cmd.Env = append(os.Environ(), n.opts.Env...)
+	cmd.Env = slices.Concat(os.Environ(), n.opts.Env, env)
 	cmd.Dir = nd.dir
 	p, err := proc.Start(nd.name, filepath.Join(nd.dir, "log"), cmd)
 	if err != nil {
@@ -131,9 +132,12 @@ func (nd *node) userAddr(addr netip.Addr) error {
 		}
 		// We rewrite our address from '127.0.0.1:1234' to '192.0.2.1:1234'.
 		last = rest
-		_, to, _ := strings.Cut(rest, " to ")
-		if got, err := netip.ParseAddrPort(strings.Trim(to, "'.")); err == nil && got.Addr() == addr {
-			return nil
+		// tor writes no brackets around an IPv6 address.
+		_, to, _ := strings.Cut(rest, " to '")
+		if port := strings.LastIndexByte(to, ':'); port > 0 {
+			if got, err := netip.ParseAddr(strings.Trim(to[:port], "[]")); err == nil && got == addr {
+				return nil
+			}
 		}
 	}
 	if err := lines.Err(); err != nil {

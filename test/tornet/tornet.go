@@ -291,6 +291,17 @@ func (n *Network) BridgeArgs(file string) (string, error) {
 // ORAddr is the host:port of the bridge itself, without its transport.
 func (n *Network) ORAddr() string { return fmt.Sprintf("127.0.0.1:%d", n.bridge.orPort) }
 
+// ExtORPort is the host:port of the bridge's Extended ORPort, and the file of
+// its cookie: what a transport needs that the test starts itself.
+func (n *Network) ExtORPort() (addr, cookieFile string, err error) {
+	listeners, err := n.bridge.control.info("net/listeners/extor")
+	if err != nil {
+		return "", "", err
+	}
+	addr, err = strconv.Unquote(listeners)
+	return addr, filepath.Join(n.bridge.dir, extORCookieFile), err
+}
+
 // ClientsSeen is how many clients the bridge has seen from each country of
 // Options.GeoIP; tor rounds up to a multiple of eight.
 func (n *Network) ClientsSeen() (map[string]int, error) {

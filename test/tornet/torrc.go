@@ -13,6 +13,7 @@ import (
 const (
 	controlPortFile = "control_port"
 	debugLog        = "debug.log"
+	extORCookieFile = "extended_orport_auth_cookie"
 )
 
 // commonLines are the torrc lines of every node. Sockets are on loopback only,
@@ -72,6 +73,7 @@ func bridgeLines(opts Options, nd *node, geoip geoipFiles, addr string) []string
 		"SocksPort 0",
 		fmt.Sprintf("ORPort 127.0.0.1:%d", nd.orPort),
 		"ExtORPort auto",
+		"ExtORPortCookieAuthFile " + filepath.Join(nd.dir, extORCookieFile),
 		"BridgeRelay 1",
 		"BridgeDistribution none",
 		"PublishServerDescriptor 0",
@@ -108,6 +110,7 @@ func clientLines(nd *node, c ClientOptions, addr, id, args string) []string {
 		"UseBridges 1",
 	}
 	lines = append(lines, controlLines(nd)...)
+	lines = append(lines, c.Torrc...)
 	bridge := []string{"Bridge"}
 	if c.Transport != "" {
 		lines = append(lines, fmt.Sprintf("ClientTransportPlugin %s exec %s", c.Transport, c.Exec))

@@ -1,5 +1,5 @@
 //go:build race
 
-package deploy
+package programs
 
 func init() { buildFlags = append(buildFlags, "-race") }
