@@ -174,8 +174,11 @@ func (l *link) put(p []byte) bool {
 	if l.shut {
 		return false
 	}
-	if l.queued > 0 && l.queued+len(p) > l.flight.queue() {
+	if l.queued > 0 && l.queued+len(p) > l.allowance() {
 		l.blocked = true
+		if l.flying+l.queued+len(p) > l.flight.size {
+			l.flight.limited = true
+		}
 		signal(l.wake)
 		return false
 	}
@@ -193,6 +196,12 @@ func (l *link) put(p []byte) bool {
 	l.queued += need
 	signal(l.wake)
 	return true
+}
+
+// allowance is how many bytes of datagrams may wait: what the window has room for,
+// so that few exchanges can fill it, and a little in any case.
+func (l *link) allowance() int {
+	return max(l.flight.queue(), min(l.flight.size-l.flying, maxQueue))
 }
 
 // takeHello takes datagrams out of the queue, at most room bytes of them, for

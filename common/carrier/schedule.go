@@ -21,13 +21,16 @@ func (c *Client) way() *way {
 	return c.cfg.Path.way(name)
 }
 
-// slots says how many exchanges may be in flight in each direction.
+// slots says how many exchanges may be in flight in each direction. Where there
+// are few, as over HTTP/1.1, each direction may have all but a third of them, and
+// uploads what downloads leave free but one.
 func (c *Client) slots() (uploads, downloads int) {
 	n := c.cfg.Transport.MaxInFlight()
 	if n < 2 {
 		return 1, 1
 	}
-	return min(maxUploads, max(1, n/3)), min(maxDownloads, n-max(1, n/3))
+	third := max(1, n/3)
+	return min(maxUploads, max(third, n-1-c.polls-c.streams)), min(maxDownloads, n-third)
 }
 
 // launch starts the exchanges that are due and says how long to wait before it

@@ -11,11 +11,11 @@ const (
 	minFlight   = 64 << 10
 	flightLimit = 24 << 20
 
-	// queueLimit and maxQueue bound the bytes of datagrams that may wait to be
-	// put on an exchange before WriteTo blocks. What waits here is delay for
-	// whatever the engine says next, and what one body can carry.
+	// queueLimit is how many bytes of datagrams may wait at least to be put on
+	// an exchange before WriteTo blocks, and maxQueue at most: the largest body.
+	// What waits is delay for whatever the engine says next.
 	queueLimit = 64 << 10
-	maxQueue   = 1 << 20
+	maxQueue   = maxAnswer
 
 	// queueDelay and queueShare say how long a session lets its own bytes wait
 	// in front of the bottleneck: so long, and that share of the round trip
@@ -139,6 +139,7 @@ func (w *window) set(size float64) {
 	w.size = int(min(max(size, minFlight), flightLimit))
 }
 
-// queue is how many bytes may wait in front of the window: enough for each of
-// several exchanges in flight to carry its share of it, and little delay.
-func (w *window) queue() int { return min(max(w.size/12, queueLimit), maxQueue) }
+// queue is how many bytes may wait while the window is full: enough to fill it
+// again when acknowledgements come, and little delay. Half of it is worth an
+// exchange of its own.
+func (w *window) queue() int { return min(max(w.size/12, queueLimit), 1<<20) }
