@@ -74,17 +74,20 @@ const (
 	InitialWindow = 256 << 10
 
 	// maxWindow is the largest window of a stream in bytes: what KCP itself may
-	// have in flight.
-	maxWindow = arq.MaxWindow * arq.SegmentSize
+	// have in flight, and as the other side is told of a quarter at a time, a
+	// third more.
+	maxWindow = 32 << 20
 
 	// windowBudget is how many bytes the windows of a session may grow in
-	// total: four streams at full speed at once.
+	// total: two streams at full speed at once, or more at less.
 	windowBudget = 64 << 20
 
-	// firstShare is the share of what is left of it by which the window of a
-	// new stream grows at once: 4 MB for the first, so that it need not grow
-	// while the carrier's does.
-	firstShare = 16
+	// clientShare and serverShare are the part of what is left of it by which
+	// the window of a new stream grows at once, so that it need not grow while
+	// the carrier's does: for the first stream 16 MB of a client, which receives
+	// more and has its memory to itself, and 4 MB of a server.
+	clientShare = 4
+	serverShare = 16
 
 	// maxUnread is how many bytes the streams of a session may hold unread. A
 	// thousand streams whose readers have all stopped stay below.
@@ -353,7 +356,11 @@ func (s *session) opened(id uint32) error {
 
 func (s *session) newStream(id uint32) *stream {
 	local, remote := s.link.Addrs()
-	more := s.budget / firstShare
+	share := serverShare
+	if s.client {
+		share = clientShare
+	}
+	more := s.budget / share
 	s.budget -= more
 	st := &stream{session: s, id: id, peerWindow: InitialWindow, window: duplex.Window{Size: InitialWindow + more}}
 	st.Stream = duplex.New(&s.link.Mu, st, local, remote)

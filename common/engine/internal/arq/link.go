@@ -53,10 +53,10 @@ const (
 	// MinRoom is the least room in bytes that User.Fill is given.
 	MinRoom = 32
 
-	// MaxWindow is the largest send and receive window in segments: 16 MB, which
-	// covers 500 Mbit/s with a round trip of 200 ms (12.5 MB) and some delay of
-	// acknowledgements.
-	MaxWindow = 16 << 20 / SegmentSize
+	// MaxWindow is the largest send and receive window in segments: 24 MB, which
+	// covers 500 Mbit/s with a round trip of 200 ms (12.5 MB), a queue and the
+	// delay of acknowledgements.
+	MaxWindow = 24 << 20 / SegmentSize
 
 	// conversation is KCP's conversation ID, see the package comment.
 	conversation = 1

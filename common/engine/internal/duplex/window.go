@@ -23,12 +23,15 @@ const windowGrowth = 4
 // way, or when the window has grown, up to limit, because half of it was
 // consumed in less than two round trips.
 func (w *Window) Consumed(n, limit int, rtt time.Duration) bool {
+	if w.since.IsZero() {
+		w.since = time.Now()
+	}
 	w.used += n
 	w.untold += n
 	before := w.Size
 	if w.used >= w.Size/2 {
 		now := time.Now()
-		if !w.since.IsZero() && now.Sub(w.since) < 2*rtt {
+		if now.Sub(w.since) < 2*rtt {
 			w.Size = max(w.Size, min(w.Size*windowGrowth, limit))
 		}
 		w.used, w.since = 0, now
