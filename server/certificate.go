@@ -68,7 +68,11 @@ func (c *certificate) load() error {
 
 // tlsConfig is that of a server that uses the certificate.
 func (c *certificate) tlsConfig() *tls.Config {
-	return &tls.Config{GetCertificate: c.get, MinVersion: tls.VersionTLS12}
+	return &tls.Config{
+		GetCertificate: c.get,
+		MinVersion:     tls.VersionTLS12,
+		NextProtos:     []string{"h2", "http/1.1"},
+	}
 }
 
 // get is a tls.Config's GetCertificate.

@@ -82,7 +82,8 @@ func newWebServer(h http.Handler, config *tls.Config, log *slog.Logger) *http.Se
 func serveWeb(s *http.Server, ln net.Listener) error {
 	ln = netutil.LimitListener(ln, maxConns)
 	if s.TLSConfig != nil {
-		return s.ServeTLS(ln, "", "")
+		// A copy, because net/http changes its own.
+		ln = newHandshaker(ln, s.TLSConfig.Clone())
 	}
 	return s.Serve(ln)
 }
