@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -125,11 +126,16 @@ func startEcho(t *testing.T, name string) (addr string) {
 	return ln.Addr().String()
 }
 
-// A line is a stream to one of the servers.
+// A line is a stream to one of the servers, on which bytes go to and fro all
+// the time.
 type line struct {
 	net.Conn
 	r      *bufio.Reader
 	server string
+
+	rounds atomic.Int64  // of bytes that came back as they were
+	ended  chan struct{} // closed when talk has returned
+	err    error         // why, after that
 }
 
 // open opens a stream through the client at addr and learns whose it is.
@@ -139,7 +145,7 @@ func open(addr string) (*line, error) {
 		return nil, err
 	}
 	_ = c.SetDeadline(time.Now().Add(programs.WaitLimit))
-	l := &line{Conn: c, r: bufio.NewReader(c)}
+	l := &line{Conn: c, r: bufio.NewReader(c), ended: make(chan struct{})}
 	name, err := l.r.ReadString('\n')
 	if err != nil {
 		c.Close()
@@ -149,9 +155,18 @@ func open(addr string) (*line, error) {
 	return l, nil
 }
 
-// check sends bytes to and fro.
+// talk sends bytes to and fro until they do not come back as they were.
+func (l *line) talk() {
+	defer close(l.ended)
+	for l.err = l.check(); l.err == nil; l.err = l.check() {
+		l.rounds.Add(1)
+	}
+}
+
+// check sends bytes to and fro once.
 func (l *line) check() error {
-	want := make([]byte, 100_000)
+	_ = l.SetDeadline(time.Now().Add(programs.WaitLimit))
+	want := make([]byte, 20_000)
 	rand.Read(want)
 	sent := make(chan error, 1)
 	go func() {
@@ -169,65 +184,143 @@ func (l *line) check() error {
 	return err
 }
 
-// TestScale: of several servers behind a load balancer one is killed. Its
-// sessions come back on others by themselves; those of the others notice
-// nothing.
+// further waits until each line has ended or brought bytes that were sent from
+// now on, and returns those that have ended.
+func further(t *testing.T, lines []*line) (ended []*line) {
+	t.Helper()
+	begin := make([]int64, len(lines))
+	for i, l := range lines {
+		begin[i] = l.rounds.Load()
+	}
+	for i, l := range lines {
+		programs.Await(t, "bytes from "+l.server, func() error {
+			select {
+			case <-l.ended:
+				ended = append(ended, l)
+				return nil
+			default:
+			}
+			// One round was under way.
+			if n := l.rounds.Load() - begin[i]; n < 2 {
+				return fmt.Errorf("%d rounds", n)
+			}
+			return nil
+		})
+	}
+	return ended
+}
+
+// reload has a load balancer read its file again, and waits until no process
+// works by the old one.
+func reload(t *testing.T, b balancer, p *proc.Process) {
+	t.Helper()
+	before := p.Group()
+	if err := p.Signal(b.reload); err != nil {
+		t.Fatal(err)
+	}
+	programs.Await(t, "the end of the old workers", func() error {
+		now := p.Group()
+		left := 0
+		for _, id := range before {
+			if slices.Contains(now, id) {
+				left++
+			}
+		}
+		if left > 1 || len(now) < len(before) { // the master stays
+			return fmt.Errorf("of %v there are %v", before, now)
+		}
+		return nil
+	})
+}
+
+// TestScale: sessions on several servers behind a load balancer, with bytes
+// under way all the time. They notice nothing when it is reloaded. When a server
+// is added, few are lost; when one is killed, its own are, and nobody else's.
+// What was lost comes back by itself on another server.
 func TestScale(t *testing.T) {
 	eachBalancer(t, func(t *testing.T, b balancer) {
-		const servers = 3
+		const servers, added, sessions = 3, "server 4", 32
 		state, dir, listen := programs.Folder(t), programs.Folder(t), programs.Addr(t)
-		origins := programs.Addrs(t, servers)
+		origins := programs.Addrs(t, servers+1)
 		running := make(map[string]*proc.Process)
 		for i, origin := range origins {
 			name := fmt.Sprintf("server %d", i+1)
 			running[name] = startServer(t, origin, state, startEcho(t, name), "-trusted-proxies", "127.0.0.1")
 		}
 		caFile := guide.WriteCertificate(t, dir, siteName)
-		b.configure(t, dir, listen, origins)
-		b.start(t, dir, listen)
+		b.configure(t, dir, listen, origins[:servers])
+		p := b.start(t, dir, listen)
 		url := "https://" + siteName + "/updates"
 		// A session for each stream, and one for all.
 		many := startClient(t, caFile, url, "-key", programs.Key(t, state), "-addr", listen, "-engine", "kcp")
 		one := startClient(t, caFile, url, "-key", programs.Key(t, state), "-addr", listen, "-engine", "kcp-smux")
 
-		shared, err := open(one.Addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer shared.Close()
-		if err := shared.check(); err != nil {
-			t.Fatal(err)
-		}
-		dying := shared.server
-		of := make(map[string][]*line)
-		for n := 0; len(of[dying]) < 2 || len(of) < servers; n++ {
-			if n == 100 {
-				t.Fatalf("100 sessions are on %d servers only", len(of))
+		var talking sync.WaitGroup
+		var lines []*line
+		t.Cleanup(func() {
+			for _, l := range lines {
+				l.Close()
 			}
-			l, err := open(many.Addr)
+			talking.Wait()
+		})
+		begin := func(c *programs.Tunnel) *line {
+			t.Helper()
+			l, err := open(c.Addr)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer l.Close()
-			of[l.server] = append(of[l.server], l)
+			lines = append(lines, l)
+			talking.Go(l.talk)
+			return l
+		}
+		of := make(map[string]int)
+		for n := 0; n < sessions || len(of) < servers; n++ {
+			if n == 100 {
+				t.Fatalf("100 sessions are on %d servers only", len(of))
+			}
+			of[begin(many).server]++
+		}
+		t.Logf("sessions: %v", of)
+
+		for range 2 {
+			reload(t, b, p)
+			if ended := further(t, lines); len(ended) > 0 {
+				t.Errorf("%d of %d streams have ended at a reload: %v", len(ended), len(lines), ended[0].err)
+			}
 		}
 
+		b.configure(t, dir, listen, origins)
+		reload(t, b, p)
+		moved := further(t, lines)
+		t.Logf("%d of %d sessions have moved to a new server", len(moved), len(lines))
+		// Where a session's server depends on the number of servers, three
+		// quarters move.
+		if len(moved) > sessions*9/16 {
+			t.Errorf("%d of %d sessions have moved, want about a quarter", len(moved), len(lines))
+		}
+		for n := 0; begin(many).server != added; n++ {
+			if n == 100 {
+				t.Fatalf("none of 100 new sessions is on the new server")
+			}
+		}
+
+		dying := begin(one).server
+		alive := slices.DeleteFunc(slices.Clone(lines), func(l *line) bool { return slices.Contains(moved, l) })
 		if err := running[dying].Signal(syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		for server, lines := range of {
-			for _, l := range lines {
-				err := l.check()
-				if server == dying && err == nil {
-					t.Errorf("a stream of the dead server goes on")
-				}
-				if server != dying && err != nil {
-					t.Errorf("a stream of another server: %v", err)
-				}
+		ended := further(t, alive)
+		for _, l := range alive {
+			switch has := slices.Contains(ended, l); {
+			case has && l.server != dying:
+				t.Errorf("a stream of another server has ended: %v", l.err)
+			case !has && l.server == dying:
+				t.Errorf("a stream of the dead server goes on")
 			}
 		}
+		t.Logf("%d of %d sessions are lost with a server", len(ended), len(alive))
 		for _, c := range []*programs.Tunnel{many, one} {
-			for n := range 3 {
+			for range 3 {
 				programs.Await(t, "a new stream", func() error {
 					l, err := open(c.Addr)
 					if err != nil {
@@ -239,7 +332,6 @@ func TestScale(t *testing.T) {
 					}
 					return l.check()
 				})
-				t.Logf("new stream %d works", n+1)
 			}
 		}
 	})

@@ -172,19 +172,29 @@ func (p *Process) endGroup() error {
 			return nil
 		}
 		if time.Now().After(end) {
-			err := fmt.Errorf("%s left behind, killed now: %s", p.name, strings.Join(left, ", "))
+			err := fmt.Errorf("%s left behind, killed now: %v", p.name, left)
 			return errors.Join(err, syscall.Kill(-pgid, syscall.SIGKILL))
 		}
 	}
 }
 
-// group lists the members of a process group that run, as "name (id)".
-func group(pgid int) []string {
+// Group are the ids of all that runs in the program's group: itself and what it
+// started.
+func (p *Process) Group() []int {
+	var ids []int
+	for id := range group(p.cmd.Process.Pid) {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// group returns the members of a process group that run: ids and names.
+func group(pgid int) map[int]string {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		panic(err) // the pattern is constant
 	}
-	var members []string
+	members := make(map[int]string)
 	for _, name := range stats {
 		data, err := os.ReadFile(name)
 		if err != nil {
@@ -199,7 +209,9 @@ func group(pgid int) []string {
 		if len(fields) < 3 || fields[0] == "Z" || fields[2] != strconv.Itoa(pgid) {
 			continue
 		}
-		members = append(members, fmt.Sprintf("%s (%s)", data[open+1:end], bytes.TrimSpace(data[:open])))
+		if id, err := strconv.Atoi(string(bytes.TrimSpace(data[:open]))); err == nil {
+			members[id] = string(data[open+1 : end])
+		}
 	}
 	return members
 }

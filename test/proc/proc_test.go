@@ -73,8 +73,8 @@ func TestStopKillsTheDeaf(t *testing.T) {
 func TestStopFindsWhatIsLeft(t *testing.T) {
 	p := start(t, `(trap "" TERM; exec sleep 1000) & echo ready; wait`)
 	printed(t, p, "ready")
-	if left := group(p.cmd.Process.Pid); len(left) != 2 {
-		t.Errorf("in the group: %q, want sh and its child", left)
+	if left := p.Group(); len(left) != 2 {
+		t.Errorf("in the group: %d, want sh and its child", left)
 	}
 	err := p.Stop()
 	if err == nil || !strings.Contains(err.Error(), "left behind") {
@@ -100,7 +100,7 @@ func TestKillLeavesNothing(t *testing.T) {
 		t.Errorf("Status: %v, want killed", p.Status())
 	}
 	if left := group(p.cmd.Process.Pid); len(left) > 0 {
-		t.Errorf("left behind: %q", left)
+		t.Errorf("left behind: %v", left)
 	}
 	if err := p.Stop(); err != nil {
 		t.Errorf("Stop after Kill: %v", err)
