@@ -41,6 +41,12 @@ const (
 	streamWindow = 8 << 20
 	connWindow   = 16 << 20
 
+	// readFrame is the size in bytes of the largest HTTP/2 frame that is taken:
+	// the protocol's default, and what browsers and this project's client
+	// send. A connection keeps a buffer for the largest frame it has got, which
+	// net/http would let grow to 1 MB.
+	readFrame = 16 << 10
+
 	// maxStreams is the number of requests in flight on one HTTP/2 connection
 	// (net/http's own default, and more than the 100 that RFC 9113 wants).
 	maxStreams = 250
@@ -61,6 +67,7 @@ func newWebServer(h http.Handler, config *tls.Config, log *slog.Logger) *http.Se
 			MaxConcurrentStreams:          maxStreams,
 			MaxReceiveBufferPerStream:     streamWindow,
 			MaxReceiveBufferPerConnection: connWindow,
+			MaxReadFrameSize:              readFrame,
 			WriteByteTimeout:              stuckTimeout,
 		},
 		Protocols: new(http.Protocols),

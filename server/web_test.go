@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"turbotunnel/server/proxyproto"
 )
 
@@ -253,5 +255,33 @@ func TestProxyHeaderBeforeTLS(t *testing.T) {
 	defer resp.Body.Close()
 	if got, err := io.ReadAll(resp.Body); err != nil || string(got) != "HTTP/2.0 [2001:db8::7]:4096" {
 		t.Errorf("the handler heard of %q, %v", got, err)
+	}
+}
+
+// An HTTP/2 connection keeps a buffer for the largest frame that it was sent.
+func TestLargeFramesAreNotAsked(t *testing.T) {
+	log, _ := newLog()
+	addr := startWeb(t, http.NotFoundHandler(), nil, log)
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	io.WriteString(conn, http2.ClientPreface)
+	framer := http2.NewFramer(conn, conn)
+	if err := framer.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	frame, err := framer.ReadFrame()
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings, ok := frame.(*http2.SettingsFrame)
+	if !ok {
+		t.Fatalf("the server begins with %v", frame)
+	}
+	if size, ok := settings.Value(http2.SettingMaxFrameSize); ok && size != readFrame {
+		t.Errorf("the server asks for frames of %d bytes, want %d", size, readFrame)
 	}
 }
