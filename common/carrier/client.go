@@ -24,6 +24,11 @@ const (
 	maxUploads   = 32
 	maxDownloads = 16
 
+	// maxSending bounds the uploads whose bodies are being written: what more of
+	// them would do is to come to their ends, and be acknowledged, all at once
+	// and late. Two keep a connection busy.
+	maxSending = 2
+
 	// maxAnswer is the size in bytes of the largest answer that a client asks
 	// for, unless it is streamed: over HTTP/1.1, four of them at once fill 200 ms
 	// at 500 Mbit/s.

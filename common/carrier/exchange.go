@@ -184,6 +184,7 @@ func (c *Client) exchange(f *flight) result {
 		if last {
 			f.mark(&f.sent)
 			c.link.wrote(f.number)
+			signal(c.link.wake) // the next one may be due
 		}
 	})
 	defer b.Close()
@@ -194,7 +195,7 @@ func (c *Client) exchange(f *flight) result {
 		if f.first.CompareAndSwap(0, f.heard.Load()) && f.kind == upload {
 			// Such an answer comes at once. The times in heads would count
 			// the wait for a connection, too.
-			c.link.measured(time.Duration(f.first.Load() - f.sent.Load()))
+			c.link.measured(time.Duration(f.first.Load()-f.sent.Load()), b.size)
 		}
 	})
 	if res.err != nil && f.ctx.Err() != nil {

@@ -511,22 +511,22 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 	if h.Echoes && timed {
 		rtt := time.Duration(uint32(now.Sub(l.start).Milliseconds())-h.Echo)*time.Millisecond - h.Delay
 		if rtt >= 0 && rtt < time.Minute {
-			l.sample(rtt)
+			l.sample(rtt, 0)
 		}
 	}
 	l.arm()
 }
 
-// measured takes note of a round-trip time.
-func (l *link) measured(rtt time.Duration) {
+// measured takes note of the round-trip time of a body of size bytes.
+func (l *link) measured(rtt time.Duration, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.sample(rtt)
+	l.sample(rtt, size)
 }
 
 // sample takes note of a round-trip time, as RFC 6298 section 2 does.
-func (l *link) sample(rtt time.Duration) {
-	l.flight.took(rtt)
+func (l *link) sample(rtt time.Duration, size int64) {
+	l.flight.took(rtt, size)
 	if l.srtt == 0 {
 		l.srtt, l.rttvar = rtt, rtt/2
 		return

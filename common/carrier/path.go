@@ -49,6 +49,7 @@ type way struct {
 	quiet      time.Duration
 	age        time.Duration
 	cutAt      time.Duration // the age at which a stream was cut last
+	tooLarge   int           // bytes of the smallest body that was refused; 0: none
 }
 
 func (p *Path) way(front string) *way {
@@ -150,4 +151,20 @@ func (w *way) cut(streamed bool, age, silence time.Duration) {
 
 func share(d time.Duration) time.Duration {
 	return max(time.Duration(float64(d)*cutShare), minLearned*3/4).Truncate(time.Millisecond)
+}
+
+// refusedBody notes that a body of size bytes was too large.
+func (w *way) refusedBody(size int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.tooLarge == 0 || size < w.tooLarge {
+		w.tooLarge = size
+	}
+}
+
+// takesBody tells whether bodies of size bytes are worth a try.
+func (w *way) takesBody(size int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return size <= LargestBody && (w.tooLarge == 0 || size < w.tooLarge)
 }

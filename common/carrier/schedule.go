@@ -56,13 +56,16 @@ func (c *Client) launch(now time.Time) time.Duration {
 		return min(c.takeTurn(now, due, crowded), long)
 	}
 	uploads, downloads := c.slots()
-	for due == 0 && c.uploads < uploads {
+	for due == 0 && c.uploads < uploads && c.sending(now) < maxSending {
 		c.start(upload)
 		if due = c.link.dueIn(now); due < 0 {
 			due = c.link.newsIn(now)
 		}
 	}
 	wait := min(long, c.look(now, way))
+	if due == 0 && c.uploads < uploads {
+		wait = min(wait, slack) // for one that does not end
+	}
 	if due > 0 {
 		wait = min(wait, due)
 	}
@@ -83,6 +86,19 @@ func (c *Client) launch(now time.Time) time.Duration {
 		c.start(poll)
 	}
 	return wait
+}
+
+// sending is how many uploads have yet to hand their last byte to a connection.
+// One that takes long may be on a connection that is dead, and does not count.
+func (c *Client) sending(now time.Time) int {
+	srtt, _ := c.link.roundTrip()
+	n := 0
+	for _, f := range c.flights {
+		if f.kind == upload && f.sent.Load() == 0 && now.Sub(f.started) < 2*srtt+slack {
+			n++
+		}
+	}
+	return n
 }
 
 // wantStreams is 1, and 2 while the older one is about to end. A probe that is
@@ -270,6 +286,10 @@ func (c *Client) observe(res result) {
 	delete(c.flights, f.number)
 	switch f.kind {
 	case upload:
+		// Full bodies in all the exchanges that there can be: larger ones may help.
+		if most, _ := c.slots(); res.good && c.uploads >= most && int(res.size) > c.bodyLimit*3/4 && way.takesBody(2*c.bodyLimit) {
+			c.bodyLimit *= 2
+		}
 		c.uploads--
 		if res.good && f.started.After(c.answered) {
 			c.answered = f.started
@@ -302,6 +322,7 @@ func (c *Client) observe(res result) {
 	c.failure = res.err
 	if res.tooLarge && res.size > minBody { // it says nothing about smaller ones
 		c.bodyLimit = max(minBody, min(c.bodyLimit, int(res.size/2)))
+		way.refusedBody(int(res.size))
 		c.log.Info("the path refuses large requests: sending smaller ones", "bytes", c.bodyLimit)
 		return
 	}

@@ -25,9 +25,10 @@ const (
 	queueShare = 1.0 / 8
 
 	// startGrowth is by how many bytes a window grows at first for each byte
-	// that is acknowledged: fourfold in a round trip. TCP below does not let it
-	// flood the path; what is at stake is a short time of delay.
-	startGrowth = 3
+	// that is acknowledged: eightfold in a round trip, until an acknowledgement
+	// shows a queue. TCP below does not let it flood the path; what is at stake is
+	// a short time of delay, seven times the queue that can be seen.
+	startGrowth = 7
 
 	// baseLife is how long a round-trip time counts as the shortest. Then the
 	// window is kept low for a round trip, so that it can be seen again.
@@ -50,11 +51,13 @@ type window struct {
 	starting bool          // the size grows with what is acknowledged
 	base     time.Duration // the shortest round trip of late; 0: none yet
 	baseAt   time.Time     // when it was seen
+	rate     float64       // bytes per second when the window was the limit last; 0: never yet
 
 	// The round trip under way.
 	since     time.Time
 	delivered int           // bytes
 	shortest  time.Duration // 0: none yet
+	latest    time.Duration // likewise
 	limited   bool          // there was more to send than the window allows
 	draining  float64       // the rate before the window was lowered to see the base; 0: it was not
 }
@@ -62,9 +65,15 @@ type window struct {
 func newWindow() window { return window{size: firstFlight, starting: true} }
 
 // took notes a round-trip time, without what the other side has waited before
-// it answered.
-func (w *window) took(rtt time.Duration) {
+// it answered. It is that of size bytes: what the path needs to take them up is
+// no queue.
+func (w *window) took(rtt time.Duration, size int64) {
+	if w.rate > 0 && w.base > 0 {
+		own := time.Duration(float64(size) / w.rate * float64(time.Second))
+		rtt = max(rtt-own, min(rtt, w.base))
+	}
 	rtt = max(rtt, time.Millisecond) // what clocks on the wire resolve
+	w.latest = rtt
 	if w.shortest == 0 || rtt < w.shortest {
 		w.shortest = rtt
 	}
@@ -76,7 +85,7 @@ func (w *window) ack(now time.Time, n int) {
 	if w.since.IsZero() {
 		w.since = now
 	}
-	if w.starting && w.limited && !w.waits() {
+	if w.starting && w.limited && w.latest-w.base < 2*w.delay() {
 		w.set(float64(w.size + startGrowth*n))
 	}
 	if w.shortest == 0 || now.Sub(w.since) < w.shortest {
@@ -94,9 +103,6 @@ func (w *window) delay() time.Duration {
 	return queueDelay + time.Duration(queueShare*float64(w.base))
 }
 
-// waits tells whether the queue is longer than that by as much again.
-func (w *window) waits() bool { return w.base > 0 && w.shortest-w.base >= 2*w.delay() }
-
 // turn ends a round trip.
 func (w *window) turn(now time.Time) {
 	rate := float64(w.delivered) / now.Sub(w.since).Seconds() // bytes per second
@@ -111,8 +117,11 @@ func (w *window) turn(now time.Time) {
 		return
 	case !w.limited:
 		return // it says nothing about the path
+	}
+	w.rate = rate
+	switch {
 	case w.starting:
-		if !w.waits() {
+		if w.shortest-w.base < 2*delay {
 			return // it grows
 		}
 		// The rate is the path's, or a part of that if the path has not been full

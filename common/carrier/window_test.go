@@ -20,7 +20,7 @@ func (p testPath) run(w *window, now *time.Time, d time.Duration) time.Duration 
 		for range 10 {
 			*now = now.Add(rtt / 10)
 			w.limited = true
-			w.took(rtt)
+			w.took(rtt, 0)
 			w.ack(*now, w.size/10)
 		}
 	}
@@ -38,7 +38,7 @@ func TestWindowFollows(t *testing.T) {
 		w, now := newWindow(), time.Now()
 		for range 20 { // a session begins with little
 			now = now.Add(p.base)
-			w.took(p.base)
+			w.took(p.base, 0)
 			w.ack(now, 1000)
 		}
 		// Two lives of the base, in which it is looked at anew.
@@ -74,7 +74,7 @@ func TestWindowIdle(t *testing.T) {
 	before := 0
 	for i := range 1000 {
 		now = now.Add(100 * time.Millisecond)
-		w.took(100 * time.Millisecond)
+		w.took(100 * time.Millisecond, 0)
 		w.ack(now, 1000)
 		if i == 0 {
 			before = w.size // the last round trip that was limited is over
