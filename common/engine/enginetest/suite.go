@@ -48,6 +48,7 @@ var cases = []struct {
 	{"Contexts", true, 0, testContexts},
 	{"Garbage", false, 0, testGarbage},
 	{"SmallQueue", false, 0, testSmallQueue},
+	{"Stalls", false, 0, testStalls},
 	{bulk, true, 0, testBulk},
 	{"ThousandStreams", true, many, testThousandStreams},
 	{"ManyAtOnce", true, many, testManyAtOnce},

@@ -98,6 +98,7 @@ type conn struct {
 	took                   time.Duration // to take them
 
 	reported uint32 // the highest TSN that is known to have arrived before its turn
+	probed   uint32 // una when the newest message was sent again last; 0: never
 
 	// Receiving.
 	delivered uint32 // messages
@@ -318,7 +319,7 @@ func (c *conn) depart(p []byte) ([]byte, net.Addr, error) {
 func (c *conn) departs(chunk []byte) bool {
 	tsn := binary.BigEndian.Uint32(chunk[4:])
 	if tsn != c.sent {
-		return c.resend(tsn)
+		return c.resend(chunk)
 	}
 	c.batch = append(c.batch, *c.message(tsn))
 	c.sent++
@@ -332,18 +333,27 @@ func (c *conn) departs(chunk []byte) bool {
 }
 
 // resend tells whether a message shall be sent again. SCTP wants to send all
-// that is outstanding when nothing was acknowledged for a second or little
-// more. A carrier that repairs what it loses may take longer, and then delivers
+// that is outstanding when nothing was acknowledged for a second or two. A
+// carrier that repairs what it loses may take longer, and then delivers
 // everything. So a message goes if one sent after it has arrived; without that
 // evidence only the oldest few go and the newest, whose arrival is evidence for
-// all the others.
-func (c *conn) resend(tsn uint32) bool {
-	if int32(c.reported-tsn) <= 0 && tsn-c.una >= probes && tsn+1 != c.sent {
+// all the others, and while that does not help only the oldest and the newest.
+func (c *conn) resend(chunk []byte) bool {
+	c.s.wake() // the next may go
+	tsn := binary.BigEndian.Uint32(chunk[4:])
+	most := uint32(probes)
+	if c.probed == c.una {
+		most = 1
+	}
+	if int32(c.reported-tsn) <= 0 && tsn-c.una >= most && tsn+1 != c.sent {
 		c.stats.Withheld++
-		c.s.wake() // the next may go
 		return false
 	}
+	if tsn+1 == c.sent {
+		c.probed = c.una
+	}
 	c.stats.Retransmitted++
+	chunk[1] |= answerAtOnce
 	return true
 }
 

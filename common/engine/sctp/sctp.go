@@ -109,9 +109,10 @@ const (
 	minWindow = maxOutstanding * maxMessage
 
 	// maxTimeout is the longest time in milliseconds between two looks of SCTP
-	// at what has not been acknowledged: how late the end of an outage may be
-	// noticed.
-	maxTimeout = 10e3
+	// at what has not been acknowledged. Two of them may pass before what a
+	// carrier has lost for good goes again: the first look brings the evidence,
+	// the second uses it (see resend). A look that finds nothing costs little.
+	maxTimeout = 2e3
 
 	headerSize = 5 // bytes
 	creditSize = 8 // bytes

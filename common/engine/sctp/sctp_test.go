@@ -169,6 +169,38 @@ func TestOutage(t *testing.T) {
 	})
 }
 
+// TestLostOutage: what a carrier has lost in an outage, all of it and for good,
+// goes again soon after the end: one look brings the evidence, the next uses it.
+// SCTP left alone sends one burst of a few packets for each look, and looks
+// every 10 s: 33 s.
+func TestLostOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 16 << 20
+		path := enginetest.Path{Delay: 50 * time.Millisecond, Rate: 12 << 20, Queue: 2 << 20}
+		a, b := enginetest.Connect(path, path, 1)
+		client, server := connect(t, a, b)
+		c, s := open(t, client, server)
+		go func() {
+			c.Write(make([]byte, size))
+			c.CloseWrite()
+		}()
+		if _, err := io.CopyN(io.Discard, s, 4<<20); err != nil {
+			t.Fatal(err)
+		}
+		a.SetDown(true)
+		time.Sleep(10 * time.Second)
+		a.SetDown(false)
+		start := time.Now()
+		if n, err := io.Copy(io.Discard, s); n != size-4<<20 || err != nil {
+			t.Errorf("%d bytes after the outage, %v", n, err)
+		}
+		const most = 6 * time.Second // two looks, each 2 s after the last, and the rest itself
+		if took := time.Since(start); took > most {
+			t.Errorf("the rest took %v; want at most %v", took, most)
+		}
+	})
+}
+
 // TestNewStreamDoesNotQueue: the first bytes of a stream wait for what the
 // carrier holds and for a small backlog, not for all that another has to send.
 func TestNewStreamDoesNotQueue(t *testing.T) {
