@@ -334,6 +334,12 @@ func TestScale(t *testing.T) {
 				})
 			}
 		}
+		// They would wait for the streams of sessions that have moved.
+		for _, server := range running {
+			if err := server.Kill(); err != nil {
+				t.Error(err)
+			}
+		}
 	})
 }
 

@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -10,12 +11,13 @@ import (
 	"testing"
 
 	"turbotunnel/test/guide"
+	"turbotunnel/test/proc"
 	"turbotunnel/test/programs"
 )
 
 // TestSystemdUnits: systemd reads the units without complaint, finds little
 // that the service could do beyond its task, and the command in them serves on
-// a socket that is passed.
+// a socket that is passed, and again after a restart.
 func TestSystemdUnits(t *testing.T) {
 	dir := programs.Folder(t)
 	const installed = "/usr/local/bin/turbotunnel-server"
@@ -54,10 +56,26 @@ func TestSystemdUnits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	cmd := exec.Command("sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec "+command)
-	cmd.ExtraFiles = []*os.File{file}
-	server := programs.Start(t, cmd)
-	programs.Logged(t, server, "serving on "+listen)
+	run := func() *proc.Process {
+		cmd := exec.Command("sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec "+command)
+		cmd.ExtraFiles = []*os.File{file}
+		p := programs.Start(t, cmd)
+		programs.Logged(t, p, "serving on "+listen)
+		return p
+	}
+	server := run()
 	c := startClient(t, os.DevNull, fmt.Sprintf("http://%s/", listen), "-key", programs.Key(t, state))
 	move(t, to, c, size, nil)
+
+	// A restart. The socket stays, and takes connections meanwhile.
+	if err := server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := proc.Listening(listen); err != nil {
+		t.Error(err)
+	}
+	run()
+	programs.Await(t, "a stream through the new server", func() error {
+		return to.Download(t.Context(), c.HTTP, 1, size, io.Discard)
+	})
 }
