@@ -331,6 +331,12 @@ func (f *Front) exchange(req *http.Request) (*http.Response, *Error) {
 		return nil, failed
 	}
 	c, begun, before := g.conn, time.Now(), g.conn.sock.put.Load()
+	long := req.ContentLength >= longBody
+	if long {
+		f.mu.Lock()
+		f.longLocked(c)
+		f.mu.Unlock()
+	}
 	var once sync.Once
 	end := func(err error) {
 		once.Do(func() {
@@ -341,6 +347,11 @@ func (f *Front) exchange(req *http.Request) (*http.Response, *Error) {
 		})
 	}
 	resp, err := c.wire.roundTrip(req)
+	if long {
+		f.mu.Lock()
+		c.life.long--
+		f.mu.Unlock()
+	}
 	if err == nil {
 		// An HTTP/1.1 server sees the end of a cancelled exchange, and its
 		// answer to that can still come through.
@@ -359,7 +370,7 @@ func (f *Front) exchange(req *http.Request) (*http.Response, *Error) {
 	}
 	f.mu.Lock()
 	c.served = true
-	f.answeredLocked(c, before)
+	f.answeredLocked(c, begun, before)
 	if n, known := c.wire.limit(); known && f.h2 {
 		f.inFlight = n
 	}

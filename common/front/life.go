@@ -25,6 +25,10 @@ const (
 	// waits to be sent delays a ping by as much, until answers have shown that
 	// the path is faster.
 	slowest = 32 << 10
+
+	// longBody is the size in bytes from which a request's body is one that a
+	// server answers when it has it: what may be held has little to say.
+	longBody = 16 << 10
 )
 
 // A life is what tells whether a connection is alive. A connection can die
@@ -34,12 +38,12 @@ const (
 // to say. So it goes in steps, over HTTP/2:
 //
 //  1. When a second exchange begins since the last octet came (the first may
-//     be one that is held), or the first of all, and still nothing has come
-//     half of due later, a ping is sent. Its answer is due at once, whatever
-//     becomes of the exchanges. While nothing new is asked no ping is sent, and
-//     none when answers come: a quiet session stays quiet, and so does a busy
-//     one that works. A ping goes along with an exchange at once only if the
-//     connection was quiet, as Chrome does it.
+//     be one that is held), or the first of all, or while a long body is under
+//     way, and nothing comes for half of due, a ping is sent. Its answer is due
+//     at once, whatever becomes of the exchanges. While nothing new is asked no
+//     ping is sent, and none when answers come: a quiet session stays quiet,
+//     and so does a busy one that works. A ping goes along with an exchange at
+//     once only if the connection was quiet, as Chrome does it.
 //  2. When nothing has come another half of due later, the connection is
 //     doubted: it takes no new exchange, and another one is dialled beside it.
 //  3. When the other one is ready, the path works. The first is closed then, if
@@ -58,6 +62,7 @@ const (
 // Front.mu guards the fields.
 type life struct {
 	asks      asks
+	long      int   // exchanges with a long body that are not answered yet
 	watched   bool  // a goroutine is at step 1 to 3
 	suspect   bool  // at step 2
 	gotThen   int64 // octets that had come by then
@@ -142,10 +147,20 @@ func (f *Front) begunLocked(c *conn) {
 	}
 }
 
-// answeredLocked is told that the head of an answer has come on c, and how many
-// octets had been sent on it before the request.
-func (f *Front) answeredLocked(c *conn, before int64) {
+// longLocked is told that a long body is going to be sent on c.
+func (f *Front) longLocked(c *conn) {
+	c.life.long++
+	if due := c.sock.due(); f.h2 && !c.life.watched {
+		f.watchLocked(c, due/2, due/2)
+	}
+}
+
+// answeredLocked is told that the head of an answer has come on c, to a request
+// that began at a time, after so many octets had been sent.
+func (f *Front) answeredLocked(c *conn, begun time.Time, before int64) {
 	c.prove(before)
+	// A handshake that began in an outage seems to show a long way.
+	c.sock.rtt.Store(min(c.sock.rtt.Load(), int64(time.Since(begun))))
 	if f.h2 {
 		return
 	}
@@ -202,19 +217,27 @@ func (f *Front) doubt(c *conn, begun time.Time) {
 }
 
 // watchLocked lets c be watched: it is pinged if nothing comes in the time
-// after, and doubted if nothing comes in the time wait after that.
+// after, and doubted if nothing comes in the time wait after that. This begins
+// anew, and each time later, while a long body is under way.
 func (f *Front) watchLocked(c *conn, after, wait time.Duration) {
 	c.life.watched = true
 	got := c.sock.got.Load()
 	f.running.Go(func() {
-		if f.pause(after) && c.sock.got.Load() == got {
-			f.watch(c, got, wait)
-		}
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		c.life.watched, c.life.suspect, c.life.dead = false, false, false
-		if !f.closed {
-			f.serveLocked()
+		pause := after
+		for again := true; again; got = c.sock.got.Load() {
+			if f.pause(pause) && c.sock.got.Load() == got {
+				f.watch(c, got, wait)
+				pause = min(max(2*pause, wait), maxDue)
+			} else {
+				pause = max(after, wait)
+			}
+			f.mu.Lock()
+			again = c.life.long > 0 && !f.closed && c.life.gone == nil
+			c.life.watched, c.life.suspect, c.life.dead = again, false, false
+			if !f.closed {
+				f.serveLocked()
+			}
+			f.mu.Unlock()
 		}
 	})
 }

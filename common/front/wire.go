@@ -78,7 +78,7 @@ type sock struct {
 	born  time.Time
 	seen  atomic.Int64 // nanoseconds after born of the last octet received
 	asked atomic.Int64 // of the first octet sent
-	rtt   atomic.Int64 // nanoseconds from there to the first octet received: in a TLS handshake a round trip
+	rtt   atomic.Int64 // nanoseconds from there to the first octet received, or, if shorter, an answer took
 	got   atomic.Int64 // octets received
 	put   atomic.Int64 // octets sent
 }
@@ -89,7 +89,7 @@ func (s *sock) Read(p []byte) (int, error) {
 	n, err := s.Conn.Read(p)
 	if n > 0 {
 		now := int64(time.Since(s.born))
-		if s.got.Load() == 0 {
+		if s.got.Load() == 0 { // in a TLS handshake this is a round trip
 			s.rtt.Store(now - s.asked.Load())
 		}
 		s.seen.Store(now)
