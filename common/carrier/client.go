@@ -29,10 +29,13 @@ const (
 	// and late. Two keep a connection busy.
 	maxSending = 2
 
-	// maxAnswer is the size in bytes of the largest answer that a client asks
-	// for, unless it is streamed: over HTTP/1.1, four of them at once fill 200 ms
-	// at 500 Mbit/s.
-	maxAnswer = 4 << 20
+	// maxAnswers is the size in bytes of all answers together that a client
+	// asks for at once, unless they are streamed: enough to fill 200 ms at 500
+	// Mbit/s with the four of HTTP/1.1, and no more in each where there are
+	// many, because they reach the end of a full path together. maxAnswer is
+	// what a server takes one to be of which nothing is said.
+	maxAnswers = 16 << 20
+	maxAnswer  = 1 << 20
 
 	// maxStream is the size in bytes of the largest streamed answer.
 	maxStream = 256 << 20

@@ -64,6 +64,7 @@ func (r *sentRecord) unit(k *wire.Key) []byte {
 // outgoing is what one exchange has carried to the other side.
 type outgoing struct {
 	records []uint64  // in order; those at the front that are done with are cut off
+	size    int64     // of all it ever had, in bytes
 	written time.Time // when the last of it was written; zero before
 }
 
@@ -274,6 +275,7 @@ func (l *link) take(e uint64, limit int) []*sentRecord {
 			l.out[e] = o
 		}
 		o.records = append(o.records, r.number)
+		o.size += int64(r.size)
 	}
 	for len(l.lost) > 0 {
 		r := l.record(l.lost[0])
@@ -490,13 +492,22 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
+	newest := number+1 > l.newest
+	if newest && timed && h.Echoes {
+		// Before the acknowledgements: what they let go depends on the delay that
+		// they came with.
+		rtt := time.Duration(uint32(now.Sub(l.start).Milliseconds())-h.Echo)*time.Millisecond - h.Delay
+		if rtt >= 0 && rtt < time.Minute {
+			l.sample(rtt, 0)
+		}
+	}
 	l.acknowledge(&h.Acks, now)
 	for e := range l.out {
 		if h.Ended.Has(e) {
 			l.loseExchange(e)
 		}
 	}
-	if number+1 <= l.newest {
+	if !newest {
 		l.arm()
 		return
 	}
@@ -507,12 +518,6 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 	if h.Window > l.peerWindow {
 		l.peerWindow = h.Window
 		signal(l.wake)
-	}
-	if h.Echoes && timed {
-		rtt := time.Duration(uint32(now.Sub(l.start).Milliseconds())-h.Echo)*time.Millisecond - h.Delay
-		if rtt >= 0 && rtt < time.Minute {
-			l.sample(rtt, 0)
-		}
 	}
 	l.arm()
 }
@@ -761,7 +766,7 @@ func (l *link) gapPatience() time.Duration {
 func (l *link) lossAt(o *outgoing) time.Time {
 	srtt, variation := l.rtt()
 	if l.newestSent.After(o.written) {
-		return o.written.Add(2*srtt + 4*variation + 100*time.Millisecond)
+		return o.written.Add(2*srtt + 4*variation + 2*l.flight.taking(o.size) + 100*time.Millisecond)
 	}
 	since := o.written
 	if l.lastAck.After(since) {

@@ -247,7 +247,8 @@ func (c *Client) start(k kind) {
 	c.exchanges++
 	c.flights[f.number] = f
 	hold, quiet, age := c.way().lengths()
-	f.asked.Limit = bodyBelow(maxAnswer)
+	_, downloads := c.slots()
+	f.asked.Limit = bodyBelow(maxAnswers / downloads)
 	switch k {
 	case upload:
 		c.uploads++

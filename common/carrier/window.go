@@ -15,7 +15,7 @@ const (
 	// an exchange before WriteTo blocks, and maxQueue at most: the largest body.
 	// What waits is delay for whatever the engine says next.
 	queueLimit = 64 << 10
-	maxQueue   = maxAnswer
+	maxQueue   = 4 << 20
 
 	// queueDelay and queueShare say how long a session lets its own bytes wait
 	// in front of the bottleneck: so long, and that share of the round trip
@@ -68,15 +68,22 @@ func newWindow() window { return window{size: firstFlight, starting: true} }
 // it answered. It is that of size bytes: what the path needs to take them up is
 // no queue.
 func (w *window) took(rtt time.Duration, size int64) {
-	if w.rate > 0 && w.base > 0 {
-		own := time.Duration(float64(size) / w.rate * float64(time.Second))
-		rtt = max(rtt-own, min(rtt, w.base))
+	if w.base > 0 {
+		rtt = max(rtt-w.taking(size), min(rtt, w.base))
 	}
 	rtt = max(rtt, time.Millisecond) // what clocks on the wire resolve
 	w.latest = rtt
 	if w.shortest == 0 || rtt < w.shortest {
 		w.shortest = rtt
 	}
+}
+
+// taking is how long the path needs to take up size bytes, as far as known.
+func (w *window) taking(size int64) time.Duration {
+	if w.rate == 0 {
+		return 0
+	}
+	return time.Duration(float64(size) / w.rate * float64(time.Second))
 }
 
 // ack notes that n bytes were acknowledged.

@@ -74,7 +74,7 @@ func TestWindowIdle(t *testing.T) {
 	before := 0
 	for i := range 1000 {
 		now = now.Add(100 * time.Millisecond)
-		w.took(100 * time.Millisecond, 0)
+		w.took(100*time.Millisecond, 0)
 		w.ack(now, 1000)
 		if i == 0 {
 			before = w.size // the last round trip that was limited is over
