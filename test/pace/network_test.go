@@ -27,7 +27,8 @@ type path struct {
 // line is one direction's bottleneck.
 type line struct {
 	mu   sync.Mutex
-	free time.Time // when what was written will have left; guarded by mu
+	free time.Time // when what was written will have left; guarded by mu, like what follows
+	sent int64     // bytes so far
 }
 
 func newPath(rtt time.Duration, rate float64) *path {
@@ -97,6 +98,7 @@ func (q *pipe) write(b []byte) (int, error) {
 		q.line.free = now
 	}
 	q.line.free = q.line.free.Add(time.Duration(float64(len(b)) / q.path.rate * float64(time.Second)))
+	q.line.sent += int64(len(b))
 	at := q.line.free.Add(q.path.rtt / 2)
 	q.line.mu.Unlock()
 	q.mu.Lock()

@@ -4,6 +4,7 @@
 package pace
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -12,9 +13,12 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,7 +63,7 @@ func certificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
 }
 
 // act builds the scene in a bubble and plays it.
-func act(t *testing.T, scheme string, mode carrier.Mode, p func() *path, play func(*scene)) {
+func act(t *testing.T, scheme, way string, p func() *path, play func(*scene)) {
 	cert, pool := certificate(t)
 	synctest.Test(t, func(t *testing.T) {
 		s := &scene{t: t, path: p()}
@@ -67,7 +71,15 @@ func act(t *testing.T, scheme string, mode carrier.Mode, p func() *path, play fu
 		if s.server, err = tunnel.NewServer(tunnel.ServerConfig{}); err != nil {
 			t.Fatal(err)
 		}
-		s.web = &http.Server{Handler: s.server, HTTP2: &http.HTTP2Config{
+		mode := carrier.Auto
+		h := http.Handler(s.server)
+		switch way {
+		case "polled":
+			mode = carrier.Poll
+		case "withheld":
+			h = withhold(h)
+		}
+		s.web = &http.Server{Handler: h, HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: 250, MaxReceiveBufferPerStream: 8 << 20, MaxReceiveBufferPerConnection: 16 << 20,
 		}}
 		served := make(chan struct{})
@@ -124,6 +136,8 @@ func (s *scene) serve() {
 				io.CopyN(st, zeros{}, n)
 				st.CloseWrite()
 				io.Copy(io.Discard, st)
+			case 'e':
+				io.Copy(st, st)
 			case 'u':
 				io.CopyN(io.Discard, st, n)
 				st.Write([]byte{'!'})
@@ -160,6 +174,51 @@ func (s *scene) move(kind byte, n int64) time.Duration {
 	return time.Since(start)
 }
 
+// withhold is a CDN that hands on requests and answers when they are complete.
+func withhold(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		all := httptest.NewRecorder()
+		h.ServeHTTP(all, r)
+		maps.Copy(w.Header(), all.Header())
+		w.WriteHeader(all.Code)
+		w.Write(all.Body.Bytes())
+	})
+}
+
+// ping measures bytes there and back on a stream of its own until stop is
+// closed, and returns the median.
+func (s *scene) ping(stop chan struct{}) time.Duration {
+	st, err := s.engine.Open(context.Background())
+	if err != nil {
+		s.t.Error(err)
+		return 0
+	}
+	defer st.Close()
+	fmt.Fprintf(st, "e0\n")
+	var all []time.Duration
+	for {
+		start := time.Now()
+		st.Write([]byte{'?'})
+		if _, err := io.ReadFull(st, make([]byte, 1)); err != nil {
+			s.t.Error(err)
+			return 0
+		}
+		select {
+		case <-stop:
+			slices.Sort(all)
+			return all[len(all)/2]
+		default:
+		}
+		all = append(all, time.Since(start))
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 func TestPace(t *testing.T) {
 	for _, p := range []struct {
 		rtt  time.Duration
@@ -169,17 +228,23 @@ func TestPace(t *testing.T) {
 		{200 * time.Millisecond, 62.5e6},
 	} {
 		for _, scheme := range []string{"https", "http"} {
-			for _, mode := range []carrier.Mode{carrier.Auto, carrier.Poll} {
-				for _, kind := range []byte("du") {
-					t.Run(fmt.Sprintf("%v/%.0fMbit/%s/%s/%c", p.rtt, p.rate*8/1e6, scheme, mode, kind), func(t *testing.T) {
-						act(t, scheme, mode, func() *path { return newPath(p.rtt, p.rate) }, func(s *scene) {
+			for _, way := range []string{"streamed", "polled", "withheld"} {
+				for line, kind := range []byte("ud") {
+					t.Run(fmt.Sprintf("%v/%.0fMbit/%s/%s/%c", p.rtt, p.rate*8/1e6, scheme, way, kind), func(t *testing.T) {
+						act(t, scheme, way, func() *path { return newPath(p.rtt, p.rate) }, func(s *scene) {
 							s.move('d', 1)
 							time.Sleep(3 * time.Second) // the client finds out what the path does
 							n := int64(p.rate * 5)
 							ideal := p.rtt + time.Duration(float64(n)/p.rate*float64(time.Second))
+							before := s.path.lines[line].sent
 							first := s.move(kind, n)
+							wire := float64(s.path.lines[line].sent-before) / float64(n)
+							stop := make(chan struct{})
+							delay := make(chan time.Duration)
+							go func() { delay <- s.ping(stop) }()
 							second := s.move(kind, n)
-							t.Logf("%.2f of the path, then %.2f", ideal.Seconds()/first.Seconds(), ideal.Seconds()/second.Seconds())
+							close(stop)
+							t.Logf("%.2f of the path, then %.2f; %.3f on the wire; ping %v", ideal.Seconds()/first.Seconds(), ideal.Seconds()/second.Seconds(), wire, (<-delay).Round(time.Millisecond))
 						})
 					})
 				}
