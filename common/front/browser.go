@@ -23,15 +23,19 @@ type browser struct {
 	// stands for all that a script sets.
 	order []string
 
+	// onlyH2 are the headers that are not sent over HTTP/1.1, in small letters.
+	onlyH2 []string
+
 	h2 h2Look
 }
 
 // Chrome is the Chromium captured for this project, whose every value test/
 // fingerprint compares with it. The brand list follows from the version by a
-// rule in Chromium's source (user_agent_utils.cc). Firefox and Safari have the
-// version of their newest ClientHello known, and an HTTP/2 preface as it has
-// been published for that version; the order of their headers is no capture of
-// this project's.
+// rule in Chromium's source (user_agent_utils.cc). Firefox is the one captured
+// for this project (test/fingerprint/testdata). Safari is 17.0 on macOS as
+// curl-impersonate has published it, in tests/signatures/safari_17.0_macOS.yaml:
+// preface, pseudo-headers and the headers of a page's GET. The places of what
+// only a POST has, and the weight, have not been seen.
 var (
 	chrome = browser{
 		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0 Safari/537.36",
@@ -55,6 +59,7 @@ var (
 			"Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest", "Referer",
 			"Accept-Encoding", "Accept-Language", "Cookie", "Priority",
 		},
+		onlyH2: []string{"priority"},
 		h2: h2Look{
 			settings: []http2.Setting{
 				{ID: http2.SettingHeaderTableSize, Val: 64 << 10},
@@ -64,49 +69,45 @@ var (
 			},
 			connWindow: 15<<20 - defaultWindow,
 			pseudo:     []string{":method", ":authority", ":scheme", ":path"},
-			weight:     streamWeight{PriorityParam: http2.PriorityParam{Exclusive: true, Weight: 219}},
+			weight:     http2.PriorityParam{Exclusive: true, Weight: 219},
 			inRow:      true,
 		},
 	}
 	firefox = browser{
-		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:120.0) Gecko/20100101 Firefox/120.0",
+		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:153.0) Gecko/20100101 Firefox/153.0",
 		always: http.Header{
 			"Accept":          {"*/*"},
-			"Accept-Language": {"en-US,en;q=0.5"},
+			"Accept-Language": {"en-US,en;q=0.9"},
 		},
 		overTLS: http.Header{
-			"Accept-Encoding": {"gzip, deflate, br"},
+			"Accept-Encoding": {"gzip, deflate, br, zstd"},
+			"Priority":        {"u=4"},
 			"Sec-Fetch-Dest":  {"empty"},
 			"Sec-Fetch-Mode":  {"cors"},
 			"Sec-Fetch-Site":  {"same-origin"},
+			"Te":              {"trailers"},
 		},
 		order: []string{
 			"Host", "User-Agent", "Accept", "Accept-Language", "Accept-Encoding", "Referer", "Content-Type",
 			"Content-Length", "Transfer-Encoding", "Origin", "Connection", "Cookie",
-			"Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site",
+			"Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site", "Priority", "TE",
 		},
+		onlyH2: []string{"te"},
 		h2: h2Look{
 			settings: []http2.Setting{
 				{ID: http2.SettingHeaderTableSize, Val: 64 << 10},
+				{ID: http2.SettingEnablePush, Val: 0},
 				{ID: http2.SettingInitialWindowSize, Val: 128 << 10},
 				{ID: http2.SettingMaxFrameSize, Val: 16 << 10},
 			},
 			connWindow: 12<<20 - defaultWindow,
-			priorities: []streamWeight{
-				{3, http2.PriorityParam{Weight: 200}},
-				{5, http2.PriorityParam{Weight: 100}},
-				{7, http2.PriorityParam{Weight: 0}},
-				{9, http2.PriorityParam{Weight: 0, StreamDep: 7}},
-				{11, http2.PriorityParam{Weight: 0, StreamDep: 3}},
-				{13, http2.PriorityParam{Weight: 240}},
-			},
-			pseudo:   []string{":method", ":path", ":authority", ":scheme"},
-			weight:   streamWeight{PriorityParam: http2.PriorityParam{Weight: 41, StreamDep: 13}},
-			openBump: 12<<20 - 128<<10,
+			pseudo:     []string{":method", ":path", ":authority", ":scheme"},
+			weight:     http2.PriorityParam{Weight: 21},
+			openBump:   12<<20 - 128<<10,
 		},
 	}
 	safari = browser{
-		agent: "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/16.0 Safari/605.1.15",
+		agent: "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.0 Safari/605.1.15",
 		always: http.Header{
 			"Accept":          {"*/*"},
 			"Accept-Language": {"en-US,en;q=0.9"},
@@ -118,17 +119,18 @@ var (
 			"Sec-Fetch-Site":  {"same-origin"},
 		},
 		order: []string{
-			"Host", "Accept", "Content-Type", "Origin", "Sec-Fetch-Site", "Cookie", "Content-Length", "Transfer-Encoding",
-			"Sec-Fetch-Mode", "User-Agent", "Referer", "Sec-Fetch-Dest", "Accept-Language", "Accept-Encoding", "Connection",
+			"Host", "Accept", "Content-Type", "Origin", "Sec-Fetch-Site", "Cookie", "Accept-Encoding", "Content-Length",
+			"Transfer-Encoding", "Sec-Fetch-Mode", "User-Agent", "Referer", "Accept-Language", "Sec-Fetch-Dest", "Connection",
 		},
 		h2: h2Look{
 			settings: []http2.Setting{
+				{ID: http2.SettingEnablePush, Val: 0},
 				{ID: http2.SettingInitialWindowSize, Val: 4 << 20},
 				{ID: http2.SettingMaxConcurrentStreams, Val: 100},
 			},
 			connWindow: 10 << 20,
 			pseudo:     []string{":method", ":scheme", ":path", ":authority"},
-			weight:     streamWeight{PriorityParam: http2.PriorityParam{Weight: 254}},
+			weight:     http2.PriorityParam{Weight: 254},
 		},
 	}
 )

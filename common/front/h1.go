@@ -3,6 +3,7 @@ package front
 import (
 	"bytes"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 
@@ -26,6 +27,7 @@ const (
 type h1Mask struct {
 	net.Conn
 	order fieldOrder
+	never []string // headers that are not sent, in small letters
 
 	mu   sync.Mutex
 	head bool   // a request's head is being written
@@ -79,7 +81,7 @@ func (m *h1Mask) rewrite(head string) []byte {
 	for _, line := range lines[1:] {
 		name, value, _ := strings.Cut(line, ":")
 		name = strings.ToLower(name)
-		if name != "priority" { // Chrome has it over HTTP/2 only
+		if !slices.Contains(m.never, name) {
 			fields = append(fields, hpack.HeaderField{Name: name, Value: strings.TrimSpace(value)})
 		}
 	}

@@ -17,18 +17,11 @@ import (
 // are only those that a connection begins with.
 type h2Look struct {
 	settings   []http2.Setting
-	connWindow uint32         // increment of the first WINDOW_UPDATE, in bytes
-	priorities []streamWeight // PRIORITY frames after it
-	pseudo     []string       // order of the pseudo-headers
-	weight     streamWeight   // of every request; its stream is 0
-	inRow      bool           // each request depends on the newest one under way
-	openBump   uint32         // WINDOW_UPDATE that follows every request's head, in bytes
-}
-
-// A streamWeight is a stream's priority as RFC 7540 section 5.3 has it.
-type streamWeight struct {
-	stream uint32
-	http2.PriorityParam
+	connWindow uint32              // increment of the first WINDOW_UPDATE, in bytes
+	pseudo     []string            // order of the pseudo-headers
+	weight     http2.PriorityParam // of every request
+	inRow      bool                // each request depends on the newest one under way
+	openBump   uint32              // WINDOW_UPDATE that follows every request's head, in bytes
 }
 
 // initialWindow is the receive window in bytes that a stream begins with.
@@ -66,8 +59,7 @@ const (
 // An h2Mask stands between the HTTP/2 implementation and a connection, and
 // makes the frames that leave those of a browser:
 //
-//   - The first SETTINGS and WINDOW_UPDATE are the browser's, and its PRIORITY
-//     frames follow.
+//   - The first SETTINGS and WINDOW_UPDATE are the browser's.
 //   - The fields of a request's head have the browser's order, and the
 //     request its priority. So heads are compressed anew, by the browser's
 //     choice of what goes into the table.
@@ -218,10 +210,6 @@ func (m *h2Mask) translate() error {
 	case kind == http2.FrameWindowUpdate && !m.told:
 		m.told = true
 		m.putWindowUpdate(0, int(m.look.connWindow))
-		for _, p := range m.look.priorities {
-			m.put(http2.FramePriority, 0, p.stream, 5)
-			m.putWeight(p.PriorityParam)
-		}
 	case kind == http2.FrameWindowUpdate:
 		m.credit(stream, int(binary.BigEndian.Uint32(payload)))
 	case kind == http2.FrameHeaders:
@@ -283,10 +271,7 @@ func (m *h2Mask) finishHead(flags byte) error {
 	if m.longOnes {
 		bump, s.up = bump+s.up, 0
 	}
-	weight := m.look.weight.PriorityParam
-	if weight.StreamDep >= s.id {
-		weight.StreamDep = 0 // a stream on itself is an error (RFC 7540 section 5.3.1)
-	}
+	weight := m.look.weight
 	m.mu.Lock()
 	if m.look.inRow && len(m.open) > 0 {
 		weight.StreamDep = m.open[len(m.open)-1].id

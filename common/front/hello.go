@@ -19,35 +19,39 @@ import (
 type hello struct {
 	id      utls.ClientHelloID
 	browser *browser
+
+	// spec makes the ClientHello of utls.HelloCustom. resumes says that there is
+	// a session of an earlier connection to offer.
+	spec func(resumes bool) (*utls.ClientHelloSpec, error)
 }
 
 // hellos maps what the argument utls= accepts to ClientHellos: browsers whose
 // TLS 1.3 ClientHello offers both h2 and http/1.1. "none" is not in it.
 //
-// "chrome" and the PSK ones offer a session of an earlier connection, which the
+// "chrome", "firefox" and the PSK ones offer a session of an earlier connection, which the
 // others do only under TLS 1.2.
 var hellos = map[string]hello{
-	"chrome":            {utls.HelloCustom, &chrome}, // see chromeHello
-	"chrome_100":        {utls.HelloChrome_100, &chrome},
-	"chrome_102":        {utls.HelloChrome_102, &chrome},
-	"chrome_106":        {utls.HelloChrome_106_Shuffle, &chrome},
-	"chrome_112_psk":    {utls.HelloChrome_112_PSK_Shuf, &chrome},
-	"chrome_115_pq":     {utls.HelloChrome_115_PQ, &chrome},
-	"chrome_115_pq_psk": {utls.HelloChrome_115_PQ_PSK, &chrome},
-	"chrome_120":        {utls.HelloChrome_120, &chrome},
-	"chrome_120_pq":     {utls.HelloChrome_120_PQ, &chrome},
-	"chrome_131":        {utls.HelloChrome_131, &chrome},
-	"chrome_133":        {utls.HelloChrome_133, &chrome},
-	"firefox":           {utls.HelloFirefox_Auto, &firefox},
-	"firefox_99":        {utls.HelloFirefox_99, &firefox},
-	"firefox_102":       {utls.HelloFirefox_102, &firefox},
-	"firefox_105":       {utls.HelloFirefox_105, &firefox},
-	"firefox_120":       {utls.HelloFirefox_120, &firefox},
-	"ios":               {utls.HelloIOS_Auto, &safari},
-	"ios_13":            {utls.HelloIOS_13, &safari},
-	"ios_14":            {utls.HelloIOS_14, &safari},
-	"safari":            {utls.HelloSafari_Auto, &safari},
-	"safari_16_0":       {utls.HelloSafari_16_0, &safari},
+	"chrome":            {utls.HelloCustom, &chrome, chromeHello},
+	"chrome_100":        {utls.HelloChrome_100, &chrome, nil},
+	"chrome_102":        {utls.HelloChrome_102, &chrome, nil},
+	"chrome_106":        {utls.HelloChrome_106_Shuffle, &chrome, nil},
+	"chrome_112_psk":    {utls.HelloChrome_112_PSK_Shuf, &chrome, nil},
+	"chrome_115_pq":     {utls.HelloChrome_115_PQ, &chrome, nil},
+	"chrome_115_pq_psk": {utls.HelloChrome_115_PQ_PSK, &chrome, nil},
+	"chrome_120":        {utls.HelloChrome_120, &chrome, nil},
+	"chrome_120_pq":     {utls.HelloChrome_120_PQ, &chrome, nil},
+	"chrome_131":        {utls.HelloChrome_131, &chrome, nil},
+	"chrome_133":        {utls.HelloChrome_133, &chrome, nil},
+	"firefox":           {utls.HelloCustom, &firefox, firefoxHello},
+	"firefox_99":        {utls.HelloFirefox_99, &firefox, nil},
+	"firefox_102":       {utls.HelloFirefox_102, &firefox, nil},
+	"firefox_105":       {utls.HelloFirefox_105, &firefox, nil},
+	"firefox_120":       {utls.HelloFirefox_120, &firefox, nil},
+	"ios":               {utls.HelloIOS_Auto, &safari, nil},
+	"ios_13":            {utls.HelloIOS_13, &safari, nil},
+	"ios_14":            {utls.HelloIOS_14, &safari, nil},
+	"safari":            {utls.HelloSafari_16_0, &safari, nil}, // that of 17.0, too
+	"safari_16_0":       {utls.HelloSafari_16_0, &safari, nil},
 }
 
 // ownHello is the name of Go's own ClientHello, by crypto/tls.
@@ -82,7 +86,7 @@ var mlDSA = []utls.SignatureScheme{0x0904, 0x0905, 0x0906}
 // chromeHello makes a ClientHello of the captured Chromium: uTLS's newest
 // Chrome, 133, with what has come since. Each has an order of extensions and
 // GREASE values of its own.
-func chromeHello() (*utls.ClientHelloSpec, error) {
+func chromeHello(bool) (*utls.ClientHelloSpec, error) {
 	spec, err := utls.UTLSIdToSpec(utls.HelloChrome_133)
 	if err != nil {
 		return nil, err
@@ -104,6 +108,47 @@ func chromeHello() (*utls.ClientHelloSpec, error) {
 	spec.Extensions = append(spec.Extensions, &utls.UtlsPreSharedKeyExtension{})
 	return &spec, nil
 }
+
+// firefoxHello makes a ClientHello of the captured Firefox: uTLS's newest, 120,
+// with what has come since. Its order never changes.
+func firefoxHello(resumes bool) (*utls.ClientHelloSpec, error) {
+	spec, err := utls.UTLSIdToSpec(utls.HelloFirefox_120)
+	if err != nil {
+		return nil, err
+	}
+	spec.CipherSuites = slices.DeleteFunc(spec.CipherSuites, func(c uint16) bool {
+		return c == utls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA
+	})
+	var extensions []utls.TLSExtension
+	for _, e := range spec.Extensions {
+		switch e := e.(type) {
+		case *utls.SupportedCurvesExtension:
+			e.Curves = slices.Insert(e.Curves, 0, utls.X25519MLKEM768)
+		case *utls.SessionTicketExtension:
+			if resumes {
+				continue // it has a session of TLS 1.3
+			}
+		case *utls.KeyShareExtension:
+			extensions = append(extensions, &utls.SCTExtension{})
+			e.KeyShares = slices.Insert(e.KeyShares, 0, utls.KeyShare{Group: utls.X25519MLKEM768})
+		case *utls.GREASEEncryptedClientHelloExtension:
+			extensions = append(extensions, &utls.UtlsCompressCertExtension{Algorithms: []utls.CertCompressionAlgo{
+				utls.CertCompressionZlib, utls.CertCompressionBrotli, utls.CertCompressionZstd,
+			}})
+			if resumes {
+				e.CandidatePayloadLens = []uint16{resumedECH}
+			}
+		}
+		extensions = append(extensions, e)
+	}
+	spec.Extensions = append(extensions, &utls.UtlsPreSharedKeyExtension{})
+	return &spec, nil
+}
+
+// resumedECH is the size in bytes of what the encrypted_client_hello of the
+// captured Firefox would encrypt when it has a session to resume. Otherwise it
+// is that of uTLS's.
+const resumedECH = 383
 
 // sessionsKept is how many TLS sessions a Front remembers for resumption: what
 // Chrome keeps for one server (net/ssl/ssl_client_session_cache.h).
@@ -130,6 +175,13 @@ func (s *sessions[T]) Get(string) (*T, bool) {
 	return newest, true
 }
 
+// any tells whether there is one.
+func (s *sessions[T]) any() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.kept) > 0
+}
+
 // Put keeps one more. A nil session, which means that the one last taken was
 // of no use, changes nothing.
 func (s *sessions[T]) Put(_ string, session *T) {
@@ -149,7 +201,7 @@ func (s *sessions[T]) Put(_ string, session *T) {
 type handshaker struct {
 	serverName string
 	roots      *x509.CertPool
-	hello      *utls.ClientHelloID // nil: crypto/tls
+	hello      *hello // nil: crypto/tls
 	sessions   sessions[tls.ClientSessionState]
 	usessions  sessions[utls.ClientSessionState]
 }
@@ -167,7 +219,7 @@ func newHandshaker(name, serverName string, roots *x509.CertPool) (*handshaker, 
 	if !ok {
 		return nil, nil, fmt.Errorf("utls: unknown name %q; accepted: %s", name, strings.Join(Hellos(), ", "))
 	}
-	h.hello = &known.id
+	h.hello = &known
 	return h, known.browser, nil
 }
 
@@ -196,9 +248,9 @@ func (h *handshaker) handshake(ctx context.Context, conn net.Conn) (net.Conn, st
 		ClientSessionCache:          &h.usessions,
 		OmitEmptyPsk:                true,
 		DynamicRecordSizingDisabled: true,
-	}, *h.hello)
-	if *h.hello == utls.HelloCustom {
-		spec, err := chromeHello()
+	}, h.hello.id)
+	if h.hello.spec != nil {
+		spec, err := h.hello.spec(h.usessions.any())
 		if err == nil {
 			err = c.ApplyPreset(spec)
 		}

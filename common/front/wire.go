@@ -118,6 +118,7 @@ type wireMaker struct {
 	h2    *http2.Transport
 	look  *h2Look // nil: connections look like Go's
 	order fieldOrder
+	never []string // headers that are not sent over HTTP/1.1
 }
 
 // connKey carries the connection to the HTTP/1.1 implementation, which wants
@@ -156,7 +157,7 @@ func newWireMaker(b *browser) (*wireMaker, error) {
 	}
 	m := &wireMaker{h1: t1, h2: h2}
 	if b != nil {
-		m.look, m.order = &b.h2, b.fieldOrder()
+		m.look, m.order, m.never = &b.h2, b.fieldOrder(), b.onlyH2
 	}
 	return m, nil
 }
@@ -175,7 +176,7 @@ func (m *wireMaker) make(ctx context.Context, conn net.Conn, h2 bool) (wire, err
 	}
 	var mask *h1Mask
 	if m.look != nil {
-		mask = &h1Mask{Conn: conn, order: m.order}
+		mask = &h1Mask{Conn: conn, order: m.order, never: m.never}
 		conn = mask
 	}
 	// The host does not matter: it names the connection in errors only.
