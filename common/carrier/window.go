@@ -30,6 +30,10 @@ const (
 	// a short time of delay, seven times the queue that can be seen.
 	startGrowth = 7
 
+	// rateDecay is how much of a rate is left after a round trip that has not
+	// seen it.
+	rateDecay = 7.0 / 8
+
 	// baseLife is how long a round-trip time counts as the shortest. Then the
 	// window is kept low for a round trip, so that it can be seen again.
 	baseLife = 20 * time.Second
@@ -48,10 +52,10 @@ const (
 // It belongs to a link, whose lock guards it.
 type window struct {
 	size     int
-	starting bool          // the size grows with what is acknowledged
+	starting bool          // the size grows with what is acknowledged,
 	base     time.Duration // the shortest round trip of late; 0: none yet
 	baseAt   time.Time     // when it was seen
-	rate     float64       // bytes per second when the window was the limit last; 0: never yet
+	rate     float64       // the most bytes per second of late, when the window was the limit; 0: never yet
 
 	// The round trip under way.
 	since     time.Time
@@ -123,9 +127,16 @@ func (w *window) turn(now time.Time) {
 		w.draining = 0
 		return
 	case !w.limited:
-		return // it says nothing about the path
+		// It says nothing about the path, unless that is too full as it is: few
+		// exchanges at once can be large.
+		if w.shortest-w.base > 2*delay {
+			w.set(min(float64(w.size), 1.25*max(rate, w.rate)*(w.base+delay).Seconds()))
+		}
+		return
 	}
-	w.rate = rate
+	// Acknowledgements can come in lumps, and a round trip see none.
+	w.rate = max(rate, w.rate*rateDecay)
+	product := w.rate * (w.base + delay).Seconds()
 	switch {
 	case w.starting:
 		if w.shortest-w.base < 2*delay {
@@ -134,12 +145,16 @@ func (w *window) turn(now time.Time) {
 		// The rate is the path's, or a part of that if the path has not been full
 		// for all of the round trip.
 		w.starting = false
-		w.set(min(float64(w.size), 1.25*rate*(w.base+delay).Seconds()))
+		w.set(min(float64(w.size), 1.25*product))
 		return
 	case w.shortest-w.base < delay/4:
-		// The path is far from full: it has become faster, or an outage has
-		// made the window small.
-		w.set(1.25 * float64(w.size))
+		// The path is far from full: it has become faster, an outage has made
+		// the window small, or few exchanges at once leave gaps.
+		if size := float64(w.size); size < product {
+			w.set(min(2*size, product))
+		} else {
+			w.set(min(1.25*size, 2*product))
+		}
 		return
 	case now.Sub(w.baseAt) > baseLife:
 		w.draining = rate
@@ -158,4 +173,4 @@ func (w *window) set(size float64) {
 // queue is how many bytes may wait while the window is full: enough to fill it
 // again when acknowledgements come, and little delay. Half of it is worth an
 // exchange of its own.
-func (w *window) queue() int { return min(max(w.size/12, queueLimit), 1<<20) }
+func (w *window) queue() int { return max(w.size/32, queueLimit) }

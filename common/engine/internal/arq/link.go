@@ -101,7 +101,7 @@ const (
 
 	// backlogTime is how long the backlog may take to leave where the carrier
 	// is the limit. It delays what a new stream says.
-	backlogTime = 15 * time.Millisecond
+	backlogTime = 5 * time.Millisecond
 
 	// slowWrite is how long a batch takes that had to wait for the carrier;
 	// batchSize is the size of a batch in bytes.
