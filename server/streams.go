@@ -156,22 +156,36 @@ func (f *forwarder) run(ctx context.Context) {
 			continue
 		}
 		streams.Go(func() {
-			defer f.end()
-			conn, err := f.dial(s.Client())
+			conn := f.connect(s)
 			<-dials
-			if err != nil {
-				f.refused.Add(1)
-				f.complaints.Do(func() {
-					f.log.Warn("a stream was refused because its destination cannot be reached", "session", s.Session(), "err", err)
-				})
+			if conn == nil {
 				s.Close()
+				f.end()
 				return
 			}
-			if err := relay.Join(ctx, countedStream{s, f}, conn); err != nil {
-				f.log.Debug("a stream was cut", "session", s.Session(), "err", err)
-			}
+			// In another goroutine: this one's stack has grown for the dial, and
+			// streams may be idle for hours.
+			streams.Go(func() {
+				defer f.end()
+				if err := relay.Join(ctx, countedStream{s, f}, conn); err != nil {
+					f.log.Debug("a stream was cut", "session", s.Session(), "err", err)
+				}
+			})
 		})
 	}
+}
+
+// connect returns nil if the stream's destination cannot be reached.
+func (f *forwarder) connect(s stream) relay.Conn {
+	conn, err := f.dial(s.Client())
+	if err != nil {
+		f.refused.Add(1)
+		f.complaints.Do(func() {
+			f.log.Warn("a stream was refused because its destination cannot be reached", "session", s.Session(), "err", err)
+		})
+		return nil
+	}
+	return conn
 }
 
 func (f *forwarder) begin() bool {

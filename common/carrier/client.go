@@ -120,9 +120,10 @@ type Client struct {
 	forgot    atomic.Bool   // suspect, and nothing good has come since
 	ending    chan struct{} // closed when the session is going to end
 	done      chan struct{}
-	err       error // why it ended; set before ending is closed
+	hurry     *time.Timer // ends the session; set when the link is closed
+	err       error       // why it ended; set before ending is closed
 
-	results  chan result
+	results  chan *result
 	attempts attempts
 	wg       sync.WaitGroup // exchanges
 
@@ -173,13 +174,14 @@ func NewClient(cfg ClientConfig) *Client {
 		suspect:   make(chan struct{}),
 		ending:    make(chan struct{}),
 		done:      make(chan struct{}),
-		results:   make(chan result, maxUploads+maxDownloads+16),
+		results:   make(chan *result, maxUploads+maxDownloads+16),
 		exchanges: 1, // 0 is the handshake
 		flights:   make(map[uint64]*flight),
 		want:      1,
 		streaming: cfg.Mode == Stream,
 		bodyLimit: MaxBody,
 	}
+	l.onClose = func() { c.hurry = time.AfterFunc(farewellTime, cancel) }
 	go c.run()
 	return c
 }
@@ -222,7 +224,6 @@ func (c *Client) Close() {
 
 func (c *Client) run() {
 	defer close(c.done)
-	c.wg.Go(c.hurry)
 	err := c.handshake()
 	if err == nil {
 		err = c.carry()
@@ -230,6 +231,7 @@ func (c *Client) run() {
 	c.end(err)
 	c.cancel()
 	c.link.drop()
+	c.hurry.Stop() // drop has closed the link
 	c.wg.Wait()
 }
 
@@ -241,24 +243,11 @@ func (c *Client) end(err error) {
 	})
 }
 
-// hurry ends the session farewellTime after its Conn was closed.
-func (c *Client) hurry() {
-	select {
-	case <-c.link.closed:
-	case <-c.ctx.Done():
-		return
-	}
-	timer := time.NewTimer(farewellTime)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		c.cancel()
-	case <-c.ctx.Done():
-	}
-}
-
 // established is called when message 2 has come.
 func (c *Client) established() {
+	c.attempts.mu.Lock()
+	c.attempts.newest, c.attempts.hello = nil, nil // they are large
+	c.attempts.mu.Unlock()
 	c.isReady.Do(func() { close(c.ready) })
 }
 

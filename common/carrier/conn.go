@@ -77,6 +77,23 @@ func (c *Conn) ReadFrom(p []byte) (int, net.Addr, error) {
 	}
 }
 
+// WaitRead returns when ReadFrom would return at once: who waits long for a
+// datagram needs no buffer meanwhile. It is for one reader.
+func (c *Conn) WaitRead() {
+	timeout := c.read.done()
+	for !c.link.has() {
+		select {
+		case <-c.link.readable:
+		case <-c.link.finished:
+			return
+		case <-c.link.closed:
+			return
+		case <-timeout:
+			return
+		}
+	}
+}
+
 // WriteTo queues a datagram. Its errors match net.ErrClosed after Close, and
 // os.ErrDeadlineExceeded after the deadline.
 func (c *Conn) WriteTo(p []byte, _ net.Addr) (int, error) {

@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -168,8 +169,8 @@ func (e *errForeign) Error() string {
 
 // exchange makes one exchange and takes in what comes. It returns when the
 // exchange has ended.
-func (c *Client) exchange(f *flight) result {
-	res := result{flight: f}
+func (c *Client) exchange(f *flight) *result {
+	res := &result{flight: f}
 	defer f.cancel(nil)
 	wait := below(patience, patience/4) + max(f.asked.Hold, f.asked.Quiet)
 	watchdog := time.AfterFunc(wait, func() {
@@ -189,7 +190,7 @@ func (c *Client) exchange(f *flight) result {
 	})
 	defer b.Close()
 	res.size = b.size
-	res.err = c.converse(f, b, &res, func() {
+	res.err = c.converse(f, b, res, func() {
 		watchdog.Reset(wait)
 		f.mark(&f.heard)
 		if f.first.CompareAndSwap(0, f.heard.Load()) && f.kind == upload {
@@ -274,12 +275,28 @@ func somebodyElses(resp *http.Response, err error) bool {
 }
 
 // takeIn takes in the units of an answer.
-func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved func()) error {
-	buf := newBuffer()
-	defer func() { buf.release() }()
+func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved func()) error {
+	r := bufio.NewReaderSize(body, 64) // enough to look at the beginning of a unit
+	var buf *buffer
+	defer func() {
+		if buf != nil {
+			buf.release()
+		}
+	}()
 	var head wire.Head
 	for {
-		u, err := c.link.receive.Next(r, buf.raw[:])
+		if buf != nil && r.Buffered() == 0 {
+			buf.release() // a long wait may begin
+			buf = nil
+		}
+		var u wire.Unit
+		_, err := r.Peek(1)
+		if err == nil {
+			if buf == nil {
+				buf = newBuffer()
+			}
+			u, err = c.link.receive.Next(r, buf.raw[:])
+		}
 		if err != nil {
 			switch {
 			case err == io.EOF && res.good:
@@ -298,7 +315,7 @@ func (c *Client) takeIn(r io.Reader, resp *http.Response, res *result, moved fun
 			res.received += len(u.Payload)
 			c.blur.moved(len(u.Payload))
 			if c.link.received(u.Number, buf) {
-				buf = newBuffer()
+				buf = nil
 			}
 			continue
 		}
@@ -383,7 +400,7 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 			f.mark(&f.heard)
 		})
 		c.link.endedExchange(0)
-		c.results <- res
+		c.results <- &res
 	})
 	return foreign, nil
 }

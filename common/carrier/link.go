@@ -84,6 +84,7 @@ type link struct {
 	finished      chan struct{} // closed when nothing more will be received
 	memory        *atomic.Int64 // bytes held by all sessions of a server; nil for a client
 	held          atomic.Int64  // bytes held by this one
+	onClose       func()        // called once when closed is, with mu held; nil: nothing
 
 	mu         sync.Mutex
 	shut       bool        // closed is closed
@@ -600,19 +601,37 @@ func (l *link) deliver(now time.Time) {
 	}
 }
 
+// has tells whether there is a datagram to get.
+func (l *link) has() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, _, ok := l.first()
+	return ok
+}
+
 // get copies the next datagram into p.
 func (l *link) get(p []byte) (n int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	d, rest, ok := l.first()
+	if !ok {
+		return 0, false
+	}
+	l.offset = len(l.ready[0].b) - len(rest)
+	if len(l.ready) > 1 || len(rest) > 0 {
+		signal(l.readable) // for another reader
+	}
+	return copy(p, d), true
+}
+
+// first returns the next datagram and what follows it in its record. Records
+// without one are given back. mu is held.
+func (l *link) first() (d, rest []byte, ok bool) {
 	for len(l.ready) > 0 {
 		b := l.ready[0]
 		d, rest, err := wire.CutDatagram(b.b[l.offset:])
 		if err == nil {
-			l.offset = len(b.b) - len(rest)
-			if len(l.ready) > 1 || len(rest) > 0 {
-				signal(l.readable) // for another reader
-			}
-			return copy(p, d), true
+			return d, rest, true
 		}
 		// The end of the record. A malformed rest came from the other side's
 		// own hand; its engine will miss what it meant to say.
@@ -628,7 +647,7 @@ func (l *link) get(p []byte) (n int, ok bool) {
 			signal(l.wake)
 		}
 	}
-	return 0, false
+	return nil, nil, false
 }
 
 // early datagrams, those of the first message, come before record 0.
@@ -842,6 +861,9 @@ func (l *link) close() {
 	}
 	l.shut = true
 	close(l.closed)
+	if l.onClose != nil {
+		l.onClose()
+	}
 	l.arm()
 	if l.last != nil {
 		l.last.Stop()

@@ -286,3 +286,58 @@ func checkLink(t *testing.T, l *link) {
 		t.Fatalf("%d records from %d to %d", len(l.sent), l.base, l.next)
 	}
 }
+
+// WaitRead returns when ReadFrom has something to return, and holds no record
+// that was read to its end.
+func TestWaitRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLink(nil)
+		c := newConn(l, "peer", nil)
+		returned := make(chan struct{})
+		wait := func() { c.WaitRead(); returned <- struct{}{} }
+		waits := func() bool {
+			synctest.Wait()
+			select {
+			case <-returned:
+				return false
+			default:
+				return true
+			}
+		}
+		go wait()
+		if !waits() {
+			t.Fatal("returned before anything came")
+		}
+		l.receivedHello(wire.AppendDatagram(wire.AppendDatagram(nil, []byte("a")), []byte("b")))
+		for _, want := range []string{"a", "b"} {
+			if want == "b" {
+				go wait()
+			}
+			if waits() {
+				t.Fatalf("%s is there, and it waits", want)
+			}
+			b := make([]byte, 8)
+			if n, _, err := c.ReadFrom(b); err != nil || string(b[:n]) != want {
+				t.Fatalf("got %q, %v; want %q", b[:n], err, want)
+			}
+		}
+		go wait()
+		if !waits() {
+			t.Fatal("returned after the last datagram")
+		}
+		if held := l.held.Load(); held != 0 {
+			t.Errorf("%d bytes held", held)
+		}
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		time.Sleep(time.Minute)
+		if waits() {
+			t.Fatal("the deadline did not end it")
+		}
+		c.SetReadDeadline(time.Time{})
+		go wait()
+		c.Close()
+		if waits() {
+			t.Fatal("Close did not end it")
+		}
+	})
+}

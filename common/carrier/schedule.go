@@ -282,7 +282,7 @@ func (c *Client) start(k kind) {
 }
 
 // observe learns from how an exchange ended.
-func (c *Client) observe(res result) {
+func (c *Client) observe(res *result) {
 	f, now, way := res.flight, time.Now(), c.way()
 	delete(c.flights, f.number)
 	switch f.kind {
@@ -313,7 +313,7 @@ func (c *Client) observe(res result) {
 		c.failures, c.foreigns, c.notBefore = 0, 0, time.Time{}
 		c.forgot.Store(false)
 	}
-	c.learn(&res, now, way)
+	c.learn(res, now, way)
 	if res.err == nil {
 		return
 	}

@@ -81,11 +81,12 @@ type h2Mask struct {
 	order fieldOrder
 
 	// Owned by the writer.
-	begun bool   // the connection preface has passed
-	frame []byte // the frame that is not whole yet
-	out   []byte // what the Write under way has completed
-	block []byte // fragments of a head without its end
-	head  struct {
+	scratch *scratch // holds frame and out; nil: nothing is being written
+	begun   bool     // the connection preface has passed
+	frame   []byte   // the frame that is not whole yet
+	out     []byte   // what the Write under way has completed
+	block   []byte   // fragments of a head without its end
+	head    struct {
 		stream uint32
 		flags  byte
 	}
@@ -133,6 +134,10 @@ func newH2Mask(conn net.Conn, look *h2Look, order fieldOrder) *h2Mask {
 // Write takes what the implementation sends. It holds frames back until they
 // are whole.
 func (m *h2Mask) Write(p []byte) (int, error) {
+	if m.scratch == nil {
+		m.scratch = scratches.Get().(*scratch)
+		m.frame, m.out, m.block = m.scratch.frame, m.scratch.out, m.scratch.block
+	}
 	for rest := p; len(rest) > 0; {
 		want := len(http2.ClientPreface)
 		if m.begun {
@@ -156,14 +161,31 @@ func (m *h2Mask) Write(p []byte) (int, error) {
 			m.frame = m.frame[:0]
 		}
 	}
-	if len(m.frame) == 0 && len(m.out) > 0 {
-		_, err := m.Conn.Write(m.out)
-		m.out = m.out[:0]
-		if err != nil {
-			return 0, err
-		}
+	if len(m.frame) > 0 || len(m.block) > 0 {
+		return len(p), nil
+	}
+	var err error
+	if len(m.out) > 0 {
+		_, err = m.Conn.Write(m.out)
+	}
+	m.rest()
+	if err != nil {
+		return 0, err
 	}
 	return len(p), nil
+}
+
+// A scratch is the memory of the frame under way and of what leaves. A
+// connection has one only while something is being written.
+type scratch struct{ frame, out, block []byte }
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// rest gives the scratch back.
+func (m *h2Mask) rest() {
+	m.scratch.frame, m.scratch.out, m.scratch.block = m.frame[:0], m.out[:0], m.block
+	scratches.Put(m.scratch)
+	m.scratch, m.frame, m.out, m.block = nil, nil, nil, nil
 }
 
 func payloadLen(frame []byte) int {
@@ -262,6 +284,7 @@ func (m *h2Mask) finishHead(flags byte) error {
 		return fmt.Errorf("front: HEADERS with flags %#x", m.head.flags) // the implementation sends none
 	}
 	fields, err := m.decoder.DecodeFull(m.block)
+	m.block = m.block[:0]
 	if err != nil {
 		return fmt.Errorf("front: reading a request's head again: %w", err)
 	}

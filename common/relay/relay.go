@@ -48,18 +48,16 @@ func Join(ctx context.Context, a, b Conn) error {
 		})
 	}
 	stop := context.AfterFunc(ctx, func() { abort(context.Cause(ctx)) })
-	var both sync.WaitGroup
-	both.Go(func() {
+	var other sync.WaitGroup
+	other.Go(func() {
 		if err := copyThrough(a, b); err != nil {
 			abort(err)
 		}
 	})
-	both.Go(func() {
-		if err := copyThrough(b, a); err != nil {
-			abort(err)
-		}
-	})
-	both.Wait()
+	if err := copyThrough(b, a); err != nil {
+		abort(err)
+	}
+	other.Wait()
 	if !stop() {
 		// The cancellation has begun: wait until it is through, or has found
 		// that another error came first.

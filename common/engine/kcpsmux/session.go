@@ -127,6 +127,9 @@ func (Engine) Client(pc net.PacketConn) (engine.Session, error) { return newSess
 // Server implements engine.Engine.
 func (Engine) Server(pc net.PacketConn) (engine.Session, error) { return newSession(pc, false), nil }
 
+// buffers are for a segment's content while it is handled.
+var buffers = sync.Pool{New: func() any { return new([arq.SegmentSize]byte) }}
+
 // session implements engine.Session. It is safe for concurrent use.
 type session struct {
 	link   *arq.Link
@@ -141,7 +144,6 @@ type session struct {
 	bulk     fifo               // streams with bytes or a FIN that may be sent
 	budget   int                // bytes by which windows may still grow
 	unread   int                // bytes in all streams
-	buf      [arq.SegmentSize]byte
 }
 
 func newSession(pc net.PacketConn, client bool) *session {
@@ -258,8 +260,10 @@ func (s *session) Fill(p []byte) int {
 
 // Arrived implements arq.User.
 func (s *session) Arrived() {
+	buf := buffers.Get().(*[arq.SegmentSize]byte)
+	defer buffers.Put(buf)
 	for s.link.Err() == nil {
-		p, ok := s.link.Recv(s.buf[:])
+		p, ok := s.link.Recv(buf[:])
 		if !ok {
 			return
 		}

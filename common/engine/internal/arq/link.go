@@ -5,9 +5,9 @@
 //
 // kcp.UDPSession drops datagrams silently when its output queue is full, is
 // scheduled by process-wide goroutines, wakes up on every interval even when
-// nothing happens, and holds its lock while it writes. A Link has two
-// goroutines: one reads datagrams into KCP, the other owns the timer and
-// writes. Its lock is never held while a WriteTo blocks, so a carrier without
+// nothing happens, and holds its lock while it writes. A Link has one goroutine
+// that reads datagrams into KCP, and while something is due another one, the
+// driver, that writes. Its lock is never held while a WriteTo blocks, so a carrier without
 // room stops the writers and nothing else. It takes bytes from the streams
 // only as fast as the carrier takes them, so that what a new stream says never
 // waits behind megabytes of an old one.
@@ -68,8 +68,8 @@ const (
 	flushPause = 100 * time.Nanosecond
 
 	// ackDelay is how long an acknowledgement waits for data that goes the
-	// same way. In a fast transfer KCP sends one sooner, for each
-	// MaxDatagram/24 segments.
+	// same way. In a fast transfer KCP sends one sooner, for each 63 segments
+	// (an MTU of acknowledgements).
 	ackDelay = 25 * time.Millisecond
 
 	// repairInterval is the time between two flushes while only a repair, which
@@ -94,8 +94,8 @@ const (
 	defaultRTT = 200 * time.Millisecond
 
 	// minBacklog and maxBacklog bound the bytes taken from the streams that the
-	// carrier has not taken yet. The maximum is twice the 0.5 MB after which KCP
-	// acknowledges.
+	// carrier has not taken yet. The maximum is ten times the 94 KB after which
+	// KCP acknowledges.
 	minBacklog = 32 << 10
 	maxBacklog = 1 << 20
 
@@ -121,6 +121,10 @@ const (
 	// the end comes from there.
 	lingerTime  = 2 * minTimeout
 	lingerLimit = 5 * time.Minute
+
+	// trimAfter is the number of bytes after which a session that has become
+	// quiet gives back what it has needed for them.
+	trimAfter = 256 << 10
 
 	headerSize = kcp.IKCP_OVERHEAD
 )
@@ -167,13 +171,13 @@ type Link struct {
 
 	err     error // why the session has ended; nil: it has not
 	done    chan struct{}
-	wake    chan struct{} // tells the driver to look again
-	sleeps  bool          // the driver sleeps, until sleepTo if that is not zero
+	sleeps  bool // there is no driver, until sleepTo if that is not zero
 	sleepTo time.Time
+	timer   *time.Timer    // starts the driver at sleepTo; nil before the first one
 	group   sync.WaitGroup // reader and driver
 
 	// Sending.
-	stage    []byte    // the segment being filled
+	stage    []byte    // the segment being filled, from segments; nil: empty
 	ready    bool      // Fill may have something
 	hold     time.Time // what is ready may wait until then for more
 	inKCP    int       // bytes given to KCP that it has not put out yet
@@ -209,6 +213,8 @@ type Link struct {
 	lingers bool
 	heard   time.Time // of the last datagram while it lingers
 
+	moved int // bytes in both directions since the last trim
+
 	stats Stats
 }
 
@@ -218,7 +224,10 @@ type datagram struct {
 	data [engine.MaxDatagram]byte
 }
 
-var datagrams = sync.Pool{New: func() any { return new(datagram) }}
+var (
+	datagrams = sync.Pool{New: func() any { return new(datagram) }}
+	segments  = sync.Pool{New: func() any { return new([SegmentSize]byte) }}
+)
 
 // New returns a session over pc, which it owns from now on. The receive window
 // is window segments at first, the same on both sides. Nothing happens before
@@ -228,19 +237,19 @@ func New(pc net.PacketConn, user User, window int) *Link {
 		pc:      pc,
 		user:    user,
 		done:    make(chan struct{}),
-		wake:    make(chan struct{}, 1),
-		stage:   make([]byte, 0, SegmentSize),
 		backlog: minBacklog,
 	}
 	if c, ok := pc.(interface{ RemoteAddr() net.Addr }); ok {
 		l.peer = c.RemoteAddr()
 	}
 	l.kcp = kcp.NewKCP(conversation, l.output)
-	l.kcp.SetMtu(engine.MaxDatagram)
+	// KCP keeps three times the MTU in memory; output makes whole datagrams.
+	l.kcp.SetMtu(headerSize + SegmentSize)
 	l.kcp.NoDelay(1, 0, 2, 1)
 	l.kcp.WndSize(MaxWindow, window)
 	l.kcp.Input(firstWindow(window), kcp.IKCP_PACKET_REGULAR, false)
 	l.rmtWnd = uint32(window)
+	trim(l.kcp)
 	return l
 }
 
@@ -379,10 +388,16 @@ func (l *Link) fail(err error) {
 // read is the goroutine that receives. It ends when pc fails or is closed.
 func (l *Link) read() {
 	defer l.pc.Close() // a WriteTo may be blocked
-	buf := make([]byte, engine.MaxDatagram)
+	waiter, waits := l.pc.(interface{ WaitRead() })
 	for {
-		n, addr, err := l.pc.ReadFrom(buf)
-		if !l.receive(buf[:max(n, 0)], addr, err) {
+		if waits {
+			waiter.WaitRead() // without a buffer
+		}
+		d := datagrams.Get().(*datagram)
+		n, addr, err := l.pc.ReadFrom(d.data[:])
+		more := l.receive(d.data[:max(n, 0)], addr, err)
+		datagrams.Put(d)
+		if !more {
 			return
 		}
 	}
@@ -414,6 +429,7 @@ func (l *Link) receive(p []byte, addr net.Addr, err error) bool {
 
 // input handles one datagram.
 func (l *Link) input(p []byte) {
+	l.moved += len(p)
 	sum, ok := l.scan(p)
 	if !ok {
 		return
@@ -469,6 +485,9 @@ func (l *Link) pull() {
 			l.limited = true
 			return
 		}
+		if l.stage == nil {
+			l.stage = segments.Get().(*[SegmentSize]byte)[:0]
+		}
 		n := len(l.stage)
 		n += l.user.Fill(l.stage[n:SegmentSize])
 		l.ready = n > len(l.stage)
@@ -476,6 +495,15 @@ func (l *Link) pull() {
 		if n > SegmentSize-MinRoom {
 			l.push()
 		}
+	}
+	l.unstage()
+}
+
+// unstage gives back the memory of an empty stage.
+func (l *Link) unstage() {
+	if l.stage != nil && len(l.stage) == 0 {
+		segments.Put((*[SegmentSize]byte)(l.stage[:SegmentSize]))
+		l.stage = nil
 	}
 }
 
@@ -485,6 +513,7 @@ func (l *Link) push() {
 		l.inKCP += len(l.stage)
 		l.kcp.Send(l.stage)
 		l.stage = l.stage[:0]
+		l.unstage()
 	}
 }
 
@@ -532,13 +561,11 @@ func (l *Link) timeout() time.Duration {
 }
 
 // turn does what is due, gives back the batch that was written in took, and
-// returns the next one. If there is none, it returns the time to sleep, which
-// is negative if only an event can wake the driver. It returns false when the
-// session has ended.
-func (l *Link) turn(batch []*datagram, took time.Duration) ([]*datagram, time.Duration, bool) {
+// returns the next one. An empty one ends the driver, which is needed no more
+// for now, or, if ended is true, because the session has ended.
+func (l *Link) turn(batch []*datagram, took time.Duration) (next []*datagram, ended bool) {
 	l.Mu.Lock()
 	defer l.Mu.Unlock()
-	l.sleeps = false
 	for _, d := range batch {
 		l.outBytes -= d.n
 		l.taken += d.n
@@ -570,7 +597,7 @@ func (l *Link) turn(batch []*datagram, took time.Duration) ([]*datagram, time.Du
 			}
 			batch = append(batch, l.out[:n]...)
 			l.out = slices.Delete(l.out, 0, n)
-			return batch, 0, true
+			return batch, false
 		}
 		end, lingers := l.lingerEnd()
 		if lingers && !end.After(now) {
@@ -581,17 +608,24 @@ func (l *Link) turn(batch []*datagram, took time.Duration) ([]*datagram, time.Du
 		if lingers && (!ok || end.Before(at)) {
 			at, ok = end, true
 		}
-		wait := at.Sub(now)
-		if ok && wait <= 0 {
+		switch {
+		case !ok:
+			if l.moved > trimAfter && l.una == l.next && len(l.out) == 0 {
+				l.moved, l.sent, l.out = 0, nil, nil
+				trim(l.kcp)
+			}
+			l.sleep(time.Time{})
+		case at.After(now):
+			l.sleep(at)
+		default:
 			continue
 		}
-		l.sleeps, l.sleepTo = true, at
-		if !ok {
-			l.sleepTo, wait = time.Time{}, -1
-		}
-		return batch, wait, true
+		return nil, false
 	}
-	return batch, 0, false
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	return nil, true
 }
 
 // due returns the time at which KCP shall be flushed next, false for never.
@@ -646,57 +680,62 @@ func (l *Link) poke() {
 	}
 }
 
-// signal wakes the driver.
+// signal starts the driver if there is none.
 func (l *Link) signal() {
-	l.sleeps = false
-	select {
-	case l.wake <- struct{}{}:
-	default:
+	if l.sleeps {
+		l.sleeps = false
+		l.group.Go(l.drive)
 	}
 }
 
-// drive is the goroutine that writes and keeps the time. It ends with the
-// session.
+// sleep notes that the driver ends, and that another one shall be started at
+// the time at, or when something happens if that is zero.
+func (l *Link) sleep(at time.Time) {
+	l.sleeps, l.sleepTo = true, at
+	switch {
+	case at.IsZero():
+		if l.timer != nil {
+			l.timer.Stop()
+		}
+	case l.timer == nil:
+		l.timer = time.AfterFunc(time.Until(at), func() {
+			l.Mu.Lock()
+			defer l.Mu.Unlock()
+			l.signal()
+		})
+	default:
+		l.timer.Reset(time.Until(at))
+	}
+}
+
+// drive is the goroutine that writes and keeps the time. It ends when nothing
+// is due, and with the session.
 func (l *Link) drive() {
-	defer l.pc.Close() // ends the reader
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	var batch []*datagram
 	var took time.Duration
 	for {
-		var wait time.Duration
-		var ok bool
-		batch, wait, ok = l.turn(batch, took)
-		if !ok {
+		var ended bool
+		if batch, ended = l.turn(batch, took); ended {
 			break
 		}
-		took = 0
-		if len(batch) > 0 {
-			start := time.Now()
-			for _, d := range batch {
-				if _, err := l.pc.WriteTo(d.data[:d.n], l.peer); err != nil {
-					l.Mu.Lock()
-					l.Fail(fmt.Errorf("carrier: %w", err))
-					l.Mu.Unlock()
-					break
-				}
+		if len(batch) == 0 {
+			return
+		}
+		start := time.Now()
+		for _, d := range batch {
+			if _, err := l.pc.WriteTo(d.data[:d.n], l.peer); err != nil {
+				l.Mu.Lock()
+				l.Fail(fmt.Errorf("carrier: %w", err))
+				l.Mu.Unlock()
+				break
 			}
-			took = time.Since(start)
-			continue
 		}
-		if wait < 0 {
-			<-l.wake
-			continue
-		}
-		timer.Reset(wait)
-		select {
-		case <-l.wake:
-		case <-timer.C:
-		}
+		took = time.Since(start)
 	}
 	if l.err == engine.ErrClosed && l.peer != nil { // neither changes any more
 		stop := time.AfterFunc(farewellTime, func() { l.pc.Close() })
 		l.pc.WriteTo(farewell, l.peer)
 		stop.Stop()
 	}
+	l.pc.Close() // ends the reader
 }

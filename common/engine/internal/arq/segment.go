@@ -100,6 +100,7 @@ func (l *Link) output(buf []byte, size int) {
 		d := l.out[last]
 		d.n += copy(d.data[d.n:], segment)
 		l.outBytes += n
+		l.moved += n
 	}
 }
 
