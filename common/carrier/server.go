@@ -233,7 +233,6 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, id handshake.ID) 
 		if sess = s.hello(r, body, id); sess == nil {
 			return false
 		}
-		sess.note(s.clientAddr(r))
 		sess.reply(r.Context(), w, sess.answer, 0, wire.Head{Limit: maxAnswer, Stream: firstStream + rand.N(firstStream/2)})
 		return true
 	}
@@ -295,6 +294,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Sessio
 		turn:      make(chan struct{}, 1),
 		gone:      make(chan struct{}),
 		lastSeen:  now,
+		client:    s.clientAddr(r), // before an engine can accept a stream
 	}
 	if sess.refused {
 		s.refused.Add(1)

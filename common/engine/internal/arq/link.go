@@ -67,9 +67,9 @@ const (
 	// flight a flush follows a write at once.
 	flushPause = 100 * time.Nanosecond
 
-	// ackDelay is how long an acknowledgement waits for data that goes the
-	// same way. In a fast transfer KCP sends one sooner, for each 63 segments
-	// (an MTU of acknowledgements).
+	// ackDelay is how long acknowledgements wait for data that goes the same
+	// way. KCP puts one out for each 63 segments (an MTU of acknowledgements),
+	// which would be a request for each 94 KB of a download: those wait as well.
 	ackDelay = 25 * time.Millisecond
 
 	// repairInterval is the time between two flushes while only a repair, which
@@ -182,8 +182,9 @@ type Link struct {
 	hold     time.Time // what is ready may wait until then for more
 	inKCP    int       // bytes given to KCP that it has not put out yet
 	out      []*datagram
-	outBytes int // in out and in the batch being written
-	backlog  int // limit for inKCP+outBytes
+	outBytes int       // in out and in the batch being written
+	acksFrom time.Time // since when out holds acknowledgements and nothing else; zero: it does not
+	backlog  int       // limit for inKCP+outBytes
 
 	rate      float64 // bytes per second that the carrier takes
 	taken     int     // bytes that it has taken since takenFrom
@@ -589,7 +590,7 @@ func (l *Link) turn(batch []*datagram, took time.Duration) (next []*datagram, en
 		if ok && !at.After(now) {
 			l.flush(now)
 		}
-		if len(l.out) > 0 && l.peer != nil {
+		if l.leaves(now) {
 			n, bytes := 0, 0
 			for n < len(l.out) && bytes < batchSize {
 				bytes += l.out[n].n
@@ -597,6 +598,7 @@ func (l *Link) turn(batch []*datagram, took time.Duration) (next []*datagram, en
 			}
 			batch = append(batch, l.out[:n]...)
 			l.out = slices.Delete(l.out, 0, n)
+			l.acksFrom = time.Time{}
 			return batch, false
 		}
 		end, lingers := l.lingerEnd()
@@ -638,6 +640,9 @@ func (l *Link) due() (at time.Time, ok bool) {
 	if !l.ackSince.IsZero() {
 		want(l.ackSince.Add(ackDelay))
 	}
+	if !l.acksFrom.IsZero() {
+		want(l.acksFrom.Add(ackDelay))
+	}
 	if l.tell {
 		want(l.lastRun)
 	}
@@ -665,13 +670,18 @@ func (l *Link) due() (at time.Time, ok bool) {
 	return at, ok
 }
 
+// leaves tells whether there is something to be written now.
+func (l *Link) leaves(now time.Time) bool {
+	return len(l.out) > 0 && l.peer != nil && !l.acksFrom.After(now.Add(-ackDelay))
+}
+
 // poke wakes the driver if there is something to do before it would wake up
 // by itself.
 func (l *Link) poke() {
 	if !l.sleeps {
 		return
 	}
-	if len(l.out) > 0 && l.peer != nil {
+	if l.leaves(time.Now()) {
 		l.signal()
 		return
 	}

@@ -87,8 +87,18 @@ func (l *Link) output(buf []byte, size int) {
 		n := headerSize + int(binary.LittleEndian.Uint32(p[20:]))
 		segment := p[:n]
 		p = p[n:]
+		since := l.ackSince
 		if !l.pass(segment) {
 			continue
+		}
+		switch {
+		case segment[4] != kcp.IKCP_CMD_ACK:
+			l.acksFrom = time.Time{}
+		case len(l.out) > 0: // as it is
+		case since.IsZero():
+			l.acksFrom = time.Now()
+		default:
+			l.acksFrom = since
 		}
 		last := len(l.out) - 1
 		if last < 0 || l.out[last].n+n > engine.MaxDatagram {
