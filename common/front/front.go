@@ -13,7 +13,8 @@
 // carries until it fails.
 //
 // A Front has up to six connections over HTTP/1.1 and one over HTTP/2, like a
-// browser to one host. The first one decides which it is, and carries the first
+// browser to one host, and another one beside that when it may be dead: life
+// says how that shows. The first one decides which it is, and carries the first
 // exchange.
 //
 //	Set -> Front -> pool -> wire1 (net/http)   -> h1Mask    HTTP/1.1

@@ -21,7 +21,7 @@ type hello struct {
 	browser *browser
 
 	// spec makes the ClientHello of utls.HelloCustom. resumes says that there is
-	// a session of an earlier connection to offer.
+	// a session of an earlier connection to offer, of TLS 1.3.
 	spec func(resumes bool) (*utls.ClientHelloSpec, error)
 }
 
@@ -175,13 +175,6 @@ func (s *sessions[T]) Get(string) (*T, bool) {
 	return newest, true
 }
 
-// any tells whether there is one.
-func (s *sessions[T]) any() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.kept) > 0
-}
-
 // Put keeps one more. A nil session, which means that the one last taken was
 // of no use, changes nothing.
 func (s *sessions[T]) Put(_ string, session *T) {
@@ -195,6 +188,23 @@ func (s *sessions[T]) Put(_ string, session *T) {
 		s.kept = slices.Delete(s.kept, 0, 1)
 	}
 }
+
+// An offer is the session, or nil, that one handshake may resume, and where it
+// keeps new ones.
+type offer struct {
+	session *utls.ClientSessionState
+	kept    *sessions[utls.ClientSessionState]
+}
+
+// Get takes it out.
+func (o *offer) Get(string) (*utls.ClientSessionState, bool) {
+	s := o.session
+	o.session = nil
+	return s, s != nil
+}
+
+// Put keeps one for later handshakes.
+func (o *offer) Put(name string, s *utls.ClientSessionState) { o.kept.Put(name, s) }
 
 // A handshaker makes TLS connections to one server name. It is safe for
 // concurrent use.
@@ -242,15 +252,17 @@ func (h *handshaker) handshake(ctx context.Context, conn net.Conn) (net.Conn, st
 		}
 		return c, c.ConnectionState().NegotiatedProtocol, nil
 	}
+	session, _ := h.usessions.Get("")
+	resumes := session != nil && session.Vers() == utls.VersionTLS13
 	c := utls.UClient(conn, &utls.Config{
 		ServerName:                  h.serverName,
 		RootCAs:                     h.roots,
-		ClientSessionCache:          &h.usessions,
+		ClientSessionCache:          &offer{session, &h.usessions},
 		OmitEmptyPsk:                true,
 		DynamicRecordSizingDisabled: true,
 	}, h.hello.id)
 	if h.hello.spec != nil {
-		spec, err := h.hello.spec(h.usessions.any())
+		spec, err := h.hello.spec(resumes)
 		if err == nil {
 			err = c.ApplyPreset(spec)
 		}

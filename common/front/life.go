@@ -67,9 +67,9 @@ type life struct {
 	suspect   bool  // at step 2
 	gotThen   int64 // octets that had come by then
 	dead      bool  // at step 3: closed when there is another one
-	room      time.Duration
 	suspected time.Time
-	gone      error // why it was closed
+	room      time.Duration // from then to step 3
+	gone      error         // why it was closed
 
 	proved   int64     // octets sent of which answers have shown that they arrived
 	provedAt time.Time // when that was measured, and

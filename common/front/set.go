@@ -78,7 +78,8 @@ type Set struct {
 
 // A member is a front and its health, which Set.mu guards.
 type member struct {
-	front *Front
+	front  *Front
+	number string // place among all: "2/3". Unlike a name, a log may show it to anybody.
 
 	begun     time.Time     // of the last attempt to connect
 	took      time.Duration // the last one that succeeded; 0: none yet
@@ -108,7 +109,8 @@ type memberKey struct{}
 // NewSet checks the Configs, of which there must be one at least and which
 // differ in nothing but their fronts, and returns a Set, which prefers those
 // named first. It does not use the network yet. Errors are as New's. The log,
-// which may be nil, says which front carries and why one was left.
+// which may be nil, says which front carries and why one was left, by its name
+// and by its place in cfgs: "2/3" is the second of three.
 func NewSet(cfgs []Config, log *slog.Logger) (*Set, error) {
 	if len(cfgs) == 0 {
 		return nil, errors.New("front: none given")
@@ -117,13 +119,13 @@ func NewSet(cfgs []Config, log *slog.Logger) (*Set, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	s := &Set{log: log}
-	for _, cfg := range cfgs {
+	for i, cfg := range cfgs {
 		f, err := New(cfg)
 		if err != nil {
 			s.closeFronts()
 			return nil, err
 		}
-		s.members = append(s.members, &member{front: f})
+		s.members = append(s.members, &member{front: f, number: fmt.Sprintf("%d/%d", i+1, len(cfgs))})
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
@@ -412,7 +414,7 @@ func (s *Set) carries(m *member, took time.Duration) {
 	m.aside = time.Time{}
 	m.strikes = 0
 	if changed {
-		s.log.Info("using a front", "front", m.front.Name(), "connected_after", took.Round(time.Millisecond))
+		s.log.Info("using a front", "front", m.front.Name(), "number", m.number, "connected_after", took.Round(time.Millisecond))
 	}
 }
 
@@ -483,7 +485,7 @@ func (s *Set) judge(m *member, resp *http.Response) error {
 // says why: who makes the exchanges has a back-off of its own.
 func (s *Set) leaveLocked(m *member, err error, atLeast time.Duration) {
 	if len(s.members) == 1 {
-		s.log.Info("the front fails", "front", m.front.Name(), "error", err)
+		s.log.Info("the front fails", "front", m.front.Name(), "number", m.number, "error", err)
 		return
 	}
 	if m.aside.IsZero() { // else the exchange was begun before it was left
@@ -502,7 +504,7 @@ func (s *Set) putAsideLocked(m *member, err error, atLeast time.Duration) {
 	}
 	aside := min(minAside<<min(m.failures-1, 20), maxAside)
 	m.aside = now.Add(max(atLeast, aside/2+rand.N(aside/2+1)))
-	s.log.Info("leaving a front", "front", m.front.Name(), "for_at_least", m.aside.Sub(now).Round(time.Second), "error", err)
+	s.log.Info("leaving a front", "front", m.front.Name(), "number", m.number, "for_at_least", m.aside.Sub(now).Round(time.Second), "error", err)
 }
 
 // downLocked is the error when no front works.

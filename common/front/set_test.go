@@ -176,7 +176,7 @@ func TestSetPrefersFirst(t *testing.T) {
 		if n := x.set.MaxInFlight(); n != maxStreams {
 			t.Errorf("MaxInFlight is %d", n)
 		}
-		x.logged(`msg="using a front" front=a.example`)
+		x.logged(`msg="using a front" front=a.example number=1/3`)
 	})
 }
 
@@ -197,9 +197,9 @@ func TestSetDeadAtStart(t *testing.T) {
 	inSet(t, "a b", func(t *testing.T, x *setTest) {
 		x.sites["a"].refuses.Store(true)
 		x.by("b", 0)
-		x.logged(`msg="leaving a front" front=a.example`)
+		x.logged(`msg="leaving a front" front=a.example number=1/2`)
 		x.logged("connection refused")
-		x.logged(`msg="using a front" front=b.example`)
+		x.logged(`msg="using a front" front=b.example number=2/2`)
 	})
 }
 
