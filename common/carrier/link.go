@@ -812,17 +812,34 @@ func (l *link) tick() {
 			l.gapSince = time.Time{}
 		}
 	}
-	probed := false
+	var oldest *outgoing // of those of which nothing is known
+	var which uint64
 	for e, o := range l.out {
-		if !o.written.IsZero() && !now.Before(l.lossAt(o)) {
+		switch {
+		case o.written.IsZero() || now.Before(l.lossAt(o)):
+		case l.newestSent.After(o.written):
 			l.loseExchange(e)
-			probed = true
+		case oldest == nil || o.records[0] < oldest.records[0]:
+			oldest, which = o, e
 		}
 	}
-	if probed {
-		l.probes++
+	if oldest != nil {
+		l.probe(which, oldest)
 	}
 	l.arm()
+}
+
+// probe sends one record of exchange e, which is o, again. If that arrives and
+// the others do not, they are lost; after an outage, most of them arrive.
+func (l *link) probe(e uint64, o *outgoing) {
+	l.probes++
+	for len(l.lost) == 0 && len(o.records) > 0 {
+		l.lose(o.records[0], e)
+		o.records = o.records[1:]
+	}
+	if len(o.records) == 0 {
+		delete(l.out, e)
+	}
 }
 
 // finish says that no record from number on will be received: the engine reads
