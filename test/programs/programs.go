@@ -264,10 +264,10 @@ const maxUser = 255
 
 // StartTransport starts turbotunnel-client as tor does, and uses it as tor
 // does: its HTTP makes each connection by a SOCKS request with the arguments of
-// a bridge line. What it tells tor stands in its log, with all names.
+// a bridge line. What it tells tor stands in its log.
 func StartTransport(t *testing.T, env []string, args ...string) *Tunnel {
 	t.Helper()
-	cmd := exec.Command(Client, "-unsafe-logging")
+	cmd := exec.Command(Client)
 	cmd.Env = append(os.Environ(),
 		"TOR_PT_MANAGED_TRANSPORT_VER=1", "TOR_PT_CLIENT_TRANSPORTS=turbo", "TOR_PT_STATE_LOCATION="+Folder(t))
 	cmd.Env = append(cmd.Env, env...)
