@@ -2,6 +2,7 @@ package carrier
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"sync/atomic"
@@ -276,4 +277,40 @@ func TestAutoOneAtATime(t *testing.T) {
 			}
 		})
 	}
+}
+
+// After a pause of the path, what waited passes when answers have been ended.
+// That is no path that lets one exchange through at a time.
+func TestAutoPause(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		client := w.dial(Auto)
+		<-client.Ready()
+		session := <-w.accepted
+		both(t, client, session, 300)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for i := range 60 { // half of them during the pause
+				client.Conn().WriteTo(fmt.Appendf(nil, "%d", i), nil)
+				time.Sleep(100 * ms)
+			}
+		}()
+		begin := time.Now()
+		w.net.set(func(*request) fate {
+			f := near()
+			f.there += max(0, time.Until(begin.Add(3*time.Second)))
+			return f
+		})
+		<-done
+		time.Sleep(2 * time.Second)
+		if client.way().oneAtATime(time.Now()) {
+			t.Error("the path is taken to let one exchange through at a time")
+		}
+		for range 60 {
+			if _, _, err := session.Conn().ReadFrom(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }

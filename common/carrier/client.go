@@ -139,6 +139,7 @@ type Client struct {
 	spoke       time.Time // when records were sent last
 	turned      time.Time // when a turn began last
 	answered    time.Time // when an upload that was answered last had been started
+	passed      time.Time // when uploads passed last as soon as answers were ended
 	suspended   time.Time // when answers were ended to see whether uploads pass without them; zero: not now
 	failures    int       // in a row
 	foreigns    int       // likewise, of answers by somebody else

@@ -295,10 +295,15 @@ func (c *Client) observe(res *result) {
 		if res.good && f.started.After(c.answered) {
 			c.answered = f.started
 		}
-		if res.good && f.started.Before(c.suspended) {
+		sent, first := f.started.Add(time.Duration(f.sent.Load())), f.started.Add(time.Duration(f.first.Load()))
+		if f.sent.Load() > 0 && f.first.Load() > 0 && sent.Before(c.suspended) && first.After(c.suspended) {
 			c.suspended = time.Time{}
-			way.setSerial(now)
-			c.log.Info("the path lets one request through at a time: sending and receiving in turns")
+			// Once may be the end of an outage.
+			if now.Sub(c.passed) < firstProbe {
+				way.setSerial(now)
+				c.log.Info("the path lets one request through at a time: sending and receiving in turns")
+			}
+			c.passed = now
 		}
 	case poll:
 		c.polls--
