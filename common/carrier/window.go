@@ -62,6 +62,8 @@ type window struct {
 	delivered int           // bytes
 	shortest  time.Duration // 0: none yet
 	latest    time.Duration // likewise
+	past      int           // the size before the round trip before this one
+	last      int           // the size before this one
 	limited   bool          // there was more to send than the window allows
 	draining  float64       // the rate before the window was lowered to see the base; 0: it was not
 }
@@ -106,6 +108,7 @@ func (w *window) ack(now time.Time, n int) {
 		w.base, w.baseAt = w.shortest, now
 	}
 	w.turn(now)
+	w.past, w.last = w.last, w.size
 	w.since, w.delivered, w.shortest, w.limited = now, 0, 0, false
 }
 
@@ -139,7 +142,9 @@ func (w *window) turn(now time.Time) {
 	product := w.rate * (w.base + delay).Seconds()
 	switch {
 	case w.starting:
-		if w.shortest-w.base < 2*delay {
+		// What a round trip delivers is what was sent in the one before, when the
+		// size was still growing to what it was at its end.
+		if w.shortest-w.base < 2*delay && 2*w.delivered > w.past {
 			return // it grows
 		}
 		// The rate is the path's, or a part of that if the path has not been full

@@ -85,9 +85,9 @@ const (
 	// clientShare and serverShare are the part of what is left of it by which
 	// the window of a new stream grows at once, so that it need not grow while
 	// the carrier's does: for the first stream 16 MB of a client, which receives
-	// more and has its memory to itself, and 4 MB of a server.
+	// more and has its memory to itself, and 8 MB of a server.
 	clientShare = 4
-	serverShare = 16
+	serverShare = 8
 
 	// maxUnread is how many bytes the streams of a session may hold unread. A
 	// thousand streams whose readers have all stopped stay below.
