@@ -2,11 +2,16 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
+	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"turbotunnel/common/tunnel"
 )
 
 // The check of a transfer sees bytes that are changed, lost, doubled or moved.
@@ -96,5 +101,104 @@ func TestReport(t *testing.T) {
 	}
 	if _, err := replace("no marks", "x"); err == nil {
 		t.Error("a file without marks was taken")
+	}
+}
+
+// The process at the client's end opens what it is asked for, tells what it
+// holds, and notices sessions that are dead.
+func TestHold(t *testing.T) {
+	server, err := tunnel.NewServer(tunnel.ServerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer server.Close()
+	var far loadServer
+	wg.Go(func() {
+		for {
+			s, err := server.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer s.Close()
+				far.serve(s)
+			})
+		}
+	})
+	web := httptest.NewServer(server)
+	defer web.Close()
+
+	asks, in := io.Pipe()
+	out, answers := io.Pipe()
+	ended := make(chan error, 1)
+	go func() { ended <- hold(asks, answers) }()
+	h := &holder{in: json.NewEncoder(in), out: json.NewDecoder(out)}
+	do := func(what string, ask holdAsk) use {
+		t.Helper()
+		u, err := h.exchange(what, ask)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		return u
+	}
+	before := do(holdMeasure, holdAsk{})
+	const n = 3
+	do(holdOpen, holdAsk{Config: tunnel.Config{URL: web.URL}, Sessions: n})
+	each := do(holdMeasure, holdAsk{}).of(n, before)
+	if each.Routines < 1 || each.Memory < 1<<10 {
+		t.Errorf("a session holds %+v", each)
+	}
+	do(holdPing, holdAsk{})
+	if _, err := h.exchange(holdOpen, holdAsk{Config: tunnel.Config{URL: "nonsense"}, Sessions: 1}); err == nil {
+		t.Error("a session without a server was opened")
+	}
+	in.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestParseMetrics(t *testing.T) {
+	const page = `# HELP go_goroutines Number of goroutines.
+go_gc_duration_seconds{quantile="1"} 0.5
+go_gc_duration_seconds_count 7
+go_memstats_heap_alloc_bytes 1.5e+06
+go_memstats_stack_inuse_bytes 32768
+`
+	m, err := parseMetrics(strings.NewReader(page + "go_goroutines 9\n"))
+	if err != nil || m["go_memstats_heap_alloc_bytes"] != 1.5e6 || m["go_gc_duration_seconds_count"] != 7 || m["go_goroutines"] != 9 {
+		t.Errorf("%v, %v", m, err)
+	}
+	if _, err := parseMetrics(strings.NewReader(page)); err == nil {
+		t.Error("it does not miss go_goroutines")
+	}
+}
+
+// Servers and clients have columns of their own; what was not measured meets no
+// target.
+func TestReportOfSessionsAndTor(t *testing.T) {
+	r := &results{Suite: "engines", Sessions: []sessionFigures{{Engine: "kcp", Server: use{2048, 7, 4096}, Client: use{3072, 6, 5120}}}}
+	const row = "| kcp    | 2.0 KB                  | 3.0 KB                  | 4.0 KB           | 5.0 KB           | 7.0 + 6.0"
+	if text := r.text(); !strings.Contains(text, row) {
+		t.Errorf("the report lacks %q:\n%s", row, text)
+	}
+	measured := torFigures{AloneDown: []float64{20, 1, 10}, AloneUp: []float64{10}, Down: []float64{9.5, 100, 1}, Up: []float64{8}}
+	failed := measured
+	failed.Error = "the cause"
+	for _, c := range []struct {
+		tor  torFigures
+		want string
+	}{
+		{measured, "0.95 down, 0.80 up | **no**"},
+		{failed, "0.00 down, 0.00 up | **no**"},
+		{failed, "`the cause`"},
+		{torFigures{Skipped: "it snows"}, "not measured, because it snows"},
+	} {
+		r := &results{Suite: "full", Tor: &c.tor}
+		if text := r.text(); !strings.Contains(text, c.want) {
+			t.Errorf("the report lacks %q:\n%s", c.want, text)
+		}
 	}
 }

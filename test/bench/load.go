@@ -24,6 +24,12 @@ const (
 	askSize = 1 + 8 + 8
 )
 
+func ask(what byte, n int64, transfer uint64) []byte {
+	b := append(make([]byte, 0, askSize), what)
+	b = binary.BigEndian.AppendUint64(b, uint64(n))
+	return binary.BigEndian.AppendUint64(b, transfer)
+}
+
 // pattern is what transfers carry, over and over: transfer k starts at a place
 // of its own. Its length is prime, so that what is lost, doubled or moved by
 // any round number of bytes does not fit.
@@ -201,12 +207,15 @@ func (s *loadServer) serve(c net.Conn) {
 			c.Write([]byte{0}) //nolint:errcheck // likewise
 		}
 	case loadEcho:
-		io.CopyBuffer(onlyWriter{c}, struct{ io.Reader }{c}, make([]byte, 4096)) //nolint:errcheck // its end is the end
+		io.CopyBuffer(onlyWriter{c}, onlyReader{c}, make([]byte, 4096)) //nolint:errcheck // its end is the end
 	}
 }
 
 // onlyWriter hides ReadFrom, with which io.Copy would pass its buffer by.
 type onlyWriter struct{ io.Writer }
+
+// onlyReader hides WriteTo likewise.
+type onlyReader struct{ io.Reader }
 
 // transfers counts them, so that each has content of its own.
 var transfers atomic.Uint64
@@ -229,10 +238,7 @@ func (l *loader) open(what byte, n int64) (*net.TCPConn, uint64, error) {
 	c.SetDeadline(time.Now().Add(l.limit)) //nolint:errcheck // a TCP connection can
 	context.AfterFunc(l.ctx, func() { c.Close() })
 	k := transfers.Add(1)
-	b := append(make([]byte, 0, askSize), what)
-	b = binary.BigEndian.AppendUint64(b, uint64(n))
-	b = binary.BigEndian.AppendUint64(b, k)
-	if _, err := c.Write(b); err != nil {
+	if _, err := c.Write(ask(what, n, k)); err != nil {
 		c.Close()
 		return nil, 0, err
 	}
@@ -282,7 +288,7 @@ func (l *loader) upload(n int64) (*meter, error) {
 }
 
 // echo returns how long a byte takes there and back on c.
-func echo(c net.Conn) (time.Duration, error) {
+func echo(c io.ReadWriter) (time.Duration, error) {
 	start := time.Now()
 	b := [1]byte{'x'}
 	if _, err := c.Write(b[:]); err != nil {

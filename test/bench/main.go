@@ -25,6 +25,9 @@ func main() {
 }
 
 func measureAndReport() error {
+	if len(os.Args) == 2 && os.Args[1] == holdCommand {
+		return hold(os.Stdin, os.Stdout)
+	}
 	suite := flag.String("suite", "quick", "what to measure: quick, full, engines")
 	only := flag.String("only", "", "run only scenarios whose name contains this; \"idle\": only idle sessions")
 	engine := flag.String("engine", "", "engines to measure, separated by commas (default: the client's default, or all with -suite engines)")

@@ -1,165 +1,423 @@
 package main
 
 import (
+	"bufio"
 	"context"
-	"crypto/tls"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"log"
-	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"turbotunnel/common/tunnel"
 	"turbotunnel/test/cdn"
+	"turbotunnel/test/proc"
 )
 
-// sessionFigures are what idle sessions hold.
+// sessionFigures are what idle sessions hold at each end.
 type sessionFigures struct {
-	Engine   string
-	Sessions int
-	Memory   float64 // bytes of heap and stacks for a session, both ends and their HTTP connections
-	Routines float64 // goroutines for a session, both ends and their HTTP connections
-	Error    string
+	Engine         string
+	Sessions       int
+	Server, Client use // of one session
+	Error          string
 }
 
-// sessions is how many are idle at the same time, and opening how many of them
-// are opened at the same time.
+// use is what a process holds, or one of its sessions.
+type use struct {
+	Memory   float64 // bytes of heap and stacks after a collection
+	Routines float64 // goroutines
+	Resident float64 // bytes of memory before that collection, as the kernel counts them
+}
+
+// of is the share of each of n sessions that made a process hold u instead of
+// before.
+func (u use) of(n int, before use) use {
+	f := float64(n)
+	return use{(u.Memory - before.Memory) / f, (u.Routines - before.Routines) / f, (u.Resident - before.Resident) / f}
+}
+
 const (
+	// sessions is how many are idle at the same time, and opening how many of
+	// them are opened at the same time.
 	sessions = 1000
 	opening  = 20
+
+	// memorySettle is how long sessions are left alone before they are looked
+	// at. Polls from before a client knew that answers can be streamed are open
+	// for 20 s and more.
+	memorySettle = time.Minute
+
+	// memoryLimit is how long all the rest may take for an engine. It takes
+	// some 15 s.
+	memoryLimit = 3 * time.Minute
 )
 
-// memory measures each engine in this process, over HTTPS on loopback.
+// memory measures each engine over HTTPS on loopback: the server program, and
+// the client's end in another process.
 func (b *bench) memory(names []string) []sessionFigures {
-	// Before this process has verified any certificate by the system's roots.
-	if err := os.Setenv("SSL_CERT_FILE", b.ca); err != nil {
-		return []sessionFigures{{Error: err.Error()}}
-	}
 	var all []sessionFigures
 	for _, e := range names {
 		if b.ctx.Err() != nil {
 			break
 		}
-		fmt.Printf("%s %d idle sessions, %s\n", time.Now().Format(time.TimeOnly), sessions, e)
+		fmt.Printf("%s %d idle sessions, %s, about %v\n", time.Now().Format(time.TimeOnly), sessions, e, memorySettle)
 		f := sessionFigures{Engine: e, Sessions: sessions}
 		if err := b.memoryOne(&f); err != nil {
 			f.Error = err.Error()
 		}
-		fmt.Printf("    %.1f KB and %.1f goroutines a session, both ends %s\n", f.Memory/1024, f.Routines, f.Error)
+		f.print()
 		all = append(all, f)
 	}
 	return all
 }
 
-func (b *bench) memoryOne(f *sessionFigures) error {
-	server, err := tunnel.NewServer(tunnel.ServerConfig{})
-	if err != nil {
-		return err
+func (f *sessionFigures) print() {
+	one := func(name string, u use) {
+		fmt.Printf("    %s: %s of heap and stacks, %s resident, %.1f goroutines a session\n", name, kb(u.Memory), kb(u.Resident), u.Routines)
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer server.Close()
-	// Each stream says back what it gets.
-	wg.Go(func() {
-		for {
-			s, err := server.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				defer s.Close()
-				var b [1]byte
-				for {
-					if _, err := io.ReadFull(s, b[:]); err != nil {
-						return
-					}
-					if _, err := s.Write(b[:]); err != nil {
-						return
-					}
-				}
-			})
-		}
-	})
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
+	one("server", f.Server)
+	one("client", f.Client)
+	if f.Error != "" {
+		fmt.Printf("    FAILED: %s\n", f.Error)
 	}
-	web := &http.Server{
-		Handler:   server,
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{b.cert}},
-		ErrorLog:  log.New(io.Discard, "", 0),
-	}
-	wg.Go(func() { web.ServeTLS(ln, "", "") }) //nolint:errcheck // Close ends it
-	defer web.Close()
+}
 
-	before, routines := used()
-	dialers := make([]*tunnel.Dialer, sessions)
-	streams := make([]tunnel.Stream, sessions)
-	errs := make([]error, sessions)
-	turn := make(chan struct{}, opening)
-	inParallel := func(one func(int) error) error {
-		var all sync.WaitGroup
-		for i := range sessions {
-			all.Go(func() {
-				turn <- struct{}{}
-				errs[i] = one(i)
-				<-turn
-			})
-		}
-		all.Wait()
-		for _, err := range errs {
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	defer inParallel(func(i int) error { //nolint:errcheck // they have been measured
-		if dialers[i] != nil {
-			dialers[i].Close()
-		}
-		return nil
-	})
-	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
-	defer cancel()
-	ping := func(i int) error {
-		streams[i].SetDeadline(time.Now().Add(time.Minute)) //nolint:errcheck // a stream can
-		_, err := echo(streams[i])
-		return err
-	}
-	err = inParallel(func(i int) (err error) {
-		cfg := tunnel.Config{URL: "https://" + cdn.Front + "/bench", Addr: ln.Addr().String(), Engine: f.Engine}
-		if dialers[i], err = tunnel.NewDialer(cfg, tunnel.Options{}); err != nil {
-			return err
-		}
-		if streams[i], err = dialers[i].Dial(ctx); err != nil {
-			return err
-		}
-		return ping(i)
-	})
+func (b *bench) memoryOne(f *sessionFigures) error {
+	server, err := b.startServer()
 	if err != nil {
 		return err
 	}
-	select { // until the clients have found out what the path does
-	case <-time.After(10 * time.Second):
+	defer server.Stop() //nolint:errcheck // it has been measured
+	serverBefore, err := server.use(b.ctx)
+	if err != nil {
+		return err
+	}
+	client, err := b.startHolder()
+	if err != nil {
+		return err
+	}
+	defer client.Stop() //nolint:errcheck // likewise
+	// It is waited for without a limit: its end ends that.
+	ctx, cancel := context.WithTimeout(b.ctx, memorySettle+memoryLimit)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { client.Kill() })() //nolint:errcheck // likewise
+	clientBefore, err := client.do(holdMeasure, holdAsk{})
+	if err != nil {
+		return err
+	}
+	cfg := tunnel.Config{URL: "https://" + cdn.Front + "/bench", Key: server.key, Addr: server.addr, Engine: f.Engine}
+	if _, err := client.do(holdOpen, holdAsk{Config: cfg, Sessions: f.Sessions}); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(memorySettle):
 	case <-b.ctx.Done():
 		return b.ctx.Err()
 	}
-	after, routines2 := used()
-	f.Memory = float64(after-before) / sessions
-	f.Routines = float64(routines2-routines) / sessions
-	return inParallel(ping)
+	serverAfter, err := server.use(ctx)
+	if err != nil {
+		return err
+	}
+	clientAfter, err := client.do(holdMeasure, holdAsk{})
+	if err != nil {
+		return err
+	}
+	f.Server = serverAfter.of(f.Sessions, serverBefore)
+	f.Client = clientAfter.of(f.Sessions, clientBefore)
+	// They were alive all the time.
+	_, err = client.do(holdPing, holdAsk{})
+	return err
 }
 
-// used is the memory that heap and stacks hold after a collection.
-func used() (int64, int) {
-	runtime.GC()
-	runtime.GC() // what finalizers and pools let go
+// A memoryServer is the server program. It forwards to the load server, and
+// tells by its metrics what it holds.
+type memoryServer struct {
+	*proc.Process
+	pid           int
+	addr, metrics string
+	key           string
+}
+
+func (b *bench) startServer() (*memoryServer, error) {
+	ports, err := proc.FreePorts(2)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(b.dir, strconv.FormatInt(b.tunnels.Add(1), 10))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	s := &memoryServer{addr: fmt.Sprintf("127.0.0.1:%d", ports[0]), metrics: fmt.Sprintf("127.0.0.1:%d", ports[1])}
+	cmd := exec.Command(filepath.Join(b.bin, "turbotunnel-server"), "-state-dir", filepath.Join(dir, "state"), "-metrics", s.metrics,
+		"-tls-cert", filepath.Join(b.dir, "cert.pem"), "-tls-key", filepath.Join(b.dir, "key.pem"), s.addr, b.load.ln.Addr().String())
+	if s.Process, err = proc.Start("turbotunnel-server", filepath.Join(dir, "server.log"), cmd); err != nil {
+		return nil, err
+	}
+	s.pid = cmd.Process.Pid
+	for _, addr := range []string{s.addr, s.metrics} {
+		if err := b.waitListen(addr); err != nil {
+			return nil, errors.Join(err, errors.New(proc.Tail(s.Log())), s.Stop())
+		}
+	}
+	if s.key, err = publicKey(s.Log()); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
+}
+
+// collections is after how many garbage collections only what is held is left:
+// pools let go in the second one.
+const collections = 2
+
+// use measures the program. It collects garbage when it has made enough, which
+// answers about its metrics are.
+func (s *memoryServer) use(ctx context.Context) (use, error) {
+	u := use{Resident: resident(s.pid)}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	m, err := s.scrape(ctx)
+	const count = "go_gc_duration_seconds_count"
+	for begun := m[count]; err == nil && m[count] < begun+collections; {
+		m, err = s.scrape(ctx)
+	}
+	if err != nil {
+		return u, err
+	}
+	// What was found to be garbage is freed in the background.
+	select {
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+	}
+	if m, err = s.scrape(ctx); err != nil {
+		return u, err
+	}
+	u.Memory = m["go_memstats_heap_alloc_bytes"] + m["go_memstats_stack_inuse_bytes"]
+	u.Routines = m["go_goroutines"]
+	return u, nil
+}
+
+// scrape gets the metrics without labels.
+func (s *memoryServer) scrape(ctx context.Context) (map[string]float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.metrics+"/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	m, err := parseMetrics(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("the server's metrics: %w", err)
+	}
+	return m, nil
+}
+
+// parseMetrics reads the metrics without labels in Prometheus' text format. It
+// is an error if one of those is missing that a measurement needs.
+func parseMetrics(r io.Reader) (map[string]float64, error) {
+	m := make(map[string]float64)
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		if x, err := strconv.ParseFloat(value, 64); err == nil {
+			m[name] = x
+		}
+	}
+	for _, name := range []string{"go_gc_duration_seconds_count", "go_memstats_heap_alloc_bytes", "go_memstats_stack_inuse_bytes", "go_goroutines"} {
+		if _, ok := m[name]; !ok && lines.Err() == nil {
+			return nil, fmt.Errorf("%s is missing", name)
+		}
+	}
+	return m, lines.Err()
+}
+
+// The client's end of idle sessions is this program, started again with the
+// argument holdCommand. It gets asks on stdin and answers each on stdout, and
+// ends with its stdin.
+const holdCommand = "hold-idle-sessions"
+
+// What it can be asked for.
+const (
+	holdMeasure = "measure" // what it holds
+	holdOpen    = "open"    // sessions with one stream each, through which a byte goes
+	holdPing    = "ping"    // a byte there and back on every one
+)
+
+type holdAsk struct {
+	What     string
+	Config   tunnel.Config // to open
+	Sessions int           // to open
+}
+
+type holdAnswer struct {
+	Use   use
+	Error string
+}
+
+// A holder is that process.
+type holder struct {
+	*proc.Process
+	pid int
+	in  *json.Encoder
+	out *json.Decoder
+}
+
+func (b *bench) startHolder() (*holder, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self, holdCommand)
+	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+b.ca)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	name := filepath.Join(b.dir, fmt.Sprintf("holder%d.log", b.tunnels.Add(1)))
+	p, err := proc.Start("the client's end", name, cmd)
+	if err != nil {
+		return nil, err
+	}
+	return &holder{p, cmd.Process.Pid, json.NewEncoder(in), json.NewDecoder(out)}, nil
+}
+
+// do asks for something and waits until it is done.
+func (h *holder) do(what string, ask holdAsk) (use, error) {
+	held := resident(h.pid)
+	u, err := h.exchange(what, ask)
+	if err != nil {
+		return u, fmt.Errorf("the client's end: %w\n%s", err, proc.Tail(h.Log()))
+	}
+	u.Resident = held
+	return u, nil
+}
+
+func (h *holder) exchange(what string, ask holdAsk) (use, error) {
+	ask.What = what
+	if err := h.in.Encode(ask); err != nil {
+		return use{}, err
+	}
+	var answer holdAnswer
+	if err := h.out.Decode(&answer); err != nil {
+		return use{}, err
+	}
+	if answer.Error != "" {
+		return use{}, errors.New(answer.Error)
+	}
+	return answer.Use, nil
+}
+
+// holding are sessions in this process.
+type holding struct {
+	dialers []*tunnel.Dialer
+	streams []tunnel.Stream
+}
+
+// hold does what it is asked for until the asks end.
+func hold(in io.Reader, out io.Writer) error {
+	var h holding
+	defer h.each(func(i int) error { return h.dialers[i].Close() }) //nolint:errcheck // they have been measured
+	asks, answers := json.NewDecoder(in), json.NewEncoder(out)
+	for {
+		var ask holdAsk
+		if err := asks.Decode(&ask); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		var answer holdAnswer
+		var err error
+		switch ask.What {
+		case holdMeasure:
+			answer.Use = used()
+		case holdOpen:
+			err = h.open(ask.Config, ask.Sessions)
+		case holdPing:
+			err = h.each(h.ping)
+		}
+		if err != nil {
+			answer.Error = err.Error()
+		}
+		if err := answers.Encode(answer); err != nil {
+			return err
+		}
+	}
+}
+
+func (h *holding) open(cfg tunnel.Config, n int) error {
+	for range n {
+		d, err := tunnel.NewDialer(cfg, tunnel.Options{})
+		if err != nil {
+			return err
+		}
+		h.dialers = append(h.dialers, d)
+	}
+	h.streams = make([]tunnel.Stream, n)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return h.each(func(i int) (err error) {
+		if h.streams[i], err = h.dialers[i].Dial(ctx); err != nil {
+			return err
+		}
+		// It tells the load server what it wants, and gets it.
+		if _, err := h.streams[i].Write(ask(loadEcho, 0, 0)); err != nil {
+			return err
+		}
+		return h.ping(i)
+	})
+}
+
+func (h *holding) ping(i int) error {
+	h.streams[i].SetDeadline(time.Now().Add(time.Minute)) //nolint:errcheck // a stream can
+	_, err := echo(h.streams[i])
+	return err
+}
+
+// each does something to all sessions, some at the same time, and returns the
+// first error.
+func (h *holding) each(one func(int) error) error {
+	errs := make([]error, len(h.dialers))
+	turn := make(chan struct{}, opening)
+	var all sync.WaitGroup
+	for i := range h.dialers {
+		turn <- struct{}{}
+		all.Go(func() {
+			errs[i] = one(i)
+			<-turn
+		})
+	}
+	all.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// used is what this process holds after collections.
+func used() use {
+	for range collections {
+		runtime.GC()
+	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc + m.StackInuse), runtime.NumGoroutine()
+	return use{Memory: float64(m.HeapAlloc + m.StackInuse), Routines: float64(runtime.NumGoroutine())}
 }
+
+// resident is the memory that a process has at the moment, in bytes.
+func resident(pid int) float64 { return float64(memoryOf(pid, "VmRSS:")) }

@@ -262,13 +262,16 @@ func cpuOf(pid int) time.Duration {
 }
 
 // peakMemory is the most memory that a process has had resident, in bytes.
-func peakMemory(pid int) int64 {
+func peakMemory(pid int) int64 { return memoryOf(pid, "VmHWM:") }
+
+// memoryOf is a line of a process' status (proc(5)), in bytes.
+func memoryOf(pid int, name string) int64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0
 	}
 	for _, line := range strings.Split(string(b), "\n") {
-		if after, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if after, ok := strings.CutPrefix(line, name); ok {
 			kb, _ := strconv.ParseInt(strings.Fields(after)[0], 10, 64)
 			return kb << 10
 		}

@@ -69,13 +69,53 @@ func (b *bench) startRaw(cfg link.Config) (*raw, error) {
 	return r, nil
 }
 
+// echoPath is where what a request's body says comes back in the answer's.
+const echoPath = "/echo"
+
 func serveRaw(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == echoPath {
+		http.NewResponseController(w).Flush()                              //nolint:errcheck // the client waits for it
+		io.CopyBuffer(flushing{w}, onlyReader{r.Body}, make([]byte, 4096)) //nolint:errcheck // its end is the end
+		return
+	}
 	n, _ := strconv.ParseInt(r.URL.RawQuery, 10, 64)
 	if _, err := io.CopyBuffer(onlyWriter{newContent(0)}, r.Body, make([]byte, 256<<10)); err != nil {
 		panic(http.ErrAbortHandler)
 	}
 	w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
 	newContent(0).send(w, n) //nolint:errcheck // the client counts
+}
+
+// flushing sends what is written at once.
+type flushing struct{ http.ResponseWriter }
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.ResponseWriter.Write(p)
+	if err == nil {
+		err = http.NewResponseController(f.ResponseWriter).Flush()
+	}
+	return n, err
+}
+
+// pings measures a byte there and back on one HTTP/2 stream.
+func (r *raw) pings() (median, most time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(r.ctx, time.Minute)
+	defer cancel()
+	body, up := io.Pipe()
+	defer up.Close()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url+echoPath[1:], body)
+	if err != nil {
+		return 0, 0, err
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return 0, 0, fmt.Errorf("raw: %w", err)
+	}
+	defer resp.Body.Close()
+	return pings(ctx, struct {
+		io.Reader
+		io.Writer
+	}{resp.Body, up})
 }
 
 func (r *raw) close() {
@@ -135,11 +175,12 @@ func (r *raw) poll(up, down int64, d time.Duration) (float64, error) {
 // rawFigures are MB/s on a path.
 type rawFigures struct {
 	Down, Up         float64
-	MeekDown, MeekUp float64 // 0: not measured
-	Wire             float64 // bytes on the link for each byte of a download; 0 on loopback
+	MeekDown, MeekUp float64       // 0: not measured
+	Wire             float64       // bytes on the link for each byte of a download; 0 on loopback
+	Ping, Ping95     time.Duration // on one stream of an idle connection; 0: not measured
 }
 
-func (b *bench) measureRaw(cfg link.Config, meek bool) (f rawFigures, err error) {
+func (b *bench) measureRaw(cfg link.Config, ping, meek bool) (f rawFigures, err error) {
 	r, err := b.startRaw(cfg)
 	if err != nil {
 		return f, err
@@ -149,6 +190,11 @@ func (b *bench) measureRaw(cfg link.Config, meek bool) (f rawFigures, err error)
 	// The first exchange connects and opens windows.
 	if _, err = r.exchange(1<<20, 1<<20); err != nil {
 		return f, err
+	}
+	if ping {
+		if f.Ping, f.Ping95, err = r.pings(); err != nil {
+			return f, err
+		}
 	}
 	before := int64(0)
 	if r.link != nil {

@@ -20,6 +20,7 @@ type results struct {
 	Figures  []figures
 	Idle     []idleFigures
 	Sessions []sessionFigures
+	Tor      *torFigures // nil: not in this run
 }
 
 // machine is what a run ran on.
@@ -216,11 +217,11 @@ func (r *results) paths(s *strings.Builder) {
 		})
 	}
 	s.WriteString(t.String())
-	s.WriteString("\nDelays (pings: median, and in brackets the 95th percentile):\n\n")
-	t = table{{"path", "first stream of all", "new stream", "ping, idle", "ping beside a download"}}
+	s.WriteString("\nDelays (pings: median, and in brackets the 95th percentile; raw: a byte there and back on one HTTP/2 stream over the same link in the same run):\n\n")
+	t = table{{"path", "first stream of all", "new stream", "ping, idle", "ping, raw", "ping beside a download"}}
 	for _, f := range r.Figures {
 		if f.First > 0 {
-			t = append(t, []string{f.label(), ms(f.First), ms(f.Open), ms(f.Ping) + " (" + ms(f.Ping95) + ")", ms(f.Loaded) + " (" + ms(f.Loaded95) + ")"})
+			t = append(t, []string{f.label(), ms(f.First), ms(f.Open), ms(f.Ping) + " (" + ms(f.Ping95) + ")", ms(f.Raw.Ping) + " (" + ms(f.Raw.Ping95) + ")", ms(f.Loaded) + " (" + ms(f.Loaded95) + ")"})
 		}
 	}
 	s.WriteString(t.String())
@@ -244,6 +245,9 @@ func (r *results) paths(s *strings.Builder) {
 	}
 	if t := r.idleTable(); t != nil {
 		fmt.Fprintf(s, "\nOne idle session with one open stream, over %d s, after %d s to settle:\n\n%s", int(idleTime.Seconds()), int(settleTime.Seconds()), t)
+	}
+	if r.Tor != nil {
+		r.Tor.text(s)
 	}
 	s.WriteString("\n")
 }
@@ -287,6 +291,8 @@ func (r *results) idleTable() table {
 	return t
 }
 
+func kb(bytes float64) string { return fmt.Sprintf("%.1f KB", bytes/1024) }
+
 // engines is a table for each path, in the order of the run.
 func (r *results) engines(s *strings.Builder) {
 	s.WriteString("Megabytes a second, and in brackets the share of raw HTTP/2 on the same path in the same run. The wire is bytes on the link, TLS included, for each byte moved; CPU is of both programs for a gigabyte that one stream moved. With `kcp` each of eight streams is a session.\n")
@@ -308,14 +314,14 @@ func (r *results) engines(s *strings.Builder) {
 		s.WriteString(t.String())
 	}
 	if len(r.Sessions) > 0 {
-		fmt.Fprintf(s, "\n%d idle sessions with one open stream each, both ends in one process, each over a TLS connection with HTTP/2 of its own, which is counted too:\n\n", sessions)
-		t := table{{"engine", "KB a session, both ends", "goroutines a session, both ends"}}
+		fmt.Fprintf(s, "\n%d idle sessions with one open stream each, %d s after they were opened, each over a TLS connection with HTTP/2 of its own. The server is the server program, which forwards each stream over a TCP connection; the client is a program with as many dialers of `common/tunnel`. Counted is what each of the two processes had more than before the first session, divided by their number: heap and stacks after garbage collections, with TLS, HTTP/2 and buffers of connections, and resident memory as the kernel saw it before those collections. What the kernel itself holds for connections is not counted.\n\n", sessions, int(memorySettle.Seconds()))
+		t := table{{"engine", "server: heap and stacks", "client: heap and stacks", "server: resident", "client: resident", "goroutines, server + client"}}
 		for _, f := range r.Sessions {
 			name := f.Engine
 			if f.Error != "" {
 				name += " (FAILED: " + f.Error + ")"
 			}
-			t = append(t, []string{name, fmt.Sprintf("%.1f", f.Memory/1024), fmt.Sprintf("%.1f", f.Routines)})
+			t = append(t, []string{name, kb(f.Server.Memory), kb(f.Client.Memory), kb(f.Server.Resident), kb(f.Client.Resident), fmt.Sprintf("%.1f + %.1f", f.Server.Routines, f.Client.Routines)})
 		}
 		s.WriteString(t.String())
 	}
@@ -378,11 +384,16 @@ func (r *results) verdicts(s *strings.Builder) {
 		if f, ok := byName[name]; ok {
 			within(name+": new stream", f.Open, f.RTT+10*time.Millisecond)
 			within(name+": first stream of all", f.First, 3*f.RTT+30*time.Millisecond)
-			within(name+": ping, idle", f.Ping, f.RTT+3*time.Millisecond)
+			limit := f.RTT + 3*time.Millisecond
+			add(fmt.Sprintf("%s: ping, idle: at most %d ms", name, limit.Milliseconds()), ms(f.Ping)+"; raw HTTP/2 "+ms(f.Raw.Ping), f.Ping > 0 && f.Ping <= limit)
 		}
 	}
 	if f, ok := byName[fastName]; ok {
 		within(fastName+": ping beside a download", f.Loaded, f.RTT+60*time.Millisecond)
+	}
+	if f := r.Tor; f != nil && f.Skipped == "" {
+		down, up := f.ratios()
+		add(fmt.Sprintf("%s: at least 0.90 of tor alone", torName), fmt.Sprintf("%.2f down, %.2f up", down, up), down >= 0.90 && up >= 0.90)
 	}
 	for _, f := range r.Idle {
 		if f.Name == "streamed" {

@@ -1,10 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -46,8 +47,8 @@ const (
 const loopbackRate = 128e6
 
 // maxTransfers is how long the scenarios of a run may take together; those that
-// have not begun by then are failures. Idle sessions come on top: about two
-// minutes.
+// have not begun by then are failures. On top come tor, about two minutes,
+// idle sessions, as long, and their memory, five minutes for four engines.
 const maxTransfers = 10 * time.Minute
 
 // bytesFor is how much to move on a path so that it takes about the wanted
@@ -179,7 +180,7 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 		// each group of scenarios there.
 		if !ok || s.link.Rate == 0 && s.path != lastPath {
 			var err error
-			raw, err = b.measureRaw(s.link, suite == "full" && !ok)
+			raw, err = b.measureRaw(s.link, suite != "engines" && !ok, suite == "full" && !ok)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", s.name, err)
 			}
@@ -187,6 +188,9 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 			fmt.Printf("    raw HTTP/2: down %.1f, up %.1f MB/s", raw.Down, raw.Up)
 			if raw.MeekDown > 0 {
 				fmt.Printf("; as meek: down %.2f, up %.2f MB/s", raw.MeekDown, raw.MeekUp)
+			}
+			if raw.Ping > 0 {
+				fmt.Printf("; ping %s (95 %%: %s)", ms(raw.Ping), ms(raw.Ping95))
 			}
 			fmt.Println()
 		}
@@ -200,6 +204,9 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 		}
 		f.print()
 		res.Figures = append(res.Figures, f)
+	}
+	if suite == "full" && strings.Contains(torName, only) {
+		res.Tor = b.tor()
 	}
 	if suite == "quick" || only != "" && !strings.Contains("idle", only) {
 		res.Machine.end()
@@ -358,7 +365,7 @@ func (t *rig) delays(f *figures) (err error) {
 		return err
 	}
 	t.pause(3 * time.Second) // the client finds out what the path does
-	var opens, pings []time.Duration
+	var opens []time.Duration
 	for range 9 {
 		t.pause(100 * time.Millisecond)
 		d, err := t.opened()
@@ -372,26 +379,36 @@ func (t *rig) delays(f *figures) (err error) {
 		return err
 	}
 	defer c.Close()
-	for range 21 {
-		t.pause(50 * time.Millisecond)
-		d, err := echo(c)
-		if err != nil {
-			return err
-		}
-		pings = append(pings, d)
-	}
 	slices.Sort(opens)
-	slices.Sort(pings)
 	f.Open = quantile(opens, 0.5)
-	f.Ping, f.Ping95 = quantile(pings[1:], 0.5), quantile(pings, 0.95)
-	return nil
+	f.Ping, f.Ping95, err = pings(t.ctx, c)
+	return err
 }
 
-func (t *rig) pause(d time.Duration) {
+func (t *rig) pause(d time.Duration) { pause(t.ctx, d) }
+
+func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
-	case <-t.ctx.Done():
+	case <-ctx.Done():
 	}
+}
+
+// pings measures a byte there and back on c: the median and the 95th
+// percentile.
+func pings(ctx context.Context, c io.ReadWriter) (median, most time.Duration, err error) {
+	var all []time.Duration
+	for range 21 {
+		pause(ctx, 50*time.Millisecond)
+		d, err := echo(c)
+		if err != nil {
+			return 0, 0, err
+		}
+		all = append(all, d)
+	}
+	all = all[1:] // the first one may have had to open something
+	slices.Sort(all)
+	return quantile(all, 0.5), quantile(all, 0.95), nil
 }
 
 // loadedPing measures a byte there and back beside a download.
@@ -541,6 +558,6 @@ func (b *bench) idleOne(s scenario, f *idleFigures) error {
 	f.CPU = t.cpu() - cpu
 	f.Requests = float64(requests2-requests) / idleTime.Minutes()
 	f.Bytes = float64(up2-up+down2-down) / idleTime.Minutes()
-	f.Ping, err = echo(net.Conn(c))
+	f.Ping, err = echo(c)
 	return err
 }
