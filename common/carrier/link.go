@@ -24,6 +24,9 @@ const (
 	batchDelay = 2 * time.Millisecond
 	minBatch   = 250 * time.Microsecond
 
+	// fewSlots exchanges at once, or more, are as good as any number.
+	fewSlots = 16
+
 	// gapRounds and minGap bound the wait for a missing record: longer than
 	// one round of repair takes, so that the engine repairs only what the carrier
 	// cannot.
@@ -96,6 +99,7 @@ type link struct {
 	queued     int         // bytes in them
 	taken      time.Time   // when some were taken last
 	blocked    bool        // a WriteTo waits for room
+	slots      int         // how many exchanges can carry records at once; 0: any number
 	next       uint64      // number of the next record
 	base       uint64      // the lowest number not acknowledged
 	sent       []*sentRecord
@@ -232,6 +236,16 @@ func (l *link) takeHello(room int) []byte {
 	return hello
 }
 
+// setSlots says how many exchanges can carry records at once.
+func (l *link) setSlots(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.slots = n
+}
+
+// share is how many bytes one exchange shall carry where slots are few.
+func (l *link) share() int { return l.flight.size / l.slots }
+
 // dueIn says how long to wait before it is worth to take something for an
 // exchange: 0 if now, and negative if there is nothing.
 func (l *link) dueIn(now time.Time) time.Duration {
@@ -242,10 +256,17 @@ func (l *link) dueIn(now time.Time) time.Duration {
 		return 0
 	case l.queued == 0 || !l.mayGrow():
 		return -1
-	case l.queued >= l.flight.queue()/2, l.blocked:
+	case l.blocked:
 		return 0
 	}
-	batch := min(l.flight.base/batchShare, batchDelay)
+	enough, batch := l.flight.queue()/2, min(l.flight.base/batchShare, batchDelay)
+	if l.slots > 0 && l.slots < fewSlots {
+		// Each of them is taken for a round trip, by little as by much.
+		enough, batch = max(enough, l.share()), l.flight.base/time.Duration(l.slots)
+	}
+	if l.queued >= enough {
+		return 0
+	}
 	if batch < minBatch {
 		return 0
 	}
@@ -261,6 +282,9 @@ func (l *link) take(e uint64, limit int) []*sentRecord {
 	if l.unheard.Has(e) {
 		signal(l.wake)
 		return nil
+	}
+	if l.slots > 0 && l.slots < fewSlots {
+		limit = min(limit, max(l.share(), minBody))
 	}
 	now := time.Now()
 	var taken []*sentRecord

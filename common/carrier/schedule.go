@@ -47,6 +47,8 @@ func (c *Client) launch(now time.Time) time.Duration {
 		}
 		return long
 	}
+	uploads, downloads := c.slots()
+	c.link.setSlots(uploads)
 	due := c.link.dueIn(now)
 	if due < 0 {
 		due = c.link.newsIn(now)
@@ -55,7 +57,6 @@ func (c *Client) launch(now time.Time) time.Duration {
 	if crowded := c.cfg.Transport.MaxInFlight() < 2; crowded || way.oneAtATime(now) {
 		return min(c.takeTurn(now, due, crowded), long)
 	}
-	uploads, downloads := c.slots()
 	for due == 0 && c.uploads < uploads && c.sending(now) < maxSending {
 		c.start(upload)
 		if due = c.link.dueIn(now); due < 0 {

@@ -144,7 +144,7 @@ func (w *window) turn(now time.Time) {
 	case w.starting:
 		// What a round trip delivers is what was sent in the one before, when the
 		// size was still growing to what it was at its end.
-		if w.shortest-w.base < 2*delay && 2*w.delivered > w.past {
+		if w.shortest-w.base < 2*delay && 3*w.delivered > 2*w.past {
 			return // it grows
 		}
 		// The rate is the path's, or a part of that if the path has not been full
