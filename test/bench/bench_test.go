@@ -105,7 +105,7 @@ func TestReport(t *testing.T) {
 }
 
 // The process at the client's end opens what it is asked for, tells what it
-// holds, and notices sessions that are dead.
+// holds, and says what it cannot open.
 func TestHold(t *testing.T) {
 	server, err := tunnel.NewServer(tunnel.ServerConfig{})
 	if err != nil {
