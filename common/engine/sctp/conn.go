@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/pion/logging"
@@ -58,6 +57,14 @@ const (
 	minBacklog = 64 << 10
 	maxBacklog = 512 << 10
 
+	// ackShare of a round trip lies between two packets that only acknowledge,
+	// and ackPause at most. SCTP writes one for each second packet that arrives.
+	// Over HTTP each is a request; a fast download would have as many of them on
+	// their way as there may be, and all else that the client has to say would
+	// wait for them.
+	ackShare = 8
+	ackPause = 25 * time.Millisecond
+
 	// probes is how many of the oldest outstanding messages SCTP may send again
 	// without evidence that they are lost: 64 KB at most.
 	probes = 8
@@ -101,10 +108,13 @@ type conn struct {
 	probed   uint32 // una when the newest message was sent again last; 0: never
 
 	// Receiving.
-	delivered uint32 // messages
-	touched   uint32 // SCTP streams of the last packet, one bit for each; the reader's
+	ack       []byte      // a packet that only acknowledges, and has to wait; empty: none
+	acked     time.Time   // when one was written last
+	ackTimer  *time.Timer // ends the wait; nil: never needed so far
+	delivered uint32      // messages
+	touched   uint32      // SCTP streams of the last packet, one bit for each; the reader's
 
-	writing sync.Mutex // held while pc.WriteTo is called for SCTP
+	writing chan struct{} // held while pc.WriteTo is called, but for the farewell
 	stats   Stats
 }
 
@@ -117,8 +127,8 @@ type message struct {
 func newConn(pc net.PacketConn, s *session) *conn {
 	c := &conn{
 		pc: pc, s: s,
-		ready: make(chan struct{}),
-		una:   firstTSN, taken: firstTSN, sent: firstTSN, next: firstTSN,
+		ready: make(chan struct{}), writing: make(chan struct{}, 1),
+		una: firstTSN, taken: firstTSN, sent: firstTSN, next: firstTSN,
 		backlog: minBacklog,
 	}
 	if r, ok := pc.(interface{ RemoteAddr() net.Addr }); ok {
@@ -275,10 +285,9 @@ func (c *conn) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return size, nil
 	}
+	c.acknowledge()
 	start := time.Now()
-	c.writing.Lock()
-	_, err = c.pc.WriteTo(p, to)
-	c.writing.Unlock()
+	err = c.write(p, to)
 	if err := c.departed(len(p), time.Since(start), err); err != nil {
 		return 0, err
 	}
@@ -309,10 +318,67 @@ func (c *conn) depart(p []byte) ([]byte, net.Addr, error) {
 		}
 		rest = after
 	}
-	if len(kept) == packetHeaderSize {
+	if len(kept) == packetHeaderSize || c.holds(kept) {
 		return nil, nil, nil
 	}
 	return kept, c.peer, nil
+}
+
+// holds tells whether p shall wait, because it only acknowledges, and that
+// without a gap, and another such packet was written just before.
+func (c *conn) holds(p []byte) bool {
+	plain := len(p) == packetHeaderSize+sackHeaderSize && p[packetHeaderSize] == chunkSack
+	if !plain {
+		return false
+	}
+	now := time.Now()
+	wait := c.acked.Add(min(c.s.rtt()/ackShare, ackPause)).Sub(now)
+	if wait <= 0 {
+		c.acked, c.ack = now, c.ack[:0] // what it says is in p
+		return false
+	}
+	switch waits := len(c.ack) > 0; {
+	case waits:
+	case c.ackTimer == nil:
+		c.ackTimer = time.AfterFunc(wait, c.acknowledge)
+	default:
+		c.ackTimer.Reset(wait)
+	}
+	c.ack = append(c.ack[:0], p...)
+	return true
+}
+
+// acknowledge writes the acknowledgement that waits. Where data goes the same
+// way, that is before it.
+func (c *conn) acknowledge() {
+	c.s.mu.Lock()
+	p, to := c.ack, c.peer
+	c.ack = nil
+	if len(p) == 0 || c.s.err != nil {
+		c.s.mu.Unlock()
+		return
+	}
+	c.acked = time.Now()
+	c.stats.Datagrams++
+	c.s.mu.Unlock()
+	if err := c.write(p, to); err != nil {
+		c.s.mu.Lock()
+		defer c.s.mu.Unlock()
+		c.s.fail(fmt.Errorf("carrier: %w", err))
+	}
+}
+
+// write writes p to the carrier, unless the session has ended.
+func (c *conn) write(p []byte, to net.Addr) error {
+	c.writing <- struct{}{}
+	defer func() { <-c.writing }()
+	select {
+	case <-c.s.done:
+		return nil
+	default:
+	}
+	_, err := c.pc.WriteTo(p, to)
+	return err
 }
 
 // departs takes note of a DATA chunk and tells whether it shall be sent.
@@ -394,7 +460,7 @@ func (c *conn) departed(size int, took time.Duration, err error) error {
 }
 
 // close closes pc, after a word to the other side if tell is set, and returns
-// when SCTP does not write any more. The session's mutex must not be held.
+// when nothing is written any more. The session's mutex must not be held.
 func (c *conn) close(tell bool) {
 	c.s.mu.Lock()
 	peer := c.peer
@@ -405,8 +471,8 @@ func (c *conn) close(tell bool) {
 		stop.Stop()
 	}
 	c.pc.Close()
-	c.writing.Lock()
-	defer c.writing.Unlock()
+	c.writing <- struct{}{}
+	<-c.writing
 }
 
 // room tells whether SCTP may be given another message.

@@ -23,8 +23,8 @@
 // malformed, is ignored. DATA chunks are ordered and hold one whole message of
 // 5 to 8148 bytes (flags 3); the payload protocol identifier is 0. A sender that
 // has nothing more to say sets the I bit (8, RFC 7053), so that the
-// acknowledgement is not delayed. At most 2048 DATA chunks may be outstanding:
-// the receiver ignores a packet with a TSN that is 2048 or more above the number
+// acknowledgement is not delayed. At most 3072 DATA chunks may be outstanding:
+// the receiver ignores a packet with a TSN that is 3072 or more above the number
 // of messages it has delivered plus the initial TSN. An ABORT says that the
 // sender has ended the session; it is sent once and may be lost.
 //
@@ -92,12 +92,13 @@ const (
 	// them for every chunk that arrives, so they are few.
 	lanes = 8
 
-	// maxOutstanding is how many messages may be on their way: 16.7 MB of full
-	// ones, which covers 500 Mbit/s with a round trip of 200 ms (12.5 MB). It
+	// maxOutstanding is how many messages may be on their way: 25 MB of full
+	// ones. 500 Mbit/s with a round trip of 200 ms are 12.5 MB, and half as much
+	// again waits in the bottleneck and for an acknowledgement to leave. It
 	// also bounds what the other side can make this one hold out of order, and
 	// keeps the library's scans of what is outstanding short. Its own limits lie
 	// far above: 40000 TSNs, and half of the 16-bit stream sequence numbers.
-	maxOutstanding = 2048
+	maxOutstanding = 3072
 
 	// receiveBuffer in bytes is more than maxOutstanding messages hold, so that
 	// SCTP's own receive window never stops a sender or a retransmission.
@@ -130,12 +131,18 @@ const (
 	InitialWindow = 256 << 10
 
 	// maxWindow is the largest window of a stream in bytes: what may be
-	// outstanding.
-	maxWindow = maxOutstanding * maxMessage
+	// outstanding, and as the other side is told of a quarter at a time, a third
+	// more.
+	maxWindow = 32 << 20
 
 	// windowBudget is how many bytes the windows of a session may grow in
-	// total: four streams at full speed at once.
+	// total: two streams at full speed at once, or more at less.
 	windowBudget = 64 << 20
+
+	// windowShare is the part of what is left of it by which the window of a new
+	// stream grows at once, so that it need not grow while the carrier's does: 16
+	// MB for the first stream.
+	windowShare = 4
 
 	// maxUnread is how many bytes the streams of a session may hold unread. A
 	// thousand streams whose readers have all stopped stay below.
@@ -207,8 +214,8 @@ type session struct {
 	streams  map[uint32]*stream
 	lastID   [lanes]uint32 // of the stream opened last on each SCTP stream; 0: none
 	nextID   uint64        // of the stream to be opened next, on the client
-	opening  []*stream     // held back for openDelay at most, in ascending order
-	hold     *time.Timer   // ends that; nil before the first Open
+	opening  []*stream     // not announced yet, for openDelay at most, in ascending order
+	hold     *time.Timer   // ends that; nil before the first stream
 	accepts  []*stream     // opened by the client, not yet accepted
 	accepted sync.Cond     // accepts, or the end of the session
 	urgent   fifo          // streams with something else than bytes to say
@@ -283,13 +290,6 @@ func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	st := s.newStream(uint32(s.nextID))
 	s.nextID++
 	st.openDue = true
-	s.opening = append(s.opening, st)
-	switch {
-	case s.hold == nil:
-		s.hold = time.AfterFunc(openDelay, s.announce)
-	case len(s.opening) == 1:
-		s.hold.Reset(openDelay)
-	}
 	return st, nil
 }
 
@@ -379,6 +379,9 @@ func (s *session) end(err error) {
 	s.opening = nil
 	if s.hold != nil {
 		s.hold.Stop()
+	}
+	if s.conn.ackTimer != nil {
+		s.conn.ackTimer.Stop()
 	}
 	s.urgent, s.bulk = fifo{class: urgent}, fifo{class: bulk}
 	s.conn.forget()
@@ -501,12 +504,23 @@ func (s *session) opened(lane, id uint32) error {
 	return nil
 }
 
+// newStream makes a stream of which the other side has yet to hear, or of its
+// window.
 func (s *session) newStream(id uint32) *stream {
 	local, remote := s.conn.addrs()
-	st := &stream{session: s, id: id, peerWindow: InitialWindow}
-	st.window.Size = InitialWindow
+	more := s.budget / windowShare
+	s.budget -= more
+	st := &stream{session: s, id: id, creditDue: true, peerWindow: InitialWindow}
+	st.window.Size = InitialWindow + more
 	st.Stream = duplex.New(&s.mu, st, local, remote)
 	s.streams[id] = st
+	s.opening = append(s.opening, st)
+	switch {
+	case s.hold == nil:
+		s.hold = time.AfterFunc(openDelay, s.announce)
+	case len(s.opening) == 1:
+		s.hold.Reset(openDelay)
+	}
 	return st
 }
 

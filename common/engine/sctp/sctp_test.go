@@ -141,6 +141,37 @@ func TestNothingTwice(t *testing.T) {
 	}
 }
 
+// TestAcknowledgements: a fast download is acknowledged a few times a round
+// trip, and what the client writes meanwhile does not wait for that.
+func TestAcknowledgements(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rtt = 200 * time.Millisecond
+		path := enginetest.Path{Delay: rtt / 2, Rate: 500e6 / 8}
+		client, server := connect2(t, path, path)
+		c, s := open(t, client, server)
+		go s.Write(make([]byte, 100<<20))
+		if _, err := io.CopyN(io.Discard, c, 50<<20); err != nil {
+			t.Fatal(err)
+		}
+		before, start := client.Stats().Datagrams, time.Now()
+		if _, err := io.CopyN(io.Discard, c, 40<<20); err != nil {
+			t.Fatal(err)
+		}
+		trips := float64(time.Since(start)) / float64(rtt)
+		if got := float64(client.Stats().Datagrams-before) / trips; got > 3*ackShare {
+			t.Errorf("%.1f datagrams a round trip", got)
+		}
+		c.Write([]byte("ping"))
+		start = time.Now()
+		if _, err := io.ReadFull(s, make([]byte, 4)); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > rtt/2+time.Millisecond {
+			t.Errorf("a ping arrived after %v", took)
+		}
+	})
+}
+
 // TestOutage: the carrier keeps what was on its way during an outage, so that
 // hardly anything need be sent again.
 func TestOutage(t *testing.T) {
@@ -443,7 +474,7 @@ func TestWindow(t *testing.T) {
 		}
 		defer server.Close()
 		content := strings.Repeat("x", maxMessage-headerSize)
-		for i := 0; i*len(content) <= InitialWindow; i++ {
+		for i := 0; i*len(content) <= InitialWindow+windowBudget/windowShare; i++ {
 			message := "\x00\x00\x00\x00\x01" + content
 			if i == 0 {
 				message = "\x01" + message[1:]

@@ -164,6 +164,7 @@ func (st *stream) forgetIfOver() {
 		return
 	}
 	delete(st.session.streams, st.id)
+	st.creditDue = false
 	st.session.budget += st.window.Size - InitialWindow
 }
 
