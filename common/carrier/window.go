@@ -62,6 +62,7 @@ type window struct {
 	delivered int           // bytes
 	shortest  time.Duration // 0: none yet
 	latest    time.Duration // likewise
+	full      int           // so many before it were limited, one after the other
 	past      int           // the size before the round trip before this one
 	last      int           // the size before this one
 	limited   bool          // there was more to send than the window allows
@@ -132,19 +133,22 @@ func (w *window) turn(now time.Time) {
 	case !w.limited:
 		// It says nothing about the path, unless that is too full as it is: few
 		// exchanges at once can be large.
-		if w.shortest-w.base > 2*delay {
+		w.full = 0
+		if w.shortest-w.base > 2*delay && w.rate > 0 {
 			w.set(min(float64(w.size), 1.25*max(rate, w.rate)*(w.base+delay).Seconds()))
 		}
 		return
 	}
 	// Acknowledgements can come in lumps, and a round trip see none.
+	w.full++
+	faster := rate > 1.1*w.rate
 	w.rate = max(rate, w.rate*rateDecay)
 	product := w.rate * (w.base + delay).Seconds()
 	switch {
 	case w.starting:
 		// What a round trip delivers is what was sent in the one before, when the
 		// size was still growing to what it was at its end.
-		if w.shortest-w.base < 2*delay && 3*w.delivered > 2*w.past {
+		if w.shortest-w.base < 2*delay && (w.full < 4 || 3*w.delivered > 2*w.past) {
 			return // it grows
 		}
 		// The rate is the path's, or a part of that if the path has not been full
@@ -155,9 +159,12 @@ func (w *window) turn(now time.Time) {
 	case w.shortest-w.base < delay/4:
 		// The path is far from full: it has become faster, an outage has made
 		// the window small, or few exchanges at once leave gaps.
-		if size := float64(w.size); size < product {
+		switch size := float64(w.size); {
+		case faster:
+			w.set(2 * size)
+		case size < product:
 			w.set(min(2*size, product))
-		} else {
+		default:
 			w.set(min(1.25*size, 2*product))
 		}
 		return

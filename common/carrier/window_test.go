@@ -84,3 +84,20 @@ func TestWindowIdle(t *testing.T) {
 		t.Errorf("%d bytes became %d", before, w.size)
 	}
 }
+
+// A transfer that begins late in a round trip shows little of the path there:
+// the window goes on from where it was.
+func TestWindowStart(t *testing.T) {
+	w, now := newWindow(), time.Now()
+	path := testPath{62.5e6, 200 * time.Millisecond}
+	for i := range 20 {
+		now = now.Add(path.base)
+		w.limited = i == 19
+		w.took(path.base, 0)
+		w.ack(now, 2000)
+	}
+	path.run(&w, &now, 3*path.base)
+	if product := path.rate * path.base.Seconds(); float64(w.size) < product {
+		t.Errorf("%d bytes after three round trips, and the path holds %.0f", w.size, product)
+	}
+}
