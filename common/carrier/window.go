@@ -142,7 +142,10 @@ func (w *window) turn(now time.Time) {
 	// Acknowledgements can come in lumps, and a round trip see none.
 	w.full++
 	faster := rate > 1.1*w.rate
-	w.rate = max(rate, w.rate*rateDecay)
+	if w.full > 1 {
+		w.rate *= rateDecay
+	}
+	w.rate = max(rate, w.rate)
 	product := w.rate * (w.base + delay).Seconds()
 	switch {
 	case w.starting:
