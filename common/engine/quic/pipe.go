@@ -24,6 +24,26 @@ const (
 	// the session.
 	paceStep  = 20 * time.Microsecond
 	paceLimit = 5 * time.Millisecond
+
+	// ackShare of a round trip lies between two bursts of small packets from a
+	// side that only receives, and ackPause at most: the library acknowledges
+	// every second packet. Over HTTP each acknowledgement is a request; a fast
+	// download would have as many of them on their way as there may be, and all
+	// else that the client has to say would wait for them.
+	ackShare = 8
+	ackPause = 20 * time.Millisecond
+
+	// ackSize is the size in bytes of the largest packet that is taken for an
+	// acknowledgement: a few ranges, and a few new windows.
+	ackSize = 128
+
+	// ackBurst is how long packets pass after one has waited: those that the
+	// library had made before.
+	ackBurst = time.Millisecond
+
+	// received is how many packets have to come between two bursts: with fewer
+	// nothing waits.
+	received = 16
 )
 
 var (
@@ -49,6 +69,13 @@ type pipe struct {
 	// For the library's one reader:
 	given   uint64 // packets, minus those that never came to be counted
 	counted uint64 // packets of those that the library had processed when asked last
+
+	arrived atomic.Uint64 // packets
+
+	// For the library's one writer:
+	burst time.Time // when the last burst of small packets began
+	large time.Time // when a packet was written last that is no acknowledgement
+	seen  uint64    // arrived when burst was set
 }
 
 // remote is the other side's address, or nil if it is not known yet.
@@ -71,6 +98,7 @@ func (p *pipe) ReadFrom(b []byte) (int, net.Addr, error) {
 			p.peer.Store(&from)
 		}
 		p.given++
+		p.arrived.Add(1)
 		return n, from, nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return 0, nil, err // the library has set it
@@ -83,6 +111,7 @@ func (p *pipe) ReadFrom(b []byte) (int, net.Addr, error) {
 
 // WriteTo implements net.PacketConn.
 func (p *pipe) WriteTo(b []byte, to net.Addr) (int, error) {
+	p.gather(len(b))
 	select {
 	case <-p.ended:
 		return len(b), nil
@@ -92,6 +121,36 @@ func (p *pipe) WriteTo(b []byte, to net.Addr) (int, error) {
 		p.fail(fmt.Errorf("writing to the carrier: %w", err))
 	}
 	return len(b), nil
+}
+
+// gather waits with a packet of n bytes if it is an acknowledgement, as it
+// seems, of a fast transfer to this side. As long as it waits the library makes
+// none, and then one for all.
+func (p *pipe) gather(n int) {
+	now := time.Now()
+	if n > ackSize {
+		p.large = now
+		return
+	}
+	conn := p.conn.Load()
+	if conn == nil {
+		return
+	}
+	pause := min(conn.ConnectionStats().SmoothedRTT/ackShare, ackPause)
+	arrived := p.arrived.Load()
+	switch since := now.Sub(p.burst); {
+	case since < ackBurst || now.Sub(p.large) < pause:
+		return
+	case since < pause && arrived-p.seen >= received:
+		timer := time.NewTimer(pause - since)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-p.ended:
+		}
+		now, arrived = time.Now(), p.arrived.Load()
+	}
+	p.burst, p.seen = now, arrived
 }
 
 // SetReadBuffer is for carriers that are sockets. The library complains in the

@@ -62,18 +62,30 @@ const (
 	packetSize = 1280
 
 	// initialWindow is the receive window of every stream in bytes before its
-	// reader has shown to be fast. It is doubled while half of it is read
-	// within two round trips.
-	initialWindow = 4 << 20
+	// reader has shown to be fast: 500 Mbit/s with a round trip of 200 ms. It is
+	// doubled while half of it is read within two round trips.
+	initialWindow = 12 << 20
 
-	// maxWindow is the largest window of a stream in bytes: 500 Mbit/s with a
-	// round trip of 200 ms are 12.5 MB. The library has 12.8 MB in flight at
-	// most (MaxCongestionWindowPackets).
-	maxWindow = 16 << 20
+	// maxWindow is the largest window of a stream in bytes: what is on its way
+	// at 500 Mbit/s and 200 ms while half as much again waits in the bottleneck
+	// and for an acknowledgement, and a third more, because the other side is
+	// told of a quarter at a time.
+	maxWindow = 24 << 20
+
+	// congestionWindow is what may be on its way in bytes. The library keeps
+	// account of 20000 packets (MaxOutstandingSentPackets in its
+	// internal/protocol).
+	congestionWindow = 20000 * packetSize
+
+	// firstWindow is the same for a path that has not shown yet whether it loses
+	// or reorders. The library ends a connection when what has arrived has 1000
+	// gaps (MaxStreamFrameSorterGaps); 4000 packets in random order have that
+	// many at most.
+	firstWindow = 4000 * packetSize
 
 	// sessionWindow is how many bytes the streams of a session may hold unread.
 	// When it is used up every stream stands still, so it must not be reached
-	// by streams whose readers have stopped: 64 that were never read, or 16
+	// by streams whose readers have stopped: 21 that were never read, or 10
 	// that were read at full speed before.
 	sessionWindow = 256 << 20
 

@@ -18,9 +18,10 @@ import (
 // up telling the other side.
 const farewellTime = 100 * time.Millisecond
 
-// reopenAfter is how long the window stays small after a loss. On the carrier
-// losses are rare and long over then; a bare network that loses all the time
-// gets the library's congestion control for most of it.
+// reopenAfter is how long the window stays small after a loss, and how long it
+// is firstWindow without another one before it is congestionWindow. On the
+// carrier losses are rare and long over then; a bare network that loses all the
+// time gets the library's congestion control for most of it.
 const reopenAfter = time.Second
 
 var (
@@ -44,6 +45,7 @@ type session struct {
 	gone      chan struct{}             // closed when Close has done its work
 	seen      atomic.Uint64             // packets lost when openWindow was called, plus 1; 0: never
 	opened    atomic.Pointer[time.Time] // when that was
+	wide      atomic.Bool               // it was for congestionWindow
 
 	mu      sync.Mutex           // guards what follows
 	conn    *quic.Conn           // nil before the handshake is done
@@ -150,18 +152,24 @@ func (s *session) established(conn *quic.Conn) {
 }
 
 // write writes to str. Before the session's first bytes and after losses it has
-// openWindow called.
+// openWindow called, and again when no loss has followed.
 func (s *session) write(str *quic.Stream, p []byte) (int, error) {
 	lost := s.conn.ConnectionStats().PacketsLost + 1
 	seen := s.seen.Load()
-	if lost == seen || seen > 0 && time.Since(*s.opened.Load()) < reopenAfter {
+	wide := lost == seen
+	if wide && s.wide.Load() || seen > 0 && time.Since(*s.opened.Load()) < reopenAfter {
 		return str.Write(p)
 	}
 	now := time.Now()
 	s.opened.Store(&now)
+	size := int64(firstWindow)
+	if wide {
+		size = congestionWindow
+	}
 	return str.WriteWithLimit(p, func(n int) int {
 		if s.seen.CompareAndSwap(seen, lost) {
-			openWindow(s.conn) // it is the goroutine of the connection that asks
+			openWindow(s.conn, size) // it is the goroutine of the connection that asks
+			s.wide.Store(wide)
 		}
 		return n
 	})

@@ -8,9 +8,9 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// openWindow gives conn's sender the largest congestion window it can have,
-// 10000 packets, and keeps it there until a loss. It tells whether that was
-// possible.
+// openWindow gives conn's sender a congestion window of size bytes, if it has
+// less, and has it double each round trip up to 12.8 MB until a loss. It tells
+// whether that was possible.
 //
 // How much is on its way is the carrier's decision: it knows its path, and its
 // WriteTo blocks. The library decides as well, by Reno, with a window of 40 KB
@@ -26,20 +26,19 @@ import (
 // The sender belongs to the goroutine of conn. openWindow must be called on it.
 // Names and types of the fields are those of v0.65.0; where they are different
 // it does nothing, and TestWindow fails.
-func openWindow(conn *quic.Conn) bool {
+func openWindow(conn *quic.Conn, size int64) bool {
 	sender := field(reflect.ValueOf(conn), "sentPacketHandler", "congestion")
 	round := field(sender, "hybridSlowStart")
 	threshold, thresholdOK := pointer[int64](field(sender, "slowStartThreshold"))
 	window, windowOK := pointer[int64](field(sender, "congestionWindow"))
-	most, mostOK := pointer[int64](field(sender, "initialMaxCongestionWindow"))
 	end, endOK := pointer[int64](field(round, "endPacketNumber"))
 	samples, samplesOK := pointer[uint32](field(round, "rttSampleCount"))
 	started, startedOK := pointer[bool](field(round, "started"))
 	found, foundOK := pointer[bool](field(round, "hystartFound"))
-	if !thresholdOK || !windowOK || !mostOK || !endOK || !samplesOK || !startedOK || !foundOK {
+	if !thresholdOK || !windowOK || !endOK || !samplesOK || !startedOK || !foundOK {
 		return false
 	}
-	*window = *most
+	*window = max(*window, size)
 	*threshold, *end, *samples, *started, *found = math.MaxInt64, math.MaxInt64, 9, true, false
 	return true
 }
