@@ -112,6 +112,7 @@ type link struct {
 	lastAck    time.Time // when something was acknowledged last
 	newestSent time.Time // when the newest record that is acknowledged was sent
 	probes     uint      // probes since something was acknowledged
+	patience   float64   // share of the time until the next one that is waited; drawn for each
 
 	ready     []*buffer // records in order, to be read by the engine; plaintext
 	hello     bool      // the first of them is no record but the first message's
@@ -154,6 +155,7 @@ func newLink(memory *atomic.Int64) *link {
 		peerWindow: windowRecords,
 		window:     windowRecords,
 		flight:     newWindow(),
+		patience:   drawPatience(),
 		lastAck:    now,
 	}
 }
@@ -815,7 +817,8 @@ func (l *link) lossAt(o *outgoing) time.Time {
 	if l.lastAck.After(since) {
 		since = l.lastAck
 	}
-	return since.Add(max(minProbe, 3*srtt+4*variation) << min(l.probes, 6))
+	wait := max(minProbe, 3*srtt+4*variation) << min(l.probes, 6)
+	return since.Add(time.Duration(float64(wait) * l.patience))
 }
 
 // tick gives up gaps and exchanges whose time has come.
@@ -853,10 +856,14 @@ func (l *link) tick() {
 	l.arm()
 }
 
+// drawPatience draws a share of a time, so that no two sessions keep the same.
+func drawPatience() float64 { return 0.75 + rand.Float64()/4 }
+
 // probe sends one record of exchange e, which is o, again. If that arrives and
 // the others do not, they are lost; after an outage, most of them arrive.
 func (l *link) probe(e uint64, o *outgoing) {
 	l.probes++
+	l.patience = drawPatience()
 	for len(l.lost) == 0 && len(o.records) > 0 {
 		l.lose(o.records[0], e)
 		o.records = o.records[1:]
