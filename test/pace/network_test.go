@@ -31,6 +31,13 @@ type line struct {
 	sent int64     // bytes so far
 }
 
+// moved is how many bytes were sent so far.
+func (l *line) moved() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sent
+}
+
 func newPath(rtt time.Duration, rate float64) *path {
 	return &path{rtt: rtt, rate: rate, accept: make(chan net.Conn), closed: make(chan struct{})}
 }

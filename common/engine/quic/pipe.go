@@ -25,11 +25,11 @@ const (
 	paceStep  = 20 * time.Microsecond
 	paceLimit = 5 * time.Millisecond
 
-	// ackShare of a round trip lies between two bursts of small packets from a
-	// side that only receives, and ackPause at most: the library acknowledges
-	// every second packet. Over HTTP each acknowledgement is a request; a fast
-	// download would have as many of them on their way as there may be, and all
-	// else that the client has to say would wait for them.
+	// A round trip divided by ackShare lies between two bursts of small packets
+	// from a side that only receives, and ackPause at most: the library
+	// acknowledges every second packet. Over HTTP each acknowledgement is a
+	// request; a fast download would have as many of them on their way as there
+	// may be, and all else that the client has to say would wait for them.
 	ackShare = 8
 	ackPause = 20 * time.Millisecond
 

@@ -57,11 +57,12 @@ const (
 	minBacklog = 64 << 10
 	maxBacklog = 512 << 10
 
-	// ackShare of a round trip lies between two packets that only acknowledge,
-	// and ackPause at most. SCTP writes one for each second packet that arrives.
-	// Over HTTP each is a request; a fast download would have as many of them on
-	// their way as there may be, and all else that the client has to say would
-	// wait for them.
+	// A round trip divided by ackShare lies between two packets that only
+	// acknowledge, and ackPause at most: far less than the two round trips after
+	// which the other side sends again. SCTP writes one for each second packet
+	// that arrives. Over HTTP each is a request; a fast download would have as
+	// many of them on their way as there may be, and all else that the client
+	// has to say would wait for them.
 	ackShare = 8
 	ackPause = 25 * time.Millisecond
 
@@ -332,7 +333,7 @@ func (c *conn) holds(p []byte) bool {
 		return false
 	}
 	now := time.Now()
-	wait := c.acked.Add(min(c.s.rtt()/ackShare, ackPause)).Sub(now)
+	wait := c.acked.Add(min(c.s.measuredRTT()/ackShare, ackPause)).Sub(now)
 	if wait <= 0 {
 		c.acked, c.ack = now, c.ack[:0] // what it says is in p
 		return false

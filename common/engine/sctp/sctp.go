@@ -524,10 +524,15 @@ func (s *session) newStream(id uint32) *stream {
 	return st
 }
 
-// rtt is the smoothed round-trip time.
+// rtt is the smoothed round-trip time, or defaultRTT.
 func (s *session) rtt() time.Duration {
-	if ms := s.assoc.SRTT(); ms > 0 {
-		return time.Duration(ms * float64(time.Millisecond))
+	if measured := s.measuredRTT(); measured > 0 {
+		return measured
 	}
 	return defaultRTT
+}
+
+// measuredRTT is the smoothed round-trip time; 0: there is none yet.
+func (s *session) measuredRTT() time.Duration {
+	return time.Duration(s.assoc.SRTT() * float64(time.Millisecond))
 }
