@@ -79,9 +79,9 @@ const (
 
 	// firstWindow is the same for a path that has not shown yet whether it loses
 	// or reorders. The library ends a connection when what has arrived has 1000
-	// gaps (MaxStreamFrameSorterGaps); 4000 packets in random order have that
-	// many at most.
-	firstWindow = 4000 * packetSize
+	// gaps (MaxStreamFrameSorterGaps); 3500 packets in random order have 875
+	// when half of them have arrived.
+	firstWindow = 3500 * packetSize
 
 	// sessionWindow is how many bytes the streams of a session may hold unread.
 	// When it is used up every stream stands still, so it must not be reached

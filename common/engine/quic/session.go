@@ -18,11 +18,14 @@ import (
 // up telling the other side.
 const farewellTime = 100 * time.Millisecond
 
-// reopenAfter is how long the window stays small after a loss, and how long it
-// is firstWindow without another one before it is congestionWindow. On the
-// carrier losses are rare and long over then; a bare network that loses all the
-// time gets the library's congestion control for most of it.
+// reopenAfter is how long the window stays small after a loss. On the carrier
+// losses are rare and long over then; a bare network that loses all the time
+// gets the library's congestion control for most of it.
 const reopenAfter = time.Second
+
+// proof is how many packets are sent without a loss before firstWindow becomes
+// congestionWindow: half of them have arrived by then.
+const proof = 2 * firstWindow / packetSize
 
 var (
 	errServerOpen = errors.New("quic: only the client opens streams")
@@ -45,6 +48,7 @@ type session struct {
 	gone      chan struct{}             // closed when Close has done its work
 	seen      atomic.Uint64             // packets lost when openWindow was called, plus 1; 0: never
 	opened    atomic.Pointer[time.Time] // when that was
+	sent      atomic.Uint64             // packets by then
 	wide      atomic.Bool               // it was for congestionWindow
 
 	mu      sync.Mutex           // guards what follows
@@ -154,21 +158,24 @@ func (s *session) established(conn *quic.Conn) {
 // write writes to str. Before the session's first bytes and after losses it has
 // openWindow called, and again when no loss has followed.
 func (s *session) write(str *quic.Stream, p []byte) (int, error) {
-	lost := s.conn.ConnectionStats().PacketsLost + 1
-	seen := s.seen.Load()
-	wide := lost == seen
-	if wide && s.wide.Load() || seen > 0 && time.Since(*s.opened.Load()) < reopenAfter {
+	stats := s.conn.ConnectionStats()
+	lost, seen := stats.PacketsLost+1, s.seen.Load()
+	wide, size := lost == seen, int64(firstWindow)
+	switch {
+	case wide && (s.wide.Load() || stats.PacketsSent-s.sent.Load() < proof),
+		!wide && seen > 0 && time.Since(*s.opened.Load()) < reopenAfter:
 		return str.Write(p)
+	case wide:
+		size = congestionWindow
+	case seen > 0:
+		size = congestionWindow / 2
 	}
 	now := time.Now()
 	s.opened.Store(&now)
-	size := int64(firstWindow)
-	if wide {
-		size = congestionWindow
-	}
 	return str.WriteWithLimit(p, func(n int) int {
 		if s.seen.CompareAndSwap(seen, lost) {
 			openWindow(s.conn, size) // it is the goroutine of the connection that asks
+			s.sent.Store(stats.PacketsSent)
 			s.wide.Store(wide)
 		}
 		return n
