@@ -248,9 +248,11 @@ type row struct {
 }
 
 // limits are the least that a row has reached in several runs, less 0.03, and
-// the longest ping, with two fifths more. What differs from one run to the next is
-// chance: lengths are padded, pauses drawn, and goroutines run in any order.
-// Over HTTP/1.1, where chance decides more, it is half of what was reached.
+// the longest ping, with two fifths more. What differs from one run to the next
+// is chance: lengths are padded, pauses drawn, and goroutines run in any order.
+// Chance decides most in the first transfer, where the carrier's window doubles
+// a round trip sooner or later, so that may take 0.04 less, and 0.12 where all
+// of it is a dozen round trips. Over HTTP/1.1 it is half of what was reached.
 type limits struct {
 	first, second float64       // least share of the path, of the first transfer and of another
 	ping          time.Duration // at most, during the second; 0: says nothing
@@ -272,42 +274,42 @@ func fast(engine, scheme, way string, kind byte, l limits) row {
 const ms = time.Millisecond
 
 var rows = []row{
-	slow("kcp-smux", "https", "streamed", 'u', limits{0.90, 0.91, 210 * ms}),
-	slow("kcp-smux", "https", "streamed", 'd', limits{0.89, 0.94, 240 * ms}),
-	slow("kcp-smux", "https", "polled", 'u', limits{0.90, 0.91, 210 * ms}),
-	slow("kcp-smux", "https", "polled", 'd', limits{0.87, 0.94, 240 * ms}),
-	slow("kcp-smux", "https", "withheld", 'u', limits{0.89, 0.91, 220 * ms}),
-	slow("kcp-smux", "https", "withheld", 'd', limits{0.88, 0.94, 230 * ms}),
+	slow("kcp-smux", "https", "streamed", 'u', limits{0.86, 0.91, 210 * ms}),
+	slow("kcp-smux", "https", "streamed", 'd', limits{0.85, 0.94, 240 * ms}),
+	slow("kcp-smux", "https", "polled", 'u', limits{0.86, 0.91, 210 * ms}),
+	slow("kcp-smux", "https", "polled", 'd', limits{0.83, 0.94, 240 * ms}),
+	slow("kcp-smux", "https", "withheld", 'u', limits{0.85, 0.91, 220 * ms}),
+	slow("kcp-smux", "https", "withheld", 'd', limits{0.84, 0.94, 230 * ms}),
 	slow("kcp-smux", "http", "streamed", 'u', limits{0.44, 0.47, 0}),
 	slow("kcp-smux", "http", "streamed", 'd', limits{0.44, 0.47, 0}),
 	slow("kcp-smux", "http", "polled", 'u', limits{0.40, 0.42, 0}),
 	slow("kcp-smux", "http", "polled", 'd', limits{0.41, 0.42, 0}),
 	slow("kcp-smux", "http", "withheld", 'u', limits{0.38, 0.41, 0}),
 	slow("kcp-smux", "http", "withheld", 'd', limits{0.43, 0.42, 0}),
-	fast("kcp-smux", "https", "streamed", 'u', limits{0.80, 0.85, 560 * ms}),
-	fast("kcp-smux", "https", "streamed", 'd', limits{0.78, 0.94, 420 * ms}),
-	fast("kcp-smux", "https", "polled", 'u', limits{0.79, 0.84, 590 * ms}),
-	fast("kcp-smux", "https", "polled", 'd', limits{0.81, 0.94, 420 * ms}),
-	fast("kcp-smux", "https", "withheld", 'u', limits{0.79, 0.84, 580 * ms}),
-	fast("kcp-smux", "https", "withheld", 'd', limits{0.80, 0.94, 460 * ms}),
+	fast("kcp-smux", "https", "streamed", 'u', limits{0.68, 0.85, 560 * ms}),
+	fast("kcp-smux", "https", "streamed", 'd', limits{0.66, 0.94, 420 * ms}),
+	fast("kcp-smux", "https", "polled", 'u', limits{0.67, 0.84, 590 * ms}),
+	fast("kcp-smux", "https", "polled", 'd', limits{0.69, 0.94, 420 * ms}),
+	fast("kcp-smux", "https", "withheld", 'u', limits{0.67, 0.84, 580 * ms}),
+	fast("kcp-smux", "https", "withheld", 'd', limits{0.68, 0.94, 460 * ms}),
 	fast("kcp-smux", "http", "streamed", 'u', limits{0.34, 0.40, 0}),
 	fast("kcp-smux", "http", "streamed", 'd', limits{0.38, 0.39, 0}),
 	fast("kcp-smux", "http", "polled", 'u', limits{0.27, 0.31, 0}),
 	fast("kcp-smux", "http", "polled", 'd', limits{0.37, 0.42, 0}),
 	fast("kcp-smux", "http", "withheld", 'u', limits{0.27, 0.31, 0}),
 	fast("kcp-smux", "http", "withheld", 'd', limits{0.34, 0.38, 0}),
-	slow("quic", "https", "streamed", 'u', limits{0.89, 0.94, 270 * ms}),
-	slow("quic", "https", "streamed", 'd', limits{0.91, 0.93, 210 * ms}),
-	fast("quic", "https", "streamed", 'u', limits{0.69, 0.90, 520 * ms}),
-	fast("quic", "https", "streamed", 'd', limits{0.77, 0.92, 390 * ms}),
-	slow("sctp", "https", "streamed", 'u', limits{0.92, 0.93, 230 * ms}),
-	slow("sctp", "https", "streamed", 'd', limits{0.91, 0.96, 240 * ms}),
-	fast("sctp", "https", "streamed", 'u', limits{0.82, 0.88, 580 * ms}),
-	fast("sctp", "https", "streamed", 'd', limits{0.80, 0.96, 400 * ms}),
-	slow("kcp", "https", "streamed", 'u', limits{0.84, 0.85, 220 * ms}),
-	slow("kcp", "https", "streamed", 'd', limits{0.84, 0.84, 230 * ms}),
-	fast("kcp", "https", "streamed", 'u', limits{0.70, 0.70, 390 * ms}),
-	fast("kcp", "https", "streamed", 'd', limits{0.67, 0.68, 350 * ms}),
+	slow("quic", "https", "streamed", 'u', limits{0.85, 0.94, 270 * ms}),
+	slow("quic", "https", "streamed", 'd', limits{0.87, 0.93, 210 * ms}),
+	fast("quic", "https", "streamed", 'u', limits{0.57, 0.90, 520 * ms}),
+	fast("quic", "https", "streamed", 'd', limits{0.65, 0.92, 390 * ms}),
+	slow("sctp", "https", "streamed", 'u', limits{0.88, 0.93, 230 * ms}),
+	slow("sctp", "https", "streamed", 'd', limits{0.87, 0.96, 240 * ms}),
+	fast("sctp", "https", "streamed", 'u', limits{0.70, 0.88, 580 * ms}),
+	fast("sctp", "https", "streamed", 'd', limits{0.68, 0.96, 400 * ms}),
+	slow("kcp", "https", "streamed", 'u', limits{0.80, 0.85, 220 * ms}),
+	slow("kcp", "https", "streamed", 'd', limits{0.80, 0.84, 230 * ms}),
+	fast("kcp", "https", "streamed", 'u', limits{0.58, 0.70, 390 * ms}),
+	fast("kcp", "https", "streamed", 'd', limits{0.55, 0.68, 350 * ms}),
 }
 
 // TestPace: no change makes the tunnel use less of a path than it did. In short
