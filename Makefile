@@ -21,11 +21,13 @@ build:
 
 # Everything, with real tor, proxies and programs: some minutes. A test whose
 # tools are missing fails. -count=1, because go test does not know that a test
-# which runs a program depends on the program's source.
+# which runs a program depends on the program's source. test/pace is run again
+# without the race detector, which is too slow for its fast paths.
 test:
 	test/install.sh $(TEST_PACKAGES)
 	go vet ./...
 	go test -race -count=1 -timeout 15m ./...
+	go test -count=1 ./test/pace
 
 # What needs nothing but Go, without the race detector: some seconds.
 test-short:

@@ -811,7 +811,8 @@ func (l *link) gapPatience() time.Duration {
 func (l *link) lossAt(o *outgoing) time.Time {
 	srtt, variation := l.rtt()
 	if l.newestSent.After(o.written) {
-		return o.written.Add(2*srtt + 4*variation + 2*l.flight.taking(o.size) + 100*time.Millisecond)
+		// The queue may have grown faster than the average follows.
+		return o.written.Add(2*max(srtt, l.flight.latest) + 4*variation + 2*l.flight.taking(o.size) + 100*time.Millisecond)
 	}
 	since := o.written
 	if l.lastAck.After(since) {

@@ -38,8 +38,9 @@ import (
 
 const (
 	// InitialWindow is the receive window in segments that both sides take for
-	// granted at first, 4 MB. It grows while the reader keeps up.
-	InitialWindow = 4 << 20 / arq.SegmentSize
+	// granted at first, 16 MB: a session has one stream, so there is no time to
+	// let it grow. It grows while the reader keeps up.
+	InitialWindow = 16 << 20 / arq.SegmentSize
 
 	// readLimit is how many bytes are moved out of KCP before they are read.
 	// What is beyond fills KCP's window.
