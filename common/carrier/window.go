@@ -22,13 +22,13 @@ const (
 	// more. It is what a loaded path adds to the delay of everything else, and
 	// enough to keep the bottleneck busy while acknowledgements come in bursts.
 	queueDelay = 15 * time.Millisecond
-	queueShare = 1.0 / 8
+	queueShare = 1.0 / 12
 
 	// startGrowth is by how many bytes a window grows at first for each byte
-	// that is acknowledged: eightfold in a round trip, until an acknowledgement
+	// that is acknowledged: sixfold in a round trip, until an acknowledgement
 	// shows a queue. TCP below does not let it flood the path; what is at stake is
-	// a short time of delay, seven times the queue that can be seen.
-	startGrowth = 7
+	// a short time of delay.
+	startGrowth = 5
 
 	// rateDecay is how much of a rate is left after a round trip that has not
 	// seen it.
