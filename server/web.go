@@ -36,10 +36,11 @@ const (
 	maxConns = 8192
 
 	// HTTP/2 windows in bytes, for uploads: a path of 500 Mbit/s and 200 ms
-	// holds 12.5 MB. net/http's 1 MB held such a path at 5 MB/s. The server
-	// stores as much only while the tunnel does not read.
+	// holds 12.5 MB, and a queue: what has no room here waits in the client, in
+	// front of what is said next. net/http's 1 MB held such a path at 5 MB/s. The
+	// server stores as much only while the tunnel does not read.
 	streamWindow = 8 << 20
-	connWindow   = 16 << 20
+	connWindow   = 32 << 20
 
 	// readFrame is the size in bytes of the largest HTTP/2 frame that is taken:
 	// the protocol's default, and what browsers and this project's client

@@ -86,7 +86,7 @@ func act(t *testing.T, r row, play func(*scene)) {
 			h = withhold(h)
 		}
 		s.web = &http.Server{Handler: h, HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: 250, MaxReceiveBufferPerStream: 8 << 20, MaxReceiveBufferPerConnection: 16 << 20,
+			MaxConcurrentStreams: 250, MaxReceiveBufferPerStream: 8 << 20, MaxReceiveBufferPerConnection: 32 << 20,
 		}}
 		served := make(chan struct{})
 		go func() {
