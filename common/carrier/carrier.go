@@ -8,12 +8,12 @@
 //
 // A request is POST PATH/ID, where PATH is that of the server's URL and ID
 // names the session (package handshake). Nothing else about it is the same
-// always: lengths and times are drawn below the limits that hold. Until the server has answered, its
-// body is the session's first message; afterwards it is units (package wire):
-// a head first, then records. The answer is status 200 and a body of units
-// that begins with a head; the answer to the first message has the second
-// message before them. Whatever else comes back is a foreign answer: the
-// exchange is lost, and the session goes on.
+// always: lengths and times are drawn below the limits that hold. Until the
+// server has answered, its body is the session's first message; afterwards it
+// is units (package wire): a head first, then records. The answer is status 200
+// and a body of units that begins with a head; the answer to the first message
+// has the second message before them. Whatever else comes back is a foreign
+// answer: the exchange is lost, and the session goes on.
 //
 // Exchanges are numbered by the client, from 0. The head of a request says
 // what the answer shall be: at once (Hold 0), later if there is nothing to say

@@ -30,10 +30,10 @@ var errTimeout = fmt.Errorf("carrier: %w", os.ErrDeadlineExceeded)
 // unaltered, once, in order, and practically always.
 //
 // WriteTo copies its argument, takes at most wire.MaxDatagram bytes, ignores
-// the address, and blocks while queueLimit bytes wait to be sent. ReadFrom
-// cuts off what does not fit. Close unblocks both, drops what was not read,
-// and leaves it to the session to send what was written. Safe for concurrent
-// use.
+// the address, and blocks while more waits than the window has room for
+// (link.allowance). ReadFrom cuts off what does not fit. Close unblocks both,
+// drops what was not read, and leaves it to the session to send what was
+// written. Safe for concurrent use.
 type Conn struct {
 	link    *link
 	addr    Addr

@@ -193,10 +193,10 @@ func (c *Client) exchange(f *flight) *result {
 	res.err = c.converse(f, b, res, func() {
 		watchdog.Reset(wait)
 		f.mark(&f.heard)
-		if f.first.CompareAndSwap(0, f.heard.Load()) && f.kind == upload {
+		if sent := f.sent.Load(); f.first.CompareAndSwap(0, f.heard.Load()) && f.kind == upload && sent > 0 {
 			// Such an answer comes at once. The times in heads would count
 			// the wait for a connection, too.
-			c.link.measured(time.Duration(f.first.Load()-f.sent.Load()), b.size)
+			c.link.measured(time.Duration(f.first.Load()-sent), b.size)
 		}
 	})
 	if res.err != nil && f.ctx.Err() != nil {

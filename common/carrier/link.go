@@ -12,7 +12,8 @@ import (
 
 const (
 	// windowRecords is how many records past the last one that the engine has
-	// read have room. Records are full when it matters: 32 MB, twice the flight.
+	// read have room. Records are full when it matters: 32 MB, a third
+	// more than flightLimit.
 	windowRecords = 2048
 
 	// batchShare of the path's round trip, and at most batchDelay, is the least
@@ -112,6 +113,7 @@ type link struct {
 	lastAck    time.Time // when something was acknowledged last
 	newestSent time.Time // when the newest record that is acknowledged was sent
 	probes     uint      // probes since something was acknowledged
+	probedAt   time.Time // when the last of them was
 	patience   float64   // share of the time until the next one that is waited; drawn for each
 
 	ready     []*buffer // records in order, to be read by the engine; plaintext
@@ -811,14 +813,19 @@ func (l *link) gapPatience() time.Duration {
 func (l *link) lossAt(o *outgoing) time.Time {
 	srtt, variation := l.rtt()
 	if l.newestSent.After(o.written) {
+		// A streamed answer has had far more than is on its way.
+		size := min(o.size, int64(l.flight.size))
 		// The queue may have grown faster than the average follows.
-		return o.written.Add(2*max(srtt, l.flight.latest) + 4*variation + 2*l.flight.taking(o.size) + 100*time.Millisecond)
+		return o.written.Add(2*max(srtt, l.flight.latest) + 4*variation + 2*l.flight.taking(size) + 100*time.Millisecond)
 	}
 	since := o.written
 	if l.lastAck.After(since) {
 		since = l.lastAck
 	}
-	wait := max(minProbe, 3*srtt+4*variation) << min(l.probes, 6)
+	if l.probedAt.After(since) {
+		since = l.probedAt
+	}
+	wait := max(minProbe, 3*srtt+4*variation) << min(max(l.probes, 1)-1, 6)
 	return since.Add(time.Duration(float64(wait) * l.patience))
 }
 
@@ -864,6 +871,7 @@ func drawPatience() float64 { return 0.75 + rand.Float64()/4 }
 // the others do not, they are lost; after an outage, most of them arrive.
 func (l *link) probe(e uint64, o *outgoing) {
 	l.probes++
+	l.probedAt = time.Now()
 	l.patience = drawPatience()
 	for len(l.lost) == 0 && len(o.records) > 0 {
 		l.lose(o.records[0], e)

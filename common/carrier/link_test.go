@@ -341,3 +341,27 @@ func TestWaitRead(t *testing.T) {
 		}
 	})
 }
+
+// Nobody takes what is to be sent again, as when a client has vanished: the
+// link goes on asking now and then, and not all the time.
+func TestLinkWithoutEcho(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLink(nil)
+		l.send = wire.NewKey([32]byte{1})
+		for range 2 {
+			l.put(make([]byte, 8000))
+			for _, r := range l.take(1, 1<<20) {
+				r.buf.release()
+			}
+			l.wrote(1)
+		}
+		time.Sleep(Lifetime)
+		l.mu.Lock()
+		probes := l.probes
+		l.mu.Unlock()
+		if probes < 4 || probes > 12 {
+			t.Errorf("%d probes in %v", probes, Lifetime)
+		}
+		l.drop()
+	})
+}

@@ -21,9 +21,9 @@ func (c *Client) way() *way {
 	return c.cfg.Path.way(name)
 }
 
-// slots says how many exchanges may be in flight in each direction. Where there
-// are few, as over HTTP/1.1, each direction may have all but a third of them, and
-// uploads what downloads leave free but one.
+// slots says how many exchanges may be in flight in each direction: a third of
+// all is kept for uploads, which may also have all but one of those that no
+// download uses, as over HTTP/1.1, where there are few.
 func (c *Client) slots() (uploads, downloads int) {
 	n := c.cfg.Transport.MaxInFlight()
 	if n < 2 {
@@ -48,13 +48,19 @@ func (c *Client) launch(now time.Time) time.Duration {
 		return long
 	}
 	uploads, downloads := c.slots()
-	c.link.setSlots(uploads)
+	way := c.way()
+	crowded := c.cfg.Transport.MaxInFlight() < 2
+	turns := crowded || way.oneAtATime(now)
+	if turns {
+		c.link.setSlots(0) // one exchange carries all there is
+	} else {
+		c.link.setSlots(uploads)
+	}
 	due := c.link.dueIn(now)
 	if due < 0 {
 		due = c.link.newsIn(now)
 	}
-	way := c.way()
-	if crowded := c.cfg.Transport.MaxInFlight() < 2; crowded || way.oneAtATime(now) {
+	if turns {
 		return min(c.takeTurn(now, due, crowded), long)
 	}
 	for due == 0 && c.uploads < uploads && c.sending(now) < maxSending {
@@ -65,7 +71,7 @@ func (c *Client) launch(now time.Time) time.Duration {
 	}
 	wait := min(long, c.look(now, way))
 	if due == 0 && c.uploads < uploads {
-		wait = min(wait, slack) // for one that does not end
+		wait = min(wait, slack) // then one may count no more: see sending
 	}
 	if due > 0 {
 		wait = min(wait, due)
@@ -83,7 +89,7 @@ func (c *Client) launch(now time.Time) time.Duration {
 		c.want = max(2, c.want)
 	}
 	c.want = max(1, c.want)
-	for c.polls < min(c.want, downloads) {
+	for c.polls < min(c.want, downloads, max(1, c.cfg.Transport.MaxInFlight()-c.uploads)) {
 		c.start(poll)
 	}
 	return wait

@@ -27,7 +27,7 @@ const (
 	// startGrowth is by how many bytes a window grows at first for each byte
 	// that is acknowledged: sixfold in a round trip, until an acknowledgement
 	// shows a queue. TCP below does not let it flood the path; what is at stake is
-	// a short time of delay.
+	// a short time of delay. Nothing grows before a round trip was measured.
 	startGrowth = 5
 
 	// rateDecay is how much of a rate is left after a round trip that has not
@@ -52,7 +52,7 @@ const (
 // It belongs to a link, whose lock guards it.
 type window struct {
 	size     int
-	starting bool          // the size grows with what is acknowledged,
+	starting bool          // the size grows with each acknowledgement: no queue was seen yet
 	base     time.Duration // the shortest round trip of late; 0: none yet
 	baseAt   time.Time     // when it was seen
 	rate     float64       // the most bytes per second of late, when the window was the limit; 0: never yet
@@ -139,6 +139,9 @@ func (w *window) turn(now time.Time) {
 		}
 		return
 	}
+	if now.Sub(w.since) > 2*w.shortest+time.Second {
+		w.full = 0 // there was a pause in it
+	}
 	// Acknowledgements can come in lumps, and a round trip see none.
 	w.full++
 	faster := rate > 1.1*w.rate
@@ -171,7 +174,7 @@ func (w *window) turn(now time.Time) {
 			w.set(min(1.25*size, 2*product))
 		}
 		return
-	case now.Sub(w.baseAt) > baseLife:
+	case w.full > 1 && now.Sub(w.baseAt) > baseLife: // the first says little of the rate
 		w.draining = rate
 		w.set(rate * w.base.Seconds() * 3 / 4)
 		return

@@ -101,3 +101,24 @@ func TestWindowStart(t *testing.T) {
 		t.Errorf("%d bytes after three round trips, and the path holds %.0f", w.size, product)
 	}
 }
+
+// A transfer after a long pause finds the window as it was, although its first
+// round trip counts the pause, and the shortest one is old.
+func TestWindowAfterPause(t *testing.T) {
+	w, now := newWindow(), time.Now()
+	path := testPath{12.5e6, 100 * time.Millisecond}
+	for range 20 {
+		now = now.Add(path.base)
+		w.took(path.base, 0)
+		w.ack(now, 1000)
+	}
+	path.run(&w, &now, 10*time.Second)
+	before := w.size
+	now = now.Add(2 * baseLife)
+	w.limited = true
+	w.took(path.base+path.base/4, 0)
+	w.ack(now, 1000)
+	if w.size < before/2 {
+		t.Errorf("%d bytes became %d", before, w.size)
+	}
+}

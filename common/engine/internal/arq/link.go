@@ -7,10 +7,10 @@
 // scheduled by process-wide goroutines, wakes up on every interval even when
 // nothing happens, and holds its lock while it writes. A Link has one goroutine
 // that reads datagrams into KCP, and while something is due another one, the
-// driver, that writes. Its lock is never held while a WriteTo blocks, so a carrier without
-// room stops the writers and nothing else. It takes bytes from the streams
-// only as fast as the carrier takes them, so that what a new stream says never
-// waits behind megabytes of an old one.
+// driver, that writes. Its lock is never held while a WriteTo blocks, so a
+// carrier without room stops the writers and nothing else. It takes bytes from
+// the streams only as fast as the carrier takes them, so that what a new stream
+// says never waits behind megabytes of an old one.
 //
 // # On the wire
 //
