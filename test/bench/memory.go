@@ -167,7 +167,7 @@ func (b *bench) startServer() (*memoryServer, error) {
 			return nil, errors.Join(err, errors.New(proc.Tail(s.Log())), s.Stop())
 		}
 	}
-	if s.key, err = publicKey(s.Log()); err != nil {
+	if s.key, err = b.waitKey(s.Log()); err != nil {
 		return nil, errors.Join(err, s.Stop())
 	}
 	return s, nil

@@ -128,7 +128,7 @@ func (b *bench) startPrograms(t *rig, s scenario) error {
 	if err := b.waitListen(serverAddr); err != nil {
 		return fmt.Errorf("%w\n%s", err, proc.Tail(logName))
 	}
-	key, err := publicKey(logName)
+	key, err := b.waitKey(logName)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,20 @@ func (b *bench) waitListen(addr string) error {
 	}
 }
 
-// publicKey finds the key in what the server says when it starts.
+// waitKey finds the key in what the server says when it starts, which may be
+// just after it has begun to listen.
+func (b *bench) waitKey(logName string) (string, error) {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		key, err := publicKey(logName)
+		if err == nil || time.Now().After(deadline) || b.ctx.Err() != nil {
+			return key, err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// publicKey finds the key in a server's log.
 func publicKey(logName string) (string, error) {
 	f, err := os.Open(logName)
 	if err != nil {

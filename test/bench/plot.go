@@ -83,6 +83,9 @@ func (r *results) plot(dir string) (string, error) {
 		fmt.Fprintf(&s, "![%s](%s)\n\n", what, name)
 		return nil
 	}
+	if len(r.Figures) == 0 {
+		return "", nil
+	}
 	if r.Suite == "engines" {
 		c := r.engineBars()
 		err := show("engines-throughput.svg", c.title, c.save)
