@@ -133,6 +133,10 @@ func parseHostnames(list string) ([]string, error) {
 			return nil, fmt.Errorf("%+q: a wildcard needs a challenge by DNS, which this program cannot answer; give the names one by one", item)
 		}
 		name, err := idna.Lookup.ToASCII(strings.TrimSuffix(item, "."))
+		if err == nil {
+			// What is no UTF-8 comes out as a name that is none.
+			_, err = idna.Lookup.ToASCII(name)
+		}
 		if err != nil || !strings.Contains(strings.Trim(name, "."), ".") {
 			return nil, fmt.Errorf("%+q is no full host name such as www.example.com", item)
 		}
