@@ -137,7 +137,7 @@ func parseHostnames(list string) ([]string, error) {
 			// What is no UTF-8 comes out as a name that is none.
 			_, err = idna.Lookup.ToASCII(name)
 		}
-		if err != nil || !strings.Contains(strings.Trim(name, "."), ".") {
+		if err != nil || strings.Trim(name, ".") != name || !strings.Contains(name, ".") {
 			return nil, fmt.Errorf("%+q is no full host name such as www.example.com", item)
 		}
 		if !slices.Contains(names, name) {

@@ -387,7 +387,7 @@ func TestCloseWhileOrdering(t *testing.T) {
 }
 
 func FuzzParseHostnames(f *testing.F) {
-	for _, s := range []string{"www.example.com", "a.example,b.example", "bücher.example", "localhost", "*.a.example", "192.0.2.1", ",", "a..b", ".", "\xc3.0"} {
+	for _, s := range []string{"www.example.com", "a.example,b.example", "bücher.example", "localhost", "*.a.example", "192.0.2.1", ",", "a..b", ".", "\xc3.0", "0.0.."} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, list string) {
