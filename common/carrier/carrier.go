@@ -45,9 +45,9 @@ const (
 	// MaxBody is the size in bytes of the largest body of a request, unless few
 	// requests at once are what limits a transfer. Many CDNs and nginx's default
 	// (client_max_body_size) end at one million or 1 MiB. Then it is tried whether
-	// the path takes more, up to LargestBody.
+	// the path takes more, up to largestBody.
 	MaxBody     = 960 << 10
-	LargestBody = 4 << 20
+	largestBody = 4 << 20
 
 	// headRoom is the number of bytes that a limit for bodies leaves to heads:
 	// the largest one has somewhat less.

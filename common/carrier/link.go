@@ -247,8 +247,14 @@ func (l *link) setSlots(n int) {
 	l.slots = n
 }
 
-// share is how many bytes one exchange shall carry where slots are few.
-func (l *link) share() int { return l.flight.size / l.slots }
+// share is how many bytes one exchange shall carry where slots are few: there,
+// each is taken for a round trip by little as by much. 0: they are not.
+func (l *link) share() int {
+	if l.slots == 0 || l.slots >= fewSlots {
+		return 0
+	}
+	return l.flight.size / l.slots
+}
 
 // dueIn says how long to wait before it is worth to take something for an
 // exchange: 0 if now, and negative if there is nothing.
@@ -264,9 +270,8 @@ func (l *link) dueIn(now time.Time) time.Duration {
 		return 0
 	}
 	enough, batch := l.flight.queue()/2, min(l.flight.base/batchShare, batchDelay)
-	if l.slots > 0 && l.slots < fewSlots {
-		// Each of them is taken for a round trip, by little as by much.
-		enough, batch = max(enough, l.share()), l.flight.base/time.Duration(l.slots)
+	if share := l.share(); share > 0 {
+		enough, batch = max(enough, share), l.flight.base/time.Duration(l.slots)
 	}
 	if l.queued >= enough {
 		return 0
@@ -287,8 +292,8 @@ func (l *link) take(e uint64, limit int) []*sentRecord {
 		signal(l.wake)
 		return nil
 	}
-	if l.slots > 0 && l.slots < fewSlots {
-		limit = min(limit, max(l.share(), minBody))
+	if share := l.share(); share > 0 {
+		limit = min(limit, max(share, minBody))
 	}
 	now := time.Now()
 	var taken []*sentRecord

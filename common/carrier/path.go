@@ -166,5 +166,5 @@ func (w *way) refusedBody(size int) {
 func (w *way) takesBody(size int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return size <= LargestBody && (w.tooLarge == 0 || size < w.tooLarge)
+	return size <= largestBody && (w.tooLarge == 0 || size < w.tooLarge)
 }

@@ -227,8 +227,12 @@ func (c *Client) look(now time.Time, way *way) time.Duration {
 	return next
 }
 
-// stopStreaming goes back to polls.
+// stopStreaming goes back to polls. Of several streams that show the same, the
+// first counts: each more would put off the next look at the path.
 func (c *Client) stopStreaming(now time.Time, way *way, why string) {
+	if !c.streaming {
+		return
+	}
 	if way.saw(now, false) {
 		c.log.Info("receiving by polls: " + why)
 	}

@@ -15,7 +15,7 @@ const (
 	// an exchange before WriteTo blocks, and maxQueue at most: the largest body.
 	// What waits is delay for whatever the engine says next.
 	queueLimit = 64 << 10
-	maxQueue   = 4 << 20
+	maxQueue   = largestBody
 
 	// queueDelay and queueShare say how long a session lets its own bytes wait
 	// in front of the bottleneck: so long, and that share of the round trip
