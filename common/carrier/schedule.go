@@ -230,13 +230,18 @@ func (c *Client) look(now time.Time, way *way) time.Duration {
 // stopStreaming goes back to polls. Of several streams that show the same, the
 // first counts: each more would put off the next look at the path.
 func (c *Client) stopStreaming(now time.Time, way *way, why string) {
-	if !c.streaming {
-		return
+	if c.streaming {
+		if way.saw(now, false) {
+			c.log.Info("receiving by polls: " + why)
+		}
+		c.streaming = false
 	}
-	if way.saw(now, false) {
-		c.log.Info("receiving by polls: " + why)
-	}
-	c.streaming = false
+	c.endStreams()
+}
+
+// endStreams breaks off the streams that are open: what the server says on them
+// would come when they end.
+func (c *Client) endStreams() {
 	for _, f := range c.flights {
 		if f.kind == stream {
 			f.cancel(errUnneeded)
@@ -405,6 +410,9 @@ func (c *Client) judge(now time.Time, way *way, streams bool) {
 	}
 	changed := way.saw(now, streams)
 	c.streaming = streams
+	if !streams {
+		c.endStreams()
+	}
 	if !changed {
 		return
 	}
