@@ -168,6 +168,7 @@ type Link struct {
 	peer net.Addr // where to write to; nil until it is known
 	user User
 	kcp  *kcp.KCP
+	lent *[]byte // kcp's memory for what a flush puts out; lend says when it has some
 
 	err     error // why the session has ended; nil: it has not
 	done    chan struct{}
@@ -251,6 +252,8 @@ func New(pc net.PacketConn, user User, window int) *Link {
 	l.kcp.Input(firstWindow(window), kcp.IKCP_PACKET_REGULAR, false)
 	l.rmtWnd = uint32(window)
 	trim(l.kcp)
+	l.lent = flushMemory(l.kcp)
+	*l.lent = nil
 	return l
 }
 
@@ -459,7 +462,7 @@ func (l *Link) input(p []byte) {
 	if l.lingers {
 		l.heard = time.Now()
 	}
-	if l.kcp.Input(p, kcp.IKCP_PACKET_REGULAR, false) < 0 {
+	if !l.feed(p) {
 		return // scan has checked all that Input checks
 	}
 	if sum.data {
@@ -467,6 +470,13 @@ func (l *Link) input(p []byte) {
 	}
 	l.pull()
 	l.poke()
+}
+
+// feed gives KCP what has come, and false if that is malformed.
+func (l *Link) feed(p []byte) bool {
+	l.lend() // it may flush
+	defer l.takeBack()
+	return l.kcp.Input(p, kcp.IKCP_PACKET_REGULAR, false) >= 0
 }
 
 // sample takes a measured round-trip time into account (RFC 6298, section 2).
@@ -538,7 +548,9 @@ func (l *Link) flush(now time.Time) {
 		granted = timeoutBurst
 	}
 	l.probes = granted
+	l.lend()
 	flush(l.kcp, kcp.IKCP_FLUSH_FULL)
+	l.takeBack()
 	if l.probes < granted {
 		l.backoff++
 	}

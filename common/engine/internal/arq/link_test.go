@@ -332,7 +332,7 @@ func FuzzInput(f *testing.F) {
 		if len(p) > engine.MaxDatagram {
 			p = p[:engine.MaxDatagram]
 		}
-		if _, ok := a.link.scan(p); ok && a.link.kcp.Input(p, kcp.IKCP_PACKET_REGULAR, false) < 0 {
+		if _, ok := a.link.scan(p); ok && !a.link.feed(p) {
 			t.Errorf("KCP refuses what scan accepts: %x", p)
 		}
 		for range 3 {

@@ -121,3 +121,23 @@ func TestTrimKeepsWhatIsEarly(t *testing.T) {
 		t.Errorf("%d segments are not acknowledged", n)
 	}
 }
+
+// Memory of KCP's own is as large as what it is lent, and a flush puts out what
+// it has written there.
+func TestFlushMemory(t *testing.T) {
+	var out []byte
+	k := kcp.NewKCP(conversation, func(p []byte, size int) { out = p[:size] })
+	k.SetMtu(headerSize + SegmentSize)
+	k.NoDelay(1, 0, 2, 1)
+	memory := flushMemory(k)
+	if len(*memory) != flushSize {
+		t.Errorf("KCP has %d bytes for a flush, want %d", len(*memory), flushSize)
+	}
+	lent := make([]byte, flushSize)
+	*memory = lent
+	k.Send([]byte("text"))
+	flush(k, kcp.IKCP_FLUSH_FULL)
+	if len(out) != headerSize+4 || &out[0] != &lent[0] {
+		t.Errorf("a flush put out %x, not from what was lent", out)
+	}
+}
