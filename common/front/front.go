@@ -167,7 +167,7 @@ func New(cfg Config) (*Front, error) {
 	if cfg.UTLS == ownHello {
 		look = nil
 	}
-	if f.wires, err = newWireMaker(look); err != nil {
+	if f.wires, err = wireMakerFor(look); err != nil {
 		return nil, err
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())

@@ -47,6 +47,11 @@ const (
 	// compressing headers. It is what browsers offer themselves.
 	maxHeaderTable = 64 << 10
 
+	// innerTable is the size in bytes of the table by which the implementation
+	// compresses the heads that a mask reads and compresses anew: as good as
+	// none, since each of the two would keep one of 3 KB for each connection.
+	innerTable = 1
+
 	frameHead  = 9         // bytes (RFC 9113 section 4.1)
 	maxPayload = 16 << 10  // bytes of a frame's payload that every server takes
 	pathIndex  = 4         // of the name :path in RFC 7541 appendix A
@@ -121,7 +126,7 @@ func newH2Mask(conn net.Conn, look *h2Look, order fieldOrder) *h2Mask {
 		Conn:    conn,
 		look:    look,
 		order:   order,
-		decoder: hpack.NewDecoder(defaultHeaderTable, nil),
+		decoder: hpack.NewDecoder(innerTable, nil),
 		connUp:  connWindow - int(look.connWindow),
 		inUse:   defaultHeaderTable,
 		table:   defaultHeaderTable,

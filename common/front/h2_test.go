@@ -48,6 +48,7 @@ func newMaskTest(t *testing.T, b *browser) *maskTest {
 	m.framer = http2.NewFramer(m.mask, nil)
 	m.server = http2.NewFramer(&m.tape.in, nil)
 	m.encoder = hpack.NewEncoder(&m.block)
+	m.encoder.SetMaxDynamicTableSizeLimit(innerTable)
 	m.decoder = hpack.NewDecoder(defaultHeaderTable, nil)
 	io.WriteString(m.mask, http2.ClientPreface)
 	m.framer.WriteSettings(http2.Setting{ID: http2.SettingEnablePush})
