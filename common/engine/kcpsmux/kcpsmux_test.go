@@ -8,12 +8,14 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/enginetest"
+	"turbotunnel/common/engine/internal/duplex"
 )
 
 func TestConformance(t *testing.T) { enginetest.Run(t, Engine{}) }
@@ -51,6 +53,13 @@ func updFrame(id, consumed, window uint32) []byte {
 	return frame(cmdUPD, id, binary.LittleEndian.AppendUint32(body, window)...)
 }
 
+func lndFrame(limit uint32) []byte {
+	return frame(cmdLND, 0, binary.LittleEndian.AppendUint32(nil, limit)...)
+}
+
+// left is what of the budget is in no stream's window, in bytes.
+func (s *session) left() int { return s.budget.Free + s.budget.Lent*duplex.Piece }
+
 func join(frames ...[]byte) []byte { return bytes.Join(frames, nil) }
 
 // TestFrames: what each kind of frame does, and which end the session.
@@ -70,6 +79,9 @@ func TestFrames(t *testing.T) {
 		{"stop", false, join(syn, frame(cmdSTP, 1), psh), nil},
 		{"forgotten", false, join(syn, frame(cmdFIN, 1), frame(cmdSTP, 1), psh, updFrame(1, 0, 0)), nil},
 		{"update", false, join(syn, updFrame(1, 0, 1<<20)), nil},
+		{"loan", true, join(lndFrame(4), lndFrame(4), lndFrame(9)), nil},
+		{"piece", false, join(syn, frame(cmdTAK, 1)), nil},
+		{"piece for the forgotten", false, join(syn, frame(cmdFIN, 1), frame(cmdSTP, 1), frame(cmdTAK, 1)), nil},
 		{"short header", false, syn[:headerSize-1], errFormat},
 		{"short body", false, join(syn, psh[:headerSize]), errFormat},
 		{"version", false, otherVersion, errFormat},
@@ -84,6 +96,13 @@ func TestFrames(t *testing.T) {
 		{"data after the end", false, join(syn, frame(cmdFIN, 1), psh), errFormat},
 		{"data without a stream", false, psh, errStream},
 		{"data for an even stream", false, join(frame(cmdSYN, 3), frame(cmdPSH, 2, 'x')), errStream},
+		{"short loan", false, frame(cmdLND, 0, 1, 0, 0), errFormat},
+		{"loan for a stream", false, join(syn, frame(cmdLND, 1, 1, 0, 0, 0)), errFormat},
+		{"loan taken back", false, join(lndFrame(9), lndFrame(8)), errWindow},
+		{"piece with a body", false, join(syn, frame(cmdTAK, 1, 0)), errFormat},
+		{"piece without a stream", false, frame(cmdTAK, 1), errStream},
+		{"piece for no stream", false, join(syn, frame(cmdTAK, 0)), errStream},
+		{"piece after the end", false, join(syn, frame(cmdFIN, 1), frame(cmdTAK, 1)), errFormat},
 		{"consumed too much", false, join(syn, updFrame(1, 1, 1<<20)), errWindow},
 	} {
 		s := offline(test.client)
@@ -107,6 +126,25 @@ func TestWindowIsEnforced(t *testing.T) {
 	}
 	if err := s.handleAll(block); err != errWindow {
 		t.Errorf("beyond the window: %v", err)
+	}
+
+	// Pieces are limited, whatever stream they are for, and whatever became of it.
+	for _, id := range []uint32{1, 3} {
+		s = offline(false)
+		s.handleAll(join(frame(cmdSYN, 1), frame(cmdSYN, 3), frame(cmdFIN, 3), frame(cmdSTP, 3)))
+		n := 0
+		for s.handleAll(frame(cmdTAK, id)) == nil && n < 1000 {
+			n++
+			if held := s.streams[1].window.Size - InitialWindow; held+s.left() != windowBudget {
+				t.Fatalf("%d bytes in the window and %d left are not %d", held, s.left(), windowBudget)
+			}
+		}
+		switch {
+		case id == 1 && n > windowBudget/duplex.Piece:
+			t.Errorf("%d pieces were taken", n)
+		case id == 3 && n < 1000:
+			t.Errorf("of a stream that is gone %d pieces are held", n)
+		}
 	}
 
 	// Many streams, each within its window, are limited together.
@@ -171,14 +209,14 @@ func TestStreamsAreForgotten(t *testing.T) {
 				t.Fatal(err)
 			}
 			if i&1 != 0 {
-				c.Write(make([]byte, 10000))
+				c.Write(make([]byte, 1<<20)) // takes a piece
 			}
 			s, err := server.Accept(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if i&2 != 0 {
-				s.Write(make([]byte, 10000))
+				s.Write(make([]byte, 1<<20))
 			}
 			if i&4 != 0 {
 				time.Sleep(time.Second)
@@ -198,10 +236,125 @@ func TestStreamsAreForgotten(t *testing.T) {
 		time.Sleep(time.Minute)
 		for _, s := range []*session{client, server} {
 			s.link.Mu.Lock()
-			if len(s.streams) > 0 || s.unread != 0 || s.budget != windowBudget {
-				t.Errorf("%d streams are left, %d bytes unread, window budget %d", len(s.streams), s.unread, s.budget)
+			if len(s.streams) > 0 || s.unread != 0 || s.left() != windowBudget {
+				t.Errorf("%d streams are left, %d bytes unread, window budget %d", len(s.streams), s.unread, s.left())
 			}
 			s.link.Mu.Unlock()
+		}
+	})
+}
+
+// TestNewStreamsNeedNoRoundTrip: what streams write on a session that is set up
+// arrives half a round trip later, in both directions, however many of them
+// begin at once and however many others say nothing.
+func TestNewStreamsNeedNoRoundTrip(t *testing.T) {
+	const delay = 100 * time.Millisecond
+	for name, test := range map[string]struct{ idle, streams, size int }{
+		"one":              {0, 1, 12 << 20},
+		"eight at once":    {0, 8, 3 << 19},
+		"beside idle ones": {1000, 1, 12 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x, y := enginetest.Connect(enginetest.Path{Delay: delay}, enginetest.Path{Delay: delay}, 1)
+				client, server := newSession(x, true), newSession(y, false)
+				defer client.Close()
+				defer server.Close()
+				open := func() (c, s engine.Stream) {
+					c, err := client.Open(context.Background())
+					if err != nil {
+						t.Fatal(err)
+					}
+					s, err = server.Accept(context.Background())
+					if err != nil {
+						t.Fatal(err)
+					}
+					return c, s
+				}
+				for range 1 + test.idle {
+					open()
+				}
+				time.Sleep(time.Minute)
+				var pairs [][2]engine.Stream
+				for range test.streams {
+					c, s := open()
+					pairs = append(pairs, [2]engine.Stream{c, s})
+				}
+				for i, way := range []string{"up", "down"} {
+					start := time.Now()
+					var group sync.WaitGroup
+					for _, pair := range pairs {
+						from, to := pair[i], pair[1-i]
+						go from.Write(make([]byte, test.size))
+						group.Go(func() { io.ReadFull(to, make([]byte, test.size)) })
+					}
+					group.Wait()
+					if took := time.Since(start); took >= 2*delay {
+						t.Errorf("%s: took %v, a round trip is %v", way, took, 2*delay)
+					}
+					time.Sleep(time.Minute)
+				}
+			})
+		})
+	}
+}
+
+// TestStoppedReaders: streams that nobody reads hold no more than is
+// documented, leave something to the others, and give it back.
+func TestStoppedReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := enginetest.Path{Delay: 50 * time.Millisecond}
+		x, y := enginetest.Connect(path, path, 1)
+		client, server := newSession(x, true), newSession(y, false)
+		defer client.Close()
+		defer server.Close()
+		const n = 20
+		for range n {
+			c, err := client.Open(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				for block := make([]byte, 1<<20); ; {
+					if _, err := c.Write(block); err != nil {
+						return
+					}
+				}
+			}()
+			time.Sleep(10 * time.Second)
+		}
+		server.link.Mu.Lock()
+		unread, left := server.unread, server.left()
+		first := server.streams[1].window.Size
+		server.link.Mu.Unlock()
+		if most := windowBudget + n*InitialWindow; unread > most || left < 0 {
+			t.Errorf("%d bytes unread, at most %d are documented; %d left", unread, most, left)
+		}
+		if most := InitialWindow + duplex.MaxPieces*duplex.Piece; first != most {
+			t.Errorf("a stream that nobody has read has a window of %d; want %d", first, most)
+		}
+
+		// The last one still works, and the budget is whole in the end.
+		var last engine.Stream
+		for range n {
+			s, err := server.Accept(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if last != nil {
+				last.Close()
+			}
+			last = s
+		}
+		if _, err := io.CopyN(io.Discard, last, 64<<20); err != nil {
+			t.Error(err)
+		}
+		last.Close()
+		time.Sleep(time.Minute)
+		server.link.Mu.Lock()
+		defer server.link.Mu.Unlock()
+		if len(server.streams) > 0 || server.left() != windowBudget {
+			t.Errorf("%d streams, %d of the budget", len(server.streams), server.left())
 		}
 	})
 }
@@ -222,6 +375,8 @@ func FuzzHandle(f *testing.F) {
 	f.Add(join(frame(cmdSYN, 1), frame(cmdPSH, 1, []byte("hello")...), frame(cmdFIN, 1)))
 	f.Add(join(frame(cmdSYN, 3), frame(cmdSYN, 5), frame(cmdSTP, 3), updFrame(5, 0, 9)))
 	f.Add(join(frame(cmdSYN, 1), updFrame(1, 0, ^uint32(0)), frame(cmdNOP, 4)))
+	f.Add(join(lndFrame(3), frame(cmdSYN, 1), frame(cmdTAK, 1), frame(cmdSTP, 1), frame(cmdTAK, 1)))
+	f.Add(join(frame(cmdSYN, 1), frame(cmdFIN, 1), frame(cmdSTP, 1), frame(cmdTAK, 1), lndFrame(1<<31)))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		s := offline(false)
 		s.handleAll(p)
@@ -229,6 +384,13 @@ func FuzzHandle(f *testing.F) {
 			t.Errorf("%d bytes unread of %d", s.unread, len(p))
 		}
 		streams := slices.Collect(maps.Values(s.streams))
+		sum := s.left()
+		for _, st := range streams {
+			sum += st.window.Size - InitialWindow
+		}
+		if sum != windowBudget || s.budget.Free < 0 || s.budget.Lent < 0 {
+			t.Errorf("the budget is %d bytes: %+v", sum, s.budget)
+		}
 		for _, st := range streams {
 			st.Write([]byte("answer"))
 			st.Close()

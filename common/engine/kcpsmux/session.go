@@ -25,9 +25,15 @@
 //	3        NOP   0        nothing
 //	4        UPD   8        the sender has consumed so many bytes of the stream
 //	                        (4 bytes, modulo 2^32), and its window is so many
-//	                        bytes (4 bytes)
+//	                        bytes (4 bytes), and what was taken for it besides
 //	5        STP   0        the sender reads no more of this stream and throws
 //	                        away what comes; not in smux
+//	6        LND   4        on stream 0: the sender lends pieces of window, so
+//	                        many since the session's start (modulo 2^32); not in
+//	                        smux
+//	7        TAK   0        the sender has taken a piece of what was lent to it:
+//	                        the window that it has for this stream is 1 MB (2^20
+//	                        bytes) larger; not in smux
 //
 // Streams are opened by the client, with odd IDs in ascending order, each used
 // once. In each direction of each stream at most a window of bytes may be sent
@@ -35,8 +41,17 @@
 // InitialWindow, 0 bytes consumed. A side forgets a stream when it has sent FIN
 // or received STP, and received FIN or sent STP; frames for a stream that was
 // forgotten are ignored. A malformed frame, a frame for a stream never opened,
-// bytes beyond the window, an UPD that consumes what was never sent, and more
-// than 8192 streams at a time end the session.
+// bytes beyond the window, an UPD that consumes what was never sent, a TAK of
+// more than was lent, or after FIN, an LND of less than before, and more than
+// 8192 streams at a time end the session.
+//
+// So that a new stream need not wait a round trip for a window that the path
+// needs, each side lends the other one window in advance, for whatever streams
+// come to need it: it says so with the first stream, and again when much has been
+// taken or given back. A stream takes a piece when its window is used up and it
+// has more to send, 16 at most. The side that lends counts a piece that was taken
+// as part of that stream's window until it forgets the stream; a piece taken for
+// a stream that it has forgotten is free again at once.
 package kcpsmux
 
 import (
@@ -59,6 +74,7 @@ const (
 	version    = 2
 	headerSize = 8 // bytes
 	updateSize = 8 // bytes of an UPD's body
+	lendSize   = 4 // bytes of an LND's body
 
 	cmdSYN = 0
 	cmdFIN = 1
@@ -66,6 +82,8 @@ const (
 	cmdNOP = 3
 	cmdUPD = 4
 	cmdSTP = 5
+	cmdLND = 6
+	cmdTAK = 7
 )
 
 const (
@@ -82,13 +100,6 @@ const (
 	// total: two streams at full speed at once, or more at less.
 	windowBudget = 64 << 20
 
-	// clientShare and serverShare are the part of what is left of it by which
-	// the window of a new stream grows at once, so that it need not grow while
-	// the carrier's does: for the first stream 16 MB of a client, which receives
-	// more and has its memory to itself, and 8 MB of a server.
-	clientShare = 4
-	serverShare = 8
-
 	// maxUnread is how many bytes the streams of a session may hold unread. A
 	// thousand streams whose readers have all stopped stay below.
 	maxUnread = 256 << 20
@@ -98,7 +109,8 @@ const (
 	maxStreams = 4096
 
 	// openDelay is how long the opening of a stream waits for its first bytes,
-	// so that a write which follows at once goes in the same segment.
+	// so that a write which follows at once goes in the same segment. As long
+	// waits an LND, which acknowledgements go with.
 	openDelay = 2 * time.Millisecond
 )
 
@@ -142,7 +154,8 @@ type session struct {
 	accepted sync.Cond          // accepts, or the end of the session
 	urgent   fifo               // streams with a SYN, STP or UPD to send
 	bulk     fifo               // streams with bytes or a FIN that may be sent
-	budget   int                // bytes by which windows may still grow
+	budget   duplex.Budget      // by which windows may still grow
+	loan     duplex.Loan        // of the other side's budget
 	unread   int                // bytes in all streams
 }
 
@@ -154,7 +167,7 @@ func newSession(pc net.PacketConn, client bool) *session {
 
 // prepare makes a session that has not started yet.
 func prepare(pc net.PacketConn, client bool) *session {
-	s := &session{client: client, streams: make(map[uint32]*stream), budget: windowBudget}
+	s := &session{client: client, streams: make(map[uint32]*stream), budget: duplex.NewBudget(windowBudget)}
 	s.urgent.class, s.bulk.class = urgent, bulk
 	s.link = arq.New(pc, s, arq.MaxWindow)
 	s.accepted.L = &s.link.Mu
@@ -244,6 +257,11 @@ func (s *session) Fill(p []byte) int {
 		n += st.fillControl(p[n:])
 		st.forgetIfOver()
 	}
+	if s.budget.Due() && len(p)-n >= arq.MinRoom {
+		n += putHeader(p[n:], cmdLND, lendSize, 0)
+		binary.LittleEndian.PutUint32(p[n:], s.budget.Tell())
+		n += lendSize
+	}
 	for len(p)-n >= arq.MinRoom {
 		st := s.bulk.pop()
 		if st == nil {
@@ -274,6 +292,9 @@ func (s *session) Arrived() {
 				return
 			}
 			p = rest
+		}
+		if s.budget.Due() {
+			s.link.Ready(openDelay)
 		}
 	}
 }
@@ -308,7 +329,9 @@ func (s *session) handle(p []byte) ([]byte, error) {
 		want = max(size, 1)
 	case cmdUPD:
 		want = updateSize
-	case cmdSYN, cmdFIN, cmdNOP, cmdSTP:
+	case cmdLND:
+		want = lendSize
+	case cmdSYN, cmdFIN, cmdNOP, cmdSTP, cmdTAK:
 	default:
 		return nil, errFormat
 	}
@@ -320,16 +343,23 @@ func (s *session) handle(p []byte) ([]byte, error) {
 		return rest, nil
 	case cmdSYN:
 		return rest, s.opened(id)
+	case cmdLND:
+		return rest, s.lent(id, binary.LittleEndian.Uint32(body))
 	}
 	st := s.streams[id]
 	if st == nil {
 		if id%2 == 0 || id > s.lastID {
 			return nil, errStream
 		}
-		return rest, nil // forgotten
+		if cmd == cmdTAK { // forgotten, like all else for this stream
+			return rest, s.taken(nil)
+		}
+		return rest, nil
 	}
 	var err error
 	switch cmd {
+	case cmdTAK:
+		err = s.taken(st)
 	case cmdPSH:
 		err = st.received(body)
 	case cmdUPD:
@@ -354,22 +384,50 @@ func (s *session) opened(id uint32) error {
 	s.lastID = id
 	s.accepts = append(s.accepts, s.newStream(id))
 	s.accepted.Signal()
-	s.link.Ready(openDelay) // for the window
 	return nil
 }
 
 func (s *session) newStream(id uint32) *stream {
 	local, remote := s.link.Addrs()
-	share := serverShare
-	if s.client {
-		share = clientShare
-	}
-	more := s.budget / share
-	s.budget -= more
-	st := &stream{session: s, id: id, peerWindow: InitialWindow, window: duplex.Window{Size: InitialWindow + more}}
+	st := &stream{session: s, id: id, peerWindow: InitialWindow, window: duplex.Window{Size: InitialWindow}}
 	st.Stream = duplex.New(&s.link.Mu, st, local, remote)
 	s.streams[id] = st
-	st.updDue = true
-	s.urgent.push(st)
 	return st
+}
+
+// lent handles an LND.
+func (s *session) lent(id, limit uint32) error {
+	if id != 0 {
+		return errFormat
+	}
+	starved := s.loan.Empty()
+	if !s.loan.Raise(limit) {
+		return errWindow
+	}
+	if starved && !s.loan.Empty() {
+		for _, st := range s.streams {
+			if st.sendable() {
+				s.bulk.push(st)
+			}
+		}
+		s.link.Ready(0)
+	}
+	return nil
+}
+
+// taken handles a TAK; st is nil if the stream was forgotten.
+func (s *session) taken(st *stream) error {
+	var none duplex.Window
+	w := &none
+	if st != nil {
+		if st.HasEnd() {
+			return errFormat
+		}
+		w = &st.window
+	}
+	if !s.budget.Taken(w) {
+		return errWindow
+	}
+	s.budget.Return(none.Size)
+	return nil
 }

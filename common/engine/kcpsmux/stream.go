@@ -18,7 +18,8 @@ type stream struct {
 
 	sent         uint32 // bytes, modulo 2^32
 	peerConsumed uint32 // bytes of them, modulo 2^32
-	peerWindow   uint32 // bytes
+	peerWindow   uint32 // bytes, without pieces
+	pieces       int    // taken from the session's loan
 
 	arrived  uint32        // bytes, modulo 2^32
 	consumed uint32        // bytes of them, modulo 2^32
@@ -43,10 +44,7 @@ func (st *stream) Consumed(_ *duplex.Stream, n int) {
 	if !st.Receives() {
 		return
 	}
-	limit := min(maxWindow, st.window.Size+st.session.budget)
-	before := st.window.Size
-	if st.window.Consumed(n, limit, st.session.link.RTT()) {
-		st.session.budget -= st.window.Size - before
+	if st.session.budget.Consumed(&st.window, n, maxWindow, st.session.link.RTT()) {
 		st.updDue = true
 		st.session.urgent.push(st)
 		st.session.link.Ready(0)
@@ -55,12 +53,17 @@ func (st *stream) Consumed(_ *duplex.Stream, n int) {
 
 // sendable tells whether fillData has something to do.
 func (st *stream) sendable() bool {
-	return st.EndDue() || st.Waiting() > 0 && st.room() > 0
+	return st.EndDue() || st.Waiting() > 0 && (st.room() > 0 || st.takes())
+}
+
+// takes tells whether the stream may take a piece of window.
+func (st *stream) takes() bool {
+	return st.pieces < duplex.MaxPieces && !st.session.loan.Empty()
 }
 
 // room is how many bytes the other side's window has left.
 func (st *stream) room() int {
-	return int(st.peerWindow) - int(st.sent-st.peerConsumed)
+	return int(st.peerWindow) + st.pieces*duplex.Piece - int(st.sent-st.peerConsumed)
 }
 
 // fillControl writes the control frames that are due into p, which has room
@@ -79,19 +82,25 @@ func (st *stream) fillControl(p []byte) int {
 		st.updDue = false
 		n += putHeader(p[n:], cmdUPD, updateSize, st.id)
 		binary.LittleEndian.PutUint32(p[n:], st.consumed)
-		binary.LittleEndian.PutUint32(p[n+4:], uint32(st.window.Size))
+		binary.LittleEndian.PutUint32(p[n+4:], uint32(st.window.Size-st.window.Taken))
 		n += updateSize
 	}
 	return n
 }
 
-// fillData writes bytes of the stream and its end into p.
+// fillData writes bytes of the stream and its end into p, which has room for
+// arq.MinRoom bytes at least.
 func (st *stream) fillData(p []byte) int {
 	n := 0
-	if room := min(st.room(), len(p)-headerSize); room > 0 {
-		if k := st.Take(p[headerSize : headerSize+room]); k > 0 {
+	if st.Waiting() > 0 && st.room() <= 0 && st.takes() {
+		st.session.loan.Take()
+		st.pieces++
+		n = putHeader(p, cmdTAK, 0, st.id)
+	}
+	if room := min(st.room(), len(p)-n-headerSize); room > 0 {
+		if k := st.Take(p[n+headerSize : n+headerSize+room]); k > 0 {
 			st.sent += uint32(k)
-			n = putHeader(p, cmdPSH, k, st.id) + k
+			n += putHeader(p[n:], cmdPSH, k, st.id) + k
 		}
 	}
 	if len(p)-n >= headerSize && st.TakeEnd() {
@@ -133,7 +142,7 @@ func (st *stream) forgetIfOver() {
 		return
 	}
 	delete(st.session.streams, st.id)
-	st.session.budget += st.window.Size - InitialWindow
+	st.session.budget.Return(st.window.Size - InitialWindow)
 }
 
 // putHeader writes a frame's header and returns its size.

@@ -5,7 +5,8 @@ import "time"
 // Window is a receive window that grows while its reader keeps up with it and
 // it is what limits the transfer. It is not safe for concurrent use.
 type Window struct {
-	Size int // now, in any unit
+	Size  int // now, in any unit
+	Taken int // what of it the other side has added by itself, see Budget
 
 	untold int       // consumed since the other side was told
 	used   int       // consumed since since

@@ -1,0 +1,114 @@
+package duplex
+
+import "time"
+
+const (
+	// Piece is what is lent and taken at a time, in bytes. At 500 Mbit/s a sender
+	// takes one every 17 ms, and eight senders that begin together each get their
+	// share.
+	Piece = 1 << 20
+
+	// MaxPieces is how many pieces a sender takes for one stream: 16 MB, which
+	// last for a round trip of 200 ms at 500 Mbit/s (12.5 MB), a queue, and the
+	// time until the window has grown because its reader is fast.
+	MaxPieces = 16
+
+	// lendStep is by how many pieces a loan grows at least, so that the other
+	// side hears of it a few times in a fast transfer and not for each piece.
+	lendStep = 4
+)
+
+// A Budget is by how much the receive windows of a session may grow, all
+// together. The other side's stream that finds its window too small would have
+// to wait for a larger one until its reader has been fast, which is round trips
+// later. So half of what is left is lent in advance: the other side takes pieces
+// of it, without asking, for the windows of the streams that need them. A stream
+// that has little to say takes none.
+//
+// A Budget is not safe for concurrent use.
+type Budget struct {
+	Free int // bytes that are neither lent nor in a window
+	Lent int // pieces that the other side may still take
+
+	limit uint32 // pieces lent since the start, modulo 2^32
+	due   bool   // the other side has yet to hear of limit
+}
+
+// NewBudget returns a budget of so many bytes.
+func NewBudget(total int) Budget {
+	b := Budget{Free: total}
+	b.lend()
+	return b
+}
+
+// lend lends half of what is left.
+func (b *Budget) lend() {
+	more := (b.Free+b.Lent*Piece)/2/Piece - b.Lent
+	if more < lendStep {
+		return
+	}
+	b.Free -= more * Piece
+	b.Lent += more
+	b.limit += uint32(more)
+	b.due = true
+}
+
+// Due tells whether the other side has yet to hear how much is lent.
+func (b *Budget) Due() bool { return b.due }
+
+// Tell returns how many pieces have been lent since the session's start, modulo
+// 2^32, and takes that for said.
+func (b *Budget) Tell() uint32 {
+	b.due = false
+	return b.limit
+}
+
+// Taken takes into account that the other side has taken a piece for w. It
+// returns false if there was none.
+func (b *Budget) Taken(w *Window) bool {
+	if b.Lent == 0 {
+		return false
+	}
+	b.Lent--
+	w.Size += Piece
+	w.Taken += Piece
+	b.lend()
+	return true
+}
+
+// Consumed is w.Consumed, where w may grow to most bytes. What may still be
+// taken for it is kept free for that.
+func (b *Budget) Consumed(w *Window, n, most int, rtt time.Duration) bool {
+	before := w.Size
+	tell := w.Consumed(n, min(most-MaxPieces*Piece+w.Taken, before+b.Free), rtt)
+	b.Free -= w.Size - before
+	return tell
+}
+
+// Return gives back n bytes of a window that is used no more.
+func (b *Budget) Return(n int) {
+	b.Free += n
+	b.lend()
+}
+
+// A Loan is what the other side's Budget has lent to this side's streams. The
+// zero value is empty. It is not safe for concurrent use.
+type Loan struct {
+	limit, taken uint32 // pieces since the session's start, modulo 2^32
+}
+
+// Raise takes into account that so many pieces have been lent since the start,
+// modulo 2^32. It returns false if some were taken back.
+func (l *Loan) Raise(limit uint32) bool {
+	if int32(limit-l.limit) < 0 {
+		return false
+	}
+	l.limit = limit
+	return true
+}
+
+// Empty tells whether there is nothing to take.
+func (l *Loan) Empty() bool { return l.limit == l.taken }
+
+// Take takes a piece. There must be one.
+func (l *Loan) Take() { l.taken++ }

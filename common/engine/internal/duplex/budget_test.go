@@ -1,0 +1,87 @@
+package duplex
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// TestBudget: whatever happens to windows, nothing of the budget is lost or
+// used twice; the other side takes what it was told of, and never more.
+func TestBudget(t *testing.T) {
+	const total, initial = 64 << 20, 256 << 10
+	r := rand.New(rand.NewPCG(1, 2))
+	b := NewBudget(total)
+	var loan Loan
+	if !b.Due() {
+		t.Fatal("there is nothing to tell at first")
+	}
+	windows := make([]*Window, 10)
+	for i := range windows {
+		windows[i] = &Window{Size: initial}
+	}
+	told, pieces := 0, 0
+	for range 100000 {
+		i := r.IntN(len(windows))
+		w := windows[i]
+		switch r.IntN(6) {
+		case 0, 1:
+			if loan.Empty() {
+				break
+			}
+			loan.Take()
+			pieces++
+			if !b.Taken(w) {
+				t.Fatalf("a piece that was lent is refused: %+v", b)
+			}
+		case 2:
+			b.Consumed(w, r.IntN(w.Size), 32<<20, time.Hour)
+		case 3:
+			b.Return(w.Size - initial)
+			windows[i] = &Window{Size: initial}
+		default:
+			if b.Due() {
+				told++
+				if !loan.Raise(b.Tell()) {
+					t.Fatal("what was lent was taken back")
+				}
+			}
+		}
+		sum := b.Free + b.Lent*Piece
+		for _, w := range windows {
+			sum += w.Size - initial
+		}
+		if sum != total || b.Free < 0 || b.Lent < 0 {
+			t.Fatalf("%d bytes in all: %+v", sum, b)
+		}
+	}
+	if told > pieces/2 {
+		t.Errorf("told %d times for %d pieces", told, pieces)
+	}
+	for _, w := range windows {
+		b.Return(w.Size - initial)
+	}
+	if most := total / 2 / Piece; b.Lent > most || b.Lent <= most-lendStep {
+		t.Errorf("%d pieces are lent in the end", b.Lent)
+	}
+	for b.Lent > 0 {
+		b.Taken(&Window{})
+	}
+	if b.Taken(&Window{}) {
+		t.Error("a piece was taken that was not there")
+	}
+}
+
+// TestLoanIsCountedModulo: a session may live long.
+func TestLoanIsCountedModulo(t *testing.T) {
+	l := Loan{limit: 1<<32 - 2, taken: 1<<32 - 2}
+	if !l.Empty() || !l.Raise(1) || l.Empty() {
+		t.Fatal("three pieces more are none")
+	}
+	for range 3 {
+		l.Take()
+	}
+	if !l.Empty() || l.Raise(0) {
+		t.Error("three pieces are more, or one fewer is right")
+	}
+}
