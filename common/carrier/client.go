@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"turbotunnel/common/handshake"
+	"turbotunnel/common/wire"
 )
 
 const (
@@ -265,6 +266,8 @@ type attempts struct {
 // to carry it and then repeated as it is until it is answered.
 type attempt struct {
 	id    handshake.ID
+	asked wire.Head // of the answer
+	ask   []byte    // its plaintext
 	size  int
 	clock time.Duration // how far the client's is behind the server's
 	date  string        // of a foreign answer to it; owned by run
@@ -284,11 +287,35 @@ func (c *Client) newAttempt(clock time.Duration) *attempt {
 		// Room for what a TLS client says first, and no length of ours.
 		size:  2048 + mathrand.IntN(1500),
 		clock: clock,
+		asked: c.ask(),
 	}
-	a.size = min(max(a.size, len(c.attempts.hello)+handshake.MinMessage1), handshake.MaxMessage1)
+	a.ask = a.asked.Append(nil)
+	a.size = min(max(a.size, len(c.attempts.hello)+handshake.MinMessage1+2+len(a.ask)), handshake.MaxMessage1)
 	c.target = strings.TrimSuffix(c.cfg.URL.String(), "/") + "/" + a.id.Segment()
 	c.attempts.newest = a
 	return a
+}
+
+// ask is what the answer to a first message shall be: if the path is known to
+// stream, the first of the session's streams. It tells what the path has carried
+// before, and this side begins with that, too.
+func (c *Client) ask() wire.Head {
+	way := c.way()
+	up, down := way.carries()
+	part := c.cfg.Path.begin(time.Now())
+	up.rate *= part
+	c.link.recall(up)
+	asked := wire.Head{Limit: bodyBelow(maxAnswers)}
+	if time.Since(down.at) < paceLife {
+		asked.Rate, asked.More, asked.Trip = int(down.rate*part), down.more, down.trip
+	}
+	if c.cfg.Mode == Stream || c.cfg.Mode == Auto && way.streaming() {
+		_, asked.Quiet, asked.Stream = way.lengths()
+		asked.Limit = bodyBelow(maxStream)
+		// It ends before the server might forget a session that has said nothing.
+		asked.Stream = min(asked.Stream, below(unconfirmedLife/2, unconfirmedLife/8))
+	}
+	return asked
 }
 
 // message returns a's first message and makes it before if that is due.
@@ -300,11 +327,12 @@ func (c *Client) message(a *attempt) ([]byte, error) {
 	}
 	if a.message == nil {
 		hello := &c.attempts.hello
-		*hello = append(*hello, c.link.takeHello(handshake.HelloRoom(a.size, c.cfg.Engine)-len(*hello))...)
+		*hello = append(*hello, c.link.takeHello(handshake.HelloRoom(a.size, c.cfg.Engine, len(a.ask))-len(*hello))...)
 		a.made = time.Now()
 		var err error
 		a.message, a.initiator, err = handshake.Initiate(c.cfg.Key, a.id, handshake.Hello{
 			Binding:   c.conn.binding,
+			Ask:       a.ask,
 			Version:   handshake.Version,
 			Time:      a.made.Add(a.clock),
 			Engine:    c.cfg.Engine,

@@ -26,6 +26,11 @@ const (
 	// end by the clock. Repair does not wait for it.
 	patience = 10 * time.Second
 
+	// eagerness is how long a first message waits for an answer that comes as it
+	// is written, beyond two round trips, before it is sent again for one that
+	// comes at once.
+	eagerness = 2 * time.Second
+
 	// maxRetryAfter bounds the time that a server may tell us to stay away.
 	maxRetryAfter = time.Minute
 )
@@ -336,6 +341,11 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 // The rest of the answer is then taken in by the flight's goroutine.
 func (c *Client) greet(a *attempt) (foreign result, err error) {
 	f := c.newFlight(0, greeting)
+	initiator, _ := c.attempts.of(a)
+	if initiator == nil && a.asked.Stream > 0 {
+		// What repeats a message is answered briefly.
+		f.kind, f.asked = stream, a.asked
+	}
 	accepted := false
 	defer func() {
 		if !accepted {
@@ -346,7 +356,13 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 	watchdog := time.AfterFunc(wait, func() {
 		f.cancel(fmt.Errorf("no answer within %v: %w", wait.Round(time.Second), os.ErrDeadlineExceeded))
 	})
-	resp, err := c.post(f.ctx, io.NopCloser(&lazyReader{make: func() ([]byte, error) { return c.message(a) }}), int64(a.size))
+	resp, err := c.post(f.ctx, io.NopCloser(&lazyReader{make: func() ([]byte, error) {
+		if f.kind == stream {
+			// The path may hold answers back by now: then it comes with the next try.
+			watchdog.Reset(below(eagerness, eagerness/4) + 2*a.asked.Trip)
+		}
+		return c.message(a)
+	}}), int64(a.size))
 	if err != nil {
 		watchdog.Stop()
 		if f.ctx.Err() != nil {
@@ -370,7 +386,7 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 	var answer handshake.Answer
 	var keys handshake.Keys
 	err = handshake.ErrNotNoise // from who answered before the message was read
-	if initiator, _ := c.attempts.of(a); initiator != nil {
+	if initiator, _ = c.attempts.of(a); initiator != nil {
 		answer, keys, err = initiator.Finish(resp.Body)
 	}
 	if err != nil && !somebodyElses(resp, err) {
@@ -390,6 +406,11 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 	c.link.send, c.link.receive = keys.Send, keys.Receive
 	c.established()
 	c.flights[0] = f
+	if f.kind == stream {
+		c.streams++
+		wait += f.asked.Quiet
+		watchdog.Reset(wait)
+	}
 	c.wg.Go(func() {
 		defer f.cancel(nil)
 		defer resp.Body.Close()
@@ -399,6 +420,9 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 			watchdog.Reset(wait)
 			f.mark(&f.heard)
 		})
+		if res.err != nil && f.ctx.Err() != nil {
+			res.err = context.Cause(f.ctx)
+		}
 		c.link.endedExchange(0)
 		c.results <- &res
 	})

@@ -135,8 +135,10 @@ type link struct {
 	peerTime     uint32 // in that head
 	peerAt       time.Time
 	srtt, rttvar time.Duration
-	ended        wire.Set // exchanges of which no more will be received
-	unheard      wire.Set // exchanges of which the other side will receive no more
+	ended        wire.Set  // exchanges of which no more will be received
+	unheard      wire.Set  // exchanges of which the other side will receive no more
+	down         pace      // what the server says that it has found; at a client
+	toldRate     time.Time // when the client was told; at a server
 
 	givenUp atomic.Uint64 // records whose gap was given up
 	resent  atomic.Uint64 // bytes sent again
@@ -549,11 +551,44 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 	l.unheard.Low, l.unheard.Spans = h.Ended.Low, append(l.unheard.Spans[:0], h.Ended.Spans...)
 	signal(l.wake) // an answer may be among them that waits for something to say
 	l.peerTime, l.peerAt = h.Time, now
+	if h.Rate > 0 {
+		srtt, _ := l.rtt()
+		l.down = pace{float64(h.Rate), h.More, srtt, now}
+		if l.flight.base > 0 {
+			l.down.trip = l.flight.base
+		}
+	}
 	if h.Window > l.peerWindow {
 		l.peerWindow = h.Window
 		signal(l.wake)
 	}
 	l.arm()
+}
+
+// recall begins with what another session has found.
+func (l *link) recall(p pace) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flight.recall(p, time.Now())
+}
+
+// finds is what this session has found the path to carry: zero if nothing.
+func (l *link) finds() (up, down pace) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.flight.finds(), l.down
+}
+
+// news is what this session has found since news was called last: zero if
+// nothing.
+func (l *link) news() pace {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.flight.found.After(l.toldRate) {
+		return pace{}
+	}
+	l.toldRate = time.Now()
+	return l.flight.finds()
 }
 
 // measured takes note of the round-trip time of a body of size bytes.

@@ -26,14 +26,19 @@ const (
 	// latest. Each time it still does not, the next look is twice as far away.
 	firstProbe = 30 * time.Second
 	lastProbe  = 30 * time.Minute
+
+	// together is how long after one session another one begins at the same time.
+	together = 500 * time.Millisecond
 )
 
 // A Path is what sessions have learned of the ways to their server, by the
 // name of the front. Sessions that share it learn from each other. The zero
 // value knows nothing. Safe for concurrent use.
 type Path struct {
-	mu   sync.Mutex
-	ways map[string]*way // guarded by mu
+	mu    sync.Mutex
+	ways  map[string]*way // guarded by mu, like what follows
+	begun time.Time       // when the last session began
+	group int             // how many have begun one after the other, each within together
 }
 
 // way is what is known of the way through one front.
@@ -50,6 +55,20 @@ type way struct {
 	age        time.Duration
 	cutAt      time.Duration // the age at which a stream was cut last
 	tooLarge   int           // bytes of the smallest body that was refused; 0: none
+	up, down   pace
+}
+
+// begin says that a session begins, and returns which part of what another one
+// has found it may take for its own: those that begin together share it.
+func (p *Path) begin(now time.Time) float64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Sub(p.begun) > together {
+		p.group = 0
+	}
+	p.group++
+	p.begun = now
+	return 1 / float64(p.group)
 }
 
 func (p *Path) way(front string) *way {
@@ -167,4 +186,40 @@ func (w *way) takesBody(size int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return size <= largestBody && (w.tooLarge == 0 || size < w.tooLarge)
+}
+
+// finds notes what a session finds the way to carry, if that is news.
+func (w *way) finds(up, down pace) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if up.replaces(w.up) {
+		w.up = up
+	}
+	if down.replaces(w.down) {
+		w.down = down
+	}
+}
+
+// replaces tells whether p says more than old of the same way. A session that
+// shares the way, or has little to say, finds less than what it carries.
+func (p pace) replaces(old pace) bool {
+	life := paceShared
+	if p.more {
+		life = paceLife
+	}
+	return p.at.After(old.at) && (p.rate >= old.rate || p.at.Sub(old.at) > life)
+}
+
+// carries is what sessions have found the way to carry.
+func (w *way) carries() (up, down pace) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.up, w.down
+}
+
+// forget forgets what the way carries.
+func (w *way) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.up, w.down = pace{}, pace{}
 }

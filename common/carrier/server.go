@@ -41,8 +41,8 @@ const (
 
 	// firstStream is how long at least, and one and a half times of it how long
 	// at most, the answer to a first message stays open for what the server's
-	// side says first, which saves it a round trip. It is what a path that
-	// buffers costs a new session.
+	// side says first, which saves it a round trip, unless the client asks for
+	// another time. It is what a path that buffers costs a new session.
 	firstStream = 60 * time.Millisecond
 
 	// bodyPatience is how long a request's body may stand still.
@@ -230,10 +230,14 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, id handshake.ID) 
 	body := bufio.NewReaderSize(r.Body, 64) // enough to look at the beginning
 	if sess == nil {
 		control.SetReadDeadline(time.Now().Add(helloPatience)) //nolint:errcheck // in tests there is no connection
-		if sess = s.hello(r, body, id); sess == nil {
+		sess, ask := s.hello(r, body, id)
+		if sess == nil {
 			return false
 		}
-		sess.reply(r.Context(), w, sess.answer, 0, wire.Head{Limit: maxAnswer, Stream: firstStream + rand.N(firstStream/2)})
+		if ask.Stream == 0 || sess.refused {
+			ask.Stream = firstStream + rand.N(firstStream/2)
+		}
+		sess.reply(r.Context(), w, sess.answer, 0, ask)
 		return true
 	}
 	return sess.serve(w, r, control, body)
@@ -246,25 +250,26 @@ func (s *Server) clientAddr(r *http.Request) netip.Addr {
 	return s.cfg.ClientAddr(r)
 }
 
-// hello opens a session if the body is its first message.
-func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Session {
+// hello opens a session if the body is its first message, and returns what that
+// asks of the answer.
+func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *Session, ask wire.Head) {
 	if r.ContentLength > handshake.MaxMessage1 {
-		return nil
+		return nil, ask
 	}
 	msg, err := io.ReadAll(io.LimitReader(body, handshake.MaxMessage1+1))
 	if err != nil || len(msg) < handshake.MinMessage1 {
-		return nil
+		return nil, ask
 	}
 	responder, hello, err := handshake.Respond(s.cfg.Key, id, msg)
 	if err != nil {
 		s.log.Debug("not a first message for this server", "error", err)
-		return nil
+		return nil, ask
 	}
 	now := time.Now()
 	ephemeral := [handshake.EphemeralSize]byte(msg)
 	if err := s.guard.Admit(now, hello.Time, ephemeral); err != nil {
 		s.log.Debug("first message not admitted", "error", err)
-		return nil
+		return nil, ask
 	}
 	answer := handshake.Answer{Status: handshake.Accepted, Version: handshake.Version}
 	switch {
@@ -276,11 +281,15 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Sessio
 	msg2, keys, err := responder.Answer(answer, rand.IntN(maxAnswerPad))
 	if err != nil {
 		s.log.Error("no answer to a first message", "error", err)
-		return nil
+		return nil, ask
 	}
 	l := newLink(&s.memory)
 	l.send, l.receive = keys.Send, keys.Receive
-	sess := &Session{
+	if ask.Parse(hello.Ask) != nil { // or nothing is asked
+		ask = wire.Head{}
+	}
+	l.recall(pace{float64(ask.Rate), ask.More, ask.Trip, now})
+	sess = &Session{
 		server:    s,
 		id:        id,
 		engine:    hello.Engine,
@@ -305,7 +314,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Sessio
 	if s.closed || s.sessions[id] != nil || len(s.sessions) >= s.limits.sessions {
 		s.mu.Unlock()
 		l.drop()
-		return nil
+		return nil, ask
 	}
 	s.sessions[id] = sess
 	start := !sess.refused && s.unconfirmed < s.limits.unconfirmed
@@ -315,7 +324,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) *Sessio
 		s.wg.Go(sess.run)
 	}
 	s.mu.Unlock()
-	return sess
+	return sess, ask
 }
 
 // run hands the session to Serve and ends it afterwards.
@@ -506,9 +515,10 @@ func (s *Session) write(w io.Writer, e uint64, records []*sentRecord) (err error
 
 // fields are the values of a head that the session knows.
 func (s *Session) fields() wire.Head {
+	p := s.link.news()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return wire.Head{Close: s.reason}
+	return wire.Head{Close: s.reason, Rate: int(p.rate), More: p.more && p.rate > 0}
 }
 
 // await waits at most hold for records for exchange e. Of several answers that

@@ -37,7 +37,21 @@ const (
 	// baseLife is how long a round-trip time counts as the shortest. Then the
 	// window is kept low for a round trip, so that it can be seen again.
 	baseLife = 20 * time.Second
+
+	// paceLife is how long what one session has found of a path counts for
+	// another one, and paceShared how long it counts although another one finds
+	// less.
+	paceLife   = 10 * time.Minute
+	paceShared = 10 * time.Second
 )
+
+// A pace is what a session has found a path to carry in one direction.
+type pace struct {
+	rate float64       // bytes per second; 0: nothing is known
+	more bool          // the window was still growing: the path may carry more
+	trip time.Duration // the shortest round trip
+	at   time.Time     // when it was found
+}
 
 // A window says how many bytes may be in flight: the product of the path's
 // rate and its round-trip time, and a short queue's worth more. Below it there is
@@ -53,6 +67,7 @@ const (
 type window struct {
 	size     int
 	starting bool          // the size grows with each acknowledgement: no queue was seen yet
+	recalled bool          // the size is another session's, and was not tried yet
 	base     time.Duration // the shortest round trip of late; 0: none yet
 	baseAt   time.Time     // when it was seen
 	rate     float64       // the most bytes per second of late, when the window was the limit; 0: never yet
@@ -66,10 +81,35 @@ type window struct {
 	past      int           // the size before the round trip before this one
 	last      int           // the size before this one
 	limited   bool          // there was more to send than the window allows
+	most      float64       // the most bytes per second while the size was growing
+	found     time.Time     // when the window was the limit last and rate was measured, or most has grown; zero: never
 	draining  float64       // the rate before the window was lowered to see the base; 0: it was not
 }
 
 func newWindow() window { return window{size: firstFlight, starting: true} }
+
+// recall begins where a session before has arrived.
+func (w *window) recall(p pace, now time.Time) {
+	if p.rate <= 0 || p.trip <= 0 || now.Sub(p.at) > paceLife {
+		return
+	}
+	w.base, w.baseAt = p.trip, now
+	w.set(p.rate * (p.trip + w.delay()).Seconds())
+	if p.more {
+		w.size = max(w.size, firstFlight)
+		return
+	}
+	w.starting, w.recalled, w.rate = false, true, p.rate
+}
+
+// finds is the pace of the path so far.
+func (w *window) finds() pace {
+	p := pace{w.rate, w.starting, w.base, w.found}
+	if w.starting {
+		p.rate = w.most
+	}
+	return p
+}
 
 // took notes a round-trip time, without what the other side has waited before
 // it answered. It is that of size bytes: what the path needs to take them up is
@@ -123,6 +163,9 @@ func (w *window) turn(now time.Time) {
 	rate := float64(w.delivered) / now.Sub(w.since).Seconds() // bytes per second
 	delay := w.delay()
 	ahead := rate * delay.Seconds()
+	if w.starting && rate > w.most {
+		w.most, w.found = rate, now
+	}
 	switch {
 	case w.draining > 0:
 		// What was measured with little in flight is the path's own.
@@ -149,6 +192,11 @@ func (w *window) turn(now time.Time) {
 		w.rate *= rateDecay
 	}
 	w.rate = max(rate, w.rate)
+	if !w.starting {
+		w.found = now
+	}
+	recalled := w.recalled
+	w.recalled = false
 	product := w.rate * (w.base + delay).Seconds()
 	switch {
 	case w.starting:
@@ -159,8 +207,12 @@ func (w *window) turn(now time.Time) {
 		}
 		// The rate is the path's, or a part of that if the path has not been full
 		// for all of the round trip.
-		w.starting = false
+		w.starting, w.found = false, now
 		w.set(min(float64(w.size), 1.25*product))
+		return
+	case recalled && w.latest-w.base < delay/2:
+		// The path carries more: the session before has shared it.
+		w.starting = true
 		return
 	case w.shortest-w.base < delay/4:
 		// The path is far from full: it has become faster, an outage has made

@@ -122,3 +122,41 @@ func TestWindowAfterPause(t *testing.T) {
 		t.Errorf("%d bytes became %d", before, w.size)
 	}
 }
+
+// A window that begins with what another one has found is full at once, and
+// follows the path if that is not what it was.
+func TestWindowRecalls(t *testing.T) {
+	path := testPath{12.5e6, 100 * time.Millisecond}
+	product := path.rate * path.base.Seconds()
+	first, now := newWindow(), time.Now()
+	path.run(&first, &now, 10*time.Second)
+	found := first.finds()
+	if found.more || found.rate < 0.9*path.rate || found.rate > 1.1*path.rate {
+		t.Fatalf("found %+v", found)
+	}
+	second := newWindow()
+	second.recall(found, now)
+	if s := float64(second.size); s < product || s > 1.4*product {
+		t.Errorf("begins with %.0f bytes, and the path holds %.0f", s, product)
+	}
+	if delay := path.run(&second, &now, 2*time.Second); delay > 2*first.delay() {
+		t.Errorf("a delay of %v", delay)
+	}
+	for name, other := range map[string]testPath{
+		"slower": {1.25e6, 100 * time.Millisecond},
+		"faster": {62.5e6, 100 * time.Millisecond},
+	} {
+		w, now := newWindow(), now
+		w.recall(found, now)
+		delay := other.run(&w, &now, 4*time.Second)
+		holds := other.rate * other.base.Seconds()
+		if s := float64(w.size); s < 0.95*holds || delay > 3*w.delay() {
+			t.Errorf("%s: after 4 s %.0f bytes in flight, and the path holds %.0f; delay %v", name, s, holds, delay)
+		}
+	}
+	half := newWindow() // of a session that ended while its window still grew
+	half.recall(pace{path.rate / 2, true, path.base, now}, now)
+	if s := float64(half.size); s < product/2 || s > 0.75*product || !half.starting {
+		t.Errorf("begins with %.0f bytes, growing %v", s, half.starting)
+	}
+}

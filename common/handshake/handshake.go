@@ -18,6 +18,8 @@
 //	      length and as many bytes; those of an unknown type are skipped.
 //	      Type 1: binding, 32 random bytes that both ends of the session keep
 //	      to themselves. An engine can bind its own handshake to them.
+//	      Type 2: plaintext of a head (package wire): what the client asks of
+//	      the answer
 //	rest  datagrams as in a record (package wire), then padding
 //
 // Message 2 begins the body of the answer: 2 bytes that are its length XORed
@@ -71,7 +73,11 @@ const (
 	// BindingSize is the size in bytes of a session's binding.
 	BindingSize = 32
 
+	// MaxAsk is the most bytes that a Hello's Ask has.
+	MaxAsk = 255
+
 	extBinding = 1
+	extAsk     = 2
 
 	maxEngine   = 32
 	maxText     = 1024
@@ -99,6 +105,7 @@ type Hello struct {
 	Time      time.Time // whole milliseconds on the wire
 	Engine    string
 	Binding   []byte // of BindingSize bytes, or none
+	Ask       []byte // plaintext of a wire.Head, at most MaxAsk bytes: what the answer shall be; or none
 	Datagrams []byte // plaintext of a record
 
 	mask uint16
@@ -125,9 +132,9 @@ type Initiator struct {
 }
 
 // HelloRoom is how many bytes of datagrams fit into a message 1 of size bytes
-// that has a binding.
-func HelloRoom(size int, engine string) int {
-	return helloRoom(size, engine) - (2 + BindingSize)
+// that has a binding and asks for something in so many bytes.
+func HelloRoom(size int, engine string, ask int) int {
+	return helloRoom(size, engine) - (2 + BindingSize) - (2 + ask)
 }
 
 func helloRoom(size int, engine string) int {
@@ -138,7 +145,7 @@ func helloRoom(size int, engine string) int {
 // server whose key is pub.
 func Initiate(pub PublicKey, id ID, hello Hello, size int) ([]byte, *Initiator, error) {
 	if len(hello.Engine) > maxEngine || size < MinMessage1 || size > MaxMessage1 ||
-		len(hello.Binding) != 0 && len(hello.Binding) != BindingSize ||
+		len(hello.Binding) != 0 && len(hello.Binding) != BindingSize || len(hello.Ask) > MaxAsk ||
 		len(hello.Datagrams)+len(extensions(hello)) > helloRoom(size, hello.Engine) {
 		return nil, nil, fmt.Errorf("handshake: message 1 out of bounds")
 	}
@@ -174,10 +181,14 @@ func Initiate(pub PublicKey, id ID, hello Hello, size int) ([]byte, *Initiator, 
 
 // extensions are the bytes of a hello's extensions.
 func extensions(h Hello) []byte {
-	if len(h.Binding) == 0 {
-		return nil
+	var b []byte
+	if len(h.Binding) > 0 {
+		b = append(append(b, extBinding, BindingSize), h.Binding...)
 	}
-	return append([]byte{extBinding, BindingSize}, h.Binding...)
+	if len(h.Ask) > 0 {
+		b = append(append(b, extAsk, byte(len(h.Ask))), h.Ask...)
+	}
+	return b
 }
 
 // Finish reads message 2 from r, of which it reads no byte more.
@@ -314,8 +325,11 @@ func parseHello(p []byte) (Hello, error) {
 			return Hello{}, fmt.Errorf("%w: extensions", wire.ErrMalformed)
 		}
 		body := ext[2 : 2+ext[1]]
-		if ext[0] == extBinding && len(body) == BindingSize {
+		switch {
+		case ext[0] == extBinding && len(body) == BindingSize:
 			h.Binding = body
+		case ext[0] == extAsk:
+			h.Ask = body
 		}
 		ext = ext[2+len(body):]
 	}

@@ -106,16 +106,17 @@ func TestHandshake(t *testing.T) {
 
 func TestInitiateBounds(t *testing.T) {
 	id := NewID(testServer.Public())
-	full := HelloRoom(MinMessage1, "kcp")
+	full := HelloRoom(200, "kcp", 9)
 	for _, c := range []struct {
 		name  string
 		hello Hello
 		size  int
 		ok    bool
 	}{
-		{"full", Hello{Version: Version, Engine: "kcp", Binding: make([]byte, BindingSize), Datagrams: make([]byte, full)}, MinMessage1, true},
-		{"overfull", Hello{Version: Version, Engine: "kcp", Binding: make([]byte, BindingSize), Datagrams: make([]byte, full+1)}, MinMessage1, false},
+		{"full", Hello{Version: Version, Engine: "kcp", Binding: make([]byte, BindingSize), Ask: make([]byte, 9), Datagrams: make([]byte, full)}, 200, true},
+		{"overfull", Hello{Version: Version, Engine: "kcp", Binding: make([]byte, BindingSize), Ask: make([]byte, 9), Datagrams: make([]byte, full+1)}, 200, false},
 		{"odd binding", Hello{Version: Version, Binding: make([]byte, BindingSize-1)}, MinMessage1, false},
+		{"asks too much", Hello{Version: Version, Ask: make([]byte, MaxAsk+1)}, MaxMessage1, false},
 		{"small", Hello{Version: Version}, MinMessage1 - 1, false},
 		{"large", Hello{Version: Version}, MaxMessage1 + 1, false},
 		{"longest name", Hello{Version: Version, Engine: strings.Repeat("e", maxEngine)}, MinMessage1, true},
@@ -324,17 +325,17 @@ func TestParseHello(t *testing.T) {
 	}
 }
 
-// A binding arrives as it was sent, beside extensions of a later version.
-func TestBinding(t *testing.T) {
+// Extensions arrive as they were sent.
+func TestExtensions(t *testing.T) {
 	id := NewID(testServer.Public())
 	binding := bytes.Repeat([]byte{7}, BindingSize)
-	msg, _, err := Initiate(testServer.Public(), id, Hello{Version: Version, Engine: "quic", Binding: binding, Datagrams: []byte{0, 1, 9}}, 500)
+	msg, _, err := Initiate(testServer.Public(), id, Hello{Version: Version, Engine: "quic", Binding: binding, Ask: []byte("ask"), Datagrams: []byte{0, 1, 9}}, 500)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, got, err := Respond(testServer, id, msg)
-	if err != nil || !bytes.Equal(got.Binding, binding) || !bytes.HasPrefix(got.Datagrams, []byte{0, 1, 9}) {
-		t.Errorf("%x, %x, %v", got.Binding, got.Datagrams, err)
+	if err != nil || !bytes.Equal(got.Binding, binding) || string(got.Ask) != "ask" || !bytes.HasPrefix(got.Datagrams, []byte{0, 1, 9}) {
+		t.Errorf("%x, %q, %x, %v", got.Binding, got.Ask, got.Datagrams, err)
 	}
 }
 

@@ -39,19 +39,25 @@ type Head struct {
 	Backlog int           // answer: bytes that wait to be sent
 	Sent    uint64        // both: records below this number exist
 	Close   uint64        // both: the sender has ended the session, for this reason
+	Rate    int           // answer: bytes a second that the path carries to the client, as the server has just found; first message: as one has found before
+	More    bool          // beside Rate: the path may carry more
+	Trip    time.Duration // first message: the path's shortest round trip of late
 }
 
 // Types of a head's fields.
 const (
 	fieldEnd     = 0
-	fieldHold    = 1 // milliseconds
-	fieldLimit   = 2 // bytes
-	fieldStream  = 3 // milliseconds
-	fieldQuiet   = 4 // milliseconds
-	fieldWindow  = 5 // record number
-	fieldBacklog = 6 // bytes
-	fieldClose   = 7 // reason
-	fieldSent    = 8 // record number
+	fieldHold    = 1  // milliseconds
+	fieldLimit   = 2  // bytes
+	fieldStream  = 3  // milliseconds
+	fieldQuiet   = 4  // milliseconds
+	fieldWindow  = 5  // record number
+	fieldBacklog = 6  // bytes
+	fieldClose   = 7  // reason
+	fieldSent    = 8  // record number
+	fieldRate    = 9  // bytes a second
+	fieldTrip    = 10 // milliseconds
+	fieldMore    = 11 // 1: yes
 )
 
 // Reasons to close a session.
@@ -85,7 +91,13 @@ func (h *Head) Append(b []byte) []byte {
 	b = appendField(b, fieldWindow, h.Window)
 	b = appendField(b, fieldBacklog, uint64(h.Backlog))
 	b = appendField(b, fieldClose, h.Close)
-	return appendField(b, fieldSent, h.Sent)
+	b = appendField(b, fieldSent, h.Sent)
+	b = appendField(b, fieldRate, uint64(h.Rate))
+	b = appendField(b, fieldTrip, milli(h.Trip))
+	if h.More {
+		b = appendField(b, fieldMore, 1)
+	}
+	return b
 }
 
 // Pad appends n bytes of padding to a head's plaintext, at least 1.
@@ -146,7 +158,7 @@ func (h *Head) Parse(b []byte) error {
 		if v, b, err = cutUvarint(b, 1<<63); err != nil {
 			return err
 		}
-		if kind <= fieldSent && v > maxField {
+		if kind <= fieldMore && v > maxField {
 			return fmt.Errorf("%w: field %d is %d", ErrMalformed, kind, v)
 		}
 		switch kind {
@@ -166,6 +178,12 @@ func (h *Head) Parse(b []byte) error {
 			h.Close = v
 		case fieldSent:
 			h.Sent = v
+		case fieldRate:
+			h.Rate = int(v)
+		case fieldTrip:
+			h.Trip = duration(v)
+		case fieldMore:
+			h.More = v > 0
 		}
 	}
 	return nil

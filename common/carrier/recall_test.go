@@ -1,0 +1,187 @@
+package carrier
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"turbotunnel/common/handshake"
+	"turbotunnel/common/wire"
+)
+
+// A session begins with what others have found on the same path, in both
+// directions; sessions that begin together share it.
+func TestRecall(t *testing.T) {
+	const trip = 50 * ms
+	product := func(rate float64) int {
+		w := window{base: trip}
+		return int(rate * (trip + w.delay()).Seconds())
+	}
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		path := new(Path)
+		begin := func(name string, up, down int) {
+			t.Helper()
+			client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Path = path })
+			<-client.Ready()
+			session := <-w.accepted
+			for _, side := range []struct {
+				what string
+				l    *link
+				want int
+			}{{"client", client.link, up}, {"server", session.link, down}} {
+				side.l.mu.Lock()
+				got := side.l.flight.size
+				side.l.mu.Unlock()
+				if math.Abs(float64(got-side.want)) > 9 { // rates travel as whole numbers
+					t.Errorf("%s: the %s begins with %d bytes in flight, want %d", name, side.what, got, side.want)
+				}
+			}
+		}
+		begin("the first one", firstFlight, firstFlight)
+		time.Sleep(together + 1)
+		way := path.way("")
+		way.finds(pace{20e6, false, trip, time.Now()}, pace{40e6, false, trip, time.Now()})
+		way.finds(pace{1, false, trip, time.Now().Add(-1)}, pace{1, false, trip, time.Now().Add(-1)})                 // older
+		way.finds(pace{1, true, trip, time.Now().Add(time.Minute)}, pace{1, true, trip, time.Now().Add(time.Minute)}) // small talk
+		begin("a second one", product(20e6), product(40e6))
+		begin("one beside it", product(10e6), product(20e6))
+		time.Sleep(together + 1)
+		begin("a later one", product(20e6), product(40e6))
+		time.Sleep(paceShared)
+		way.finds(pace{10e6, false, trip, time.Now()}, pace{80e6, true, trip, time.Now()})
+		begin("one on a path that has changed", product(10e6), product(80e6))
+		time.Sleep(paceLife)
+		begin("one long after", firstFlight, firstFlight)
+	})
+}
+
+// What a session finds becomes known to others, and is forgotten when the path
+// has failed for a while: it may be another one afterwards.
+func TestFinds(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		client, session := w.pair(Auto)
+		both(t, client, session, 100)
+		if up, down := client.way().carries(); !up.more || !down.more {
+			t.Errorf("%v and %v were found, and no window was full", up, down)
+		}
+		now := time.Now()
+		for i, l := range []*link{client.link, session.link} {
+			l.mu.Lock()
+			l.flight.starting, l.flight.rate, l.flight.base, l.flight.found = false, float64(i+1)*1e9, 50*ms, now
+			l.mu.Unlock()
+		}
+		both(t, client, session, 1)
+		time.Sleep(time.Second)
+		up, down := client.way().carries()
+		if up.rate < 0.8e9 || down.rate != 2e9 || (up.trip-50*ms).Abs() > ms || (down.trip-50*ms).Abs() > ms {
+			t.Errorf("found %v and %v", up, down)
+		}
+		w.net.set(always(fate{refuse: true}))
+		w.net.cutAll()
+		client.Conn().WriteTo([]byte("hello"), nil)
+		time.Sleep(5 * time.Second)
+		w.net.set(always(near()))
+		if _, _, err := session.Conn().ReadFrom(make([]byte, 10)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if up, down := client.way().carries(); up.rate != 0 || down.rate != 0 {
+			t.Errorf("%v and %v are still known after a failure", up, down)
+		}
+	})
+}
+
+// Where answers are known to come as they are written, the first one is the
+// session's first stream: what the server says needs no other.
+func TestFirstAnswerStays(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		path := new(Path)
+		path.way("").saw(time.Now(), true)
+		client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Path = path })
+		<-client.Ready()
+		session := <-w.accepted
+		time.Sleep(5 * time.Second)
+		begin := time.Now()
+		say(t, session.Conn(), client.Conn(), "news")
+		if took := time.Since(begin); took > 26*ms || w.net.count() > 1 {
+			t.Errorf("what the server says takes %v and %d requests", took, w.net.count())
+		}
+		// It ends, and the session goes on: also one that has not said anything.
+		silent := w.dial(Auto, func(cfg *ClientConfig) { cfg.Path = path })
+		<-silent.Ready()
+		other := <-w.accepted
+		time.Sleep(3 * unconfirmedLife)
+		both(t, client, session, 300)
+		both(t, silent, other, 300)
+	})
+}
+
+// A path that has begun to hold answers back costs a new session a few seconds.
+func TestFirstAnswerHeldBack(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(held()))
+		path := new(Path)
+		path.way("").saw(time.Now(), true)
+		begin := time.Now()
+		client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Path = path })
+		client.Conn().WriteTo([]byte("hello"), nil)
+		session := <-w.accepted
+		if _, _, err := session.Conn().ReadFrom(make([]byte, 10)); err != nil {
+			t.Fatal(err)
+		}
+		session.Conn().WriteTo([]byte("news"), nil) // on the answer that is held back
+		<-client.Ready()
+		if took := time.Since(begin); took > eagerness+2*time.Second {
+			t.Errorf("the handshake took %v", took)
+		}
+		if _, _, err := client.Conn().ReadFrom(make([]byte, 10)); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took > 10*time.Second {
+			t.Errorf("what the server said first came after %v", took)
+		}
+		if client.way().streaming() {
+			t.Error("takes the path for one that streams")
+		}
+		both(t, client, session, 300)
+		if n := w.server.Stats().Opened; n != 1 {
+			t.Errorf("%d sessions were opened", n)
+		}
+	})
+}
+
+// What a first message asks for is bounded, and nonsense is no request.
+func TestAsk(t *testing.T) {
+	greatest := wire.Head{Limit: 1 << 40, Stream: 1 << 50, Quiet: 1 << 50, Hold: 1 << 50, Rate: 1 << 40, More: true, Trip: 1 << 50}
+	for name, ask := range map[string][]byte{
+		"nothing":  nil,
+		"nonsense": {1, 2, 3},
+		"half":     greatest.Append(nil)[:12],
+		"greatest": greatest.Append(nil),
+		"no rate":  (&wire.Head{Trip: time.Second}).Append(nil),
+		"no trip":  (&wire.Head{Rate: 1e6}).Append(nil),
+	} {
+		bubble(t, func(t *testing.T, w *world) {
+			hello := w.hello()
+			hello.Ask = ask
+			c := w.raw(hello)
+			begin := time.Now()
+			if a := c.greet(); a.Status != handshake.Accepted {
+				t.Fatalf("%s: status %d", name, a.Status)
+			}
+			s := <-w.accepted
+			s.link.mu.Lock()
+			size := s.link.flight.size
+			s.link.mu.Unlock()
+			if want := name == "greatest"; (size == flightLimit) != want || !want && size != firstFlight {
+				t.Errorf("%s: %d bytes in flight at first", name, size)
+			}
+			if took := time.Since(begin); took > unconfirmedLife+time.Minute {
+				t.Errorf("%s: an answer to a stranger stayed open for %v", name, took)
+			}
+		})
+	}
+}
