@@ -167,7 +167,7 @@ func newSession(pc net.PacketConn, client bool) *session {
 
 // prepare makes a session that has not started yet.
 func prepare(pc net.PacketConn, client bool) *session {
-	s := &session{client: client, streams: make(map[uint32]*stream), budget: duplex.NewBudget(windowBudget)}
+	s := &session{client: client, streams: make(map[uint32]*stream), budget: duplex.Budget{Free: windowBudget}}
 	s.urgent.class, s.bulk.class = urgent, bulk
 	s.link = arq.New(pc, s, arq.MaxWindow)
 	s.accepted.L = &s.link.Mu
@@ -392,6 +392,7 @@ func (s *session) newStream(id uint32) *stream {
 	st := &stream{session: s, id: id, peerWindow: InitialWindow, window: duplex.Window{Size: InitialWindow}}
 	st.Stream = duplex.New(&s.link.Mu, st, local, remote)
 	s.streams[id] = st
+	s.budget.Lend()
 	return st
 }
 

@@ -121,7 +121,7 @@ type conn struct {
 
 // message is one that was given to SCTP.
 type message struct {
-	stream *stream
+	stream *stream // nil: of stream 0
 	size   int
 }
 
@@ -439,7 +439,9 @@ func (c *conn) departed(size int, took time.Duration, err error) error {
 	c.taken = c.sent
 	for i := range c.batch {
 		c.unsent -= c.batch[i].size
-		c.batch[i].stream.release()
+		if st := c.batch[i].stream; st != nil {
+			st.release()
+		}
 	}
 	clear(c.batch)
 	c.batch = c.batch[:0]
@@ -485,7 +487,8 @@ func (c *conn) room() bool {
 	return c.next-c.una < maxOutstanding
 }
 
-// given takes note of a message of size bytes that SCTP is about to be given.
+// given takes note of a message of size bytes that SCTP is about to be given; st
+// is nil for stream 0.
 func (c *conn) given(st *stream, size int) {
 	if int(c.next-c.una) >= len(c.messages) {
 		old := c.messages
@@ -495,7 +498,9 @@ func (c *conn) given(st *stream, size int) {
 		}
 	}
 	*c.message(c.next) = message{stream: st, size: size}
-	st.spoken, st.last = true, c.next
+	if st != nil {
+		st.spoken, st.last = true, c.next
+	}
 	c.next++
 	c.unsent += size
 }

@@ -39,7 +39,7 @@
 //	1       4     stream
 //	5       8     with CREDIT only: the sender has consumed so many bytes of
 //	              the stream (4 bytes, modulo 2^32), and its window is so many
-//	              bytes (4 bytes)
+//	              bytes (4 bytes), and what was taken for it besides
 //	5|13    rest  bytes of the stream
 //
 //	flag  name    meaning
@@ -48,17 +48,32 @@
 //	4     STOP    the sender reads no more of this stream and throws away what
 //	              comes
 //	8     CREDIT  consumed and window follow
+//	16    TAKE    the sender has taken a piece of what was lent to it: the window
+//	              that it has for this stream is 1 MB (2^20 bytes) larger, from
+//	              this message's bytes on
 //
-// The client opens streams. On each SCTP stream their IDs ascend; 0 is not used.
+// A message of stream 0 has flags 0 and 4 bytes more: the sender lends pieces of
+// window, so many since the session's start (modulo 2^32).
+//
+// The client opens streams. On each SCTP stream their IDs ascend, from 1.
 // In each direction of a stream at most a window of bytes may be sent beyond
 // what was reported consumed; before the first CREDIT the window is
 // InitialWindow, 0 bytes consumed. This and not SCTP's receive window, which
 // all streams share, stops a sender whose bytes are not read. A side forgets a
 // stream when it has sent FIN or received STP, and received FIN or sent STOP;
 // messages for a stream that was forgotten are ignored. Unknown flags, a message
-// without content, bytes after FIN, a stream never opened or on the wrong SCTP
-// stream, bytes beyond the window, credit for what was never sent, and more
-// than 8192 streams at a time end the session.
+// without content, bytes or TAKE after FIN, a stream never opened or on the wrong
+// SCTP stream, bytes beyond the window, credit for what was never sent, pieces
+// that were not lent, a loan of less than before, and more than 8192 streams at a
+// time end the session.
+//
+// So that a new stream need not wait a round trip for a window that the path
+// needs, each side lends the other one window in advance, for whatever streams
+// come to need it: it says so with the first stream, and again when much has been
+// taken or given back. A stream takes a piece when its window is used up and it
+// has more to send, 16 at most. The side that lends counts a piece that was taken
+// as part of that stream's window until it forgets the stream; a piece taken for
+// a stream that it has forgotten is free again at once.
 package sctp
 
 import (
@@ -117,12 +132,14 @@ const (
 
 	headerSize = 5 // bytes
 	creditSize = 8 // bytes
+	lendSize   = 4 // bytes
 
 	flagOpen   = 1
 	flagFin    = 2
 	flagStop   = 4
 	flagCredit = 8
-	flagsKnown = flagOpen | flagFin | flagStop | flagCredit
+	flagTake   = 16
+	flagsKnown = flagOpen | flagFin | flagStop | flagCredit | flagTake
 )
 
 const (
@@ -138,11 +155,6 @@ const (
 	// windowBudget is how many bytes the windows of a session may grow in
 	// total: two streams at full speed at once, or more at less.
 	windowBudget = 64 << 20
-
-	// windowShare is the part of what is left of it by which the window of a new
-	// stream grows at once, so that it need not grow while the carrier's does: 16
-	// MB for the first stream.
-	windowShare = 4
 
 	// maxUnread is how many bytes the streams of a session may hold unread. A
 	// thousand streams whose readers have all stopped stay below.
@@ -220,7 +232,8 @@ type session struct {
 	accepted sync.Cond     // accepts, or the end of the session
 	urgent   fifo          // streams with something else than bytes to say
 	bulk     fifo          // streams with bytes or a FIN that may be sent
-	budget   int           // bytes by which windows may still grow
+	budget   duplex.Budget // by which windows may still grow
+	loan     duplex.Loan   // of the other side's budget
 	unread   int           // bytes in all streams
 	buf      [maxMessage]byte
 }
@@ -231,7 +244,7 @@ func newSession(pc net.PacketConn, client bool) (*session, error) {
 		done:    make(chan struct{}),
 		streams: make(map[uint32]*stream),
 		nextID:  1,
-		budget:  windowBudget,
+		budget:  duplex.Budget{Free: windowBudget},
 	}
 	s.urgent.class, s.bulk.class = urgent, bulk
 	s.accepted.L = &s.mu
@@ -290,6 +303,13 @@ func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	st := s.newStream(uint32(s.nextID))
 	s.nextID++
 	st.openDue = true
+	s.opening = append(s.opening, st)
+	switch {
+	case s.hold == nil:
+		s.hold = time.AfterFunc(openDelay, s.announce)
+	case len(s.opening) == 1:
+		s.hold.Reset(openDelay)
+	}
 	return st, nil
 }
 
@@ -393,6 +413,10 @@ func (s *session) end(err error) {
 func (s *session) pump() {
 	for s.err == nil && s.conn.room() {
 		st := s.urgent.pop()
+		if st == nil && s.budget.Due() {
+			s.lend()
+			continue
+		}
 		if st == nil {
 			if st = s.bulk.pop(); st == nil {
 				return
@@ -403,15 +427,27 @@ func (s *session) pump() {
 		}
 		if n := st.fill(s.buf[:]); n > 0 {
 			s.conn.given(st, n)
-			if _, err := s.sctp[st.id%lanes].WriteSCTP(s.buf[:n], sctp.PayloadTypeUnknown); err != nil {
-				s.fail(err)
-				return
-			}
+			s.give(st.id, n)
 		}
 		if st.sendable() {
 			s.bulk.push(st)
 		}
 		st.forgetIfOver()
+	}
+}
+
+// lend tells the other side how many pieces of window are lent to it.
+func (s *session) lend() {
+	clear(s.buf[:headerSize])
+	binary.BigEndian.PutUint32(s.buf[headerSize:], s.budget.Tell())
+	s.conn.given(nil, headerSize+lendSize)
+	s.give(0, headerSize+lendSize)
+}
+
+// give gives SCTP the message of a stream that is in the first n bytes of buf.
+func (s *session) give(id uint32, n int) {
+	if _, err := s.sctp[id%lanes].WriteSCTP(s.buf[:n], sctp.PayloadTypeUnknown); err != nil {
+		s.fail(err)
 	}
 }
 
@@ -445,6 +481,12 @@ func (s *session) handle(lane uint32, p []byte) error {
 	}
 	flags, id := p[0], binary.BigEndian.Uint32(p[1:])
 	p = p[headerSize:]
+	if id == 0 {
+		if lane != 0 || flags != 0 || len(p) != lendSize {
+			return errFormat
+		}
+		return s.lent(binary.BigEndian.Uint32(p))
+	}
 	credit := p
 	if flags&flagCredit != 0 {
 		if len(p) < creditSize {
@@ -452,7 +494,7 @@ func (s *session) handle(lane uint32, p []byte) error {
 		}
 		p = p[creditSize:]
 	}
-	if flags == 0 && len(p) == 0 || id == 0 || id%lanes != lane {
+	if flags == 0 && len(p) == 0 || id%lanes != lane {
 		return errFormat
 	}
 	if flags&flagOpen != 0 {
@@ -465,7 +507,15 @@ func (s *session) handle(lane uint32, p []byte) error {
 		if s.client && uint64(id) >= s.nextID || !s.client && id > s.lastID[lane] {
 			return errStream
 		}
-		return nil // forgotten
+		if flags&flagTake != 0 { // forgotten, like all else for this stream
+			return s.taken(nil)
+		}
+		return nil
+	}
+	if flags&flagTake != 0 {
+		if err := s.taken(st); err != nil {
+			return err
+		}
 	}
 	if flags&flagCredit != 0 {
 		if err := st.credited(binary.BigEndian.Uint32(credit), binary.BigEndian.Uint32(credit[4:])); err != nil {
@@ -504,24 +554,46 @@ func (s *session) opened(lane, id uint32) error {
 	return nil
 }
 
-// newStream makes a stream of which the other side has yet to hear, or of its
-// window.
 func (s *session) newStream(id uint32) *stream {
 	local, remote := s.conn.addrs()
-	more := s.budget / windowShare
-	s.budget -= more
-	st := &stream{session: s, id: id, creditDue: true, peerWindow: InitialWindow}
-	st.window.Size = InitialWindow + more
+	st := &stream{session: s, id: id, peerWindow: InitialWindow, window: duplex.Window{Size: InitialWindow}}
 	st.Stream = duplex.New(&s.mu, st, local, remote)
 	s.streams[id] = st
-	s.opening = append(s.opening, st)
-	switch {
-	case s.hold == nil:
-		s.hold = time.AfterFunc(openDelay, s.announce)
-	case len(s.opening) == 1:
-		s.hold.Reset(openDelay)
-	}
+	s.budget.Lend()
 	return st
+}
+
+// lent handles the message of stream 0.
+func (s *session) lent(limit uint32) error {
+	starved := s.loan.Empty()
+	if !s.loan.Raise(limit) {
+		return errWindow
+	}
+	if starved && !s.loan.Empty() {
+		for _, st := range s.streams {
+			if st.sendable() {
+				s.bulk.push(st)
+			}
+		}
+	}
+	return nil
+}
+
+// taken handles a TAKE; st is nil if the stream was forgotten.
+func (s *session) taken(st *stream) error {
+	var none duplex.Window
+	w := &none
+	if st != nil {
+		if st.HasEnd() {
+			return errFormat
+		}
+		w = &st.window
+	}
+	if !s.budget.Taken(w) {
+		return errWindow
+	}
+	s.budget.Return(none.Size)
+	return nil
 }
 
 // rtt is the smoothed round-trip time, or defaultRTT.

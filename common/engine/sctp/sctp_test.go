@@ -18,6 +18,7 @@ import (
 
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/enginetest"
+	"turbotunnel/common/engine/internal/duplex"
 )
 
 func TestConformance(t *testing.T) { enginetest.Run(t, Engine{}) }
@@ -54,6 +55,9 @@ func open(t testing.TB, client, server *session) (c, s engine.Stream) {
 	}
 	return c, s
 }
+
+// left is what of the budget is in no stream's window, in bytes.
+func (s *session) left() int { return s.budget.Free + s.budget.Lent*duplex.Piece }
 
 // echo sends back what comes on each stream until the session ends.
 func echo(server *session) {
@@ -98,9 +102,9 @@ func TestManyLives(t *testing.T) {
 		time.Sleep(time.Second)
 		for _, s := range []*session{client, server} {
 			s.mu.Lock()
-			if len(s.streams) > 0 || len(s.accepts) > 0 || s.unread != 0 || s.budget != windowBudget || s.conn.messages != nil {
+			if len(s.streams) > 0 || len(s.accepts) > 0 || s.unread != 0 || s.left() != windowBudget || s.conn.messages != nil {
 				t.Errorf("left over: %d streams, %d to accept, %d bytes unread, %d of the windows, %d messages",
-					len(s.streams), len(s.accepts), s.unread, windowBudget-s.budget, len(s.conn.messages))
+					len(s.streams), len(s.accepts), s.unread, windowBudget-s.left(), len(s.conn.messages))
 			}
 			s.mu.Unlock()
 		}
@@ -412,13 +416,13 @@ func TestForeignPackets(t *testing.T) {
 // TestMalformedMessages: a message that breaks the rules ends the session on
 // both sides, and says why.
 func TestMalformedMessages(t *testing.T) {
-	const begin = "\x01\x00\x00\x00\x01"
+	const begin, take = "\x01\x00\x00\x00\x01", "\x10\x00\x00\x00\x01"
 	tests := []struct {
 		name, message string
 		want          error
 	}{
 		{"short", "\x01\x00\x00\x00", errFormat},
-		{"unknown flag", "\x11\x00\x00\x00\x01", errFormat},
+		{"unknown flag", "\x21\x00\x00\x00\x01", errFormat},
 		{"nothing", "\x00\x00\x00\x00\x01", errFormat},
 		{"stream 0", "\x01\x00\x00\x00\x00", errFormat},
 		{"wrong SCTP stream", "\x01\x00\x00\x00\x02", errFormat},
@@ -427,6 +431,8 @@ func TestMalformedMessages(t *testing.T) {
 		{"short credit", "\x08\x00\x00\x00\x01\x00\x00\x00\x00", errFormat},
 		{"credit for the unsent", "\x08\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x10\x00", errWindow},
 		{"bytes after the end", "\x02\x00\x00\x00\x01 \x00\x00\x00\x00\x01x", errFormat},
+		{"piece after the end", "\x02\x00\x00\x00\x01 \x10\x00\x00\x00\x01", errFormat},
+		{"piece never lent", strings.Repeat(take+" ", windowBudget/duplex.Piece) + take, errWindow},
 		{"end after the end", "\x02\x00\x00\x00\x01 \x02\x00\x00\x00\x01", errFormat},
 	}
 	for _, tt := range tests {
@@ -474,7 +480,7 @@ func TestWindow(t *testing.T) {
 		}
 		defer server.Close()
 		content := strings.Repeat("x", maxMessage-headerSize)
-		for i := 0; i*len(content) <= InitialWindow+windowBudget/windowShare; i++ {
+		for i := 0; i*len(content) <= InitialWindow; i++ {
 			message := "\x00\x00\x00\x00\x01" + content
 			if i == 0 {
 				message = "\x01" + message[1:]
@@ -486,6 +492,98 @@ func TestWindow(t *testing.T) {
 			t.Errorf("%v; want %v", err, errWindow)
 		}
 	})
+}
+
+// TestLoan: what is said about loans, and what ends the session.
+func TestLoan(t *testing.T) {
+	const (
+		open = "\x01\x00\x00\x00\x01"
+		over = "\x06\x00\x00\x00\x01"
+		take = "\x10\x00\x00\x00\x01"
+		loan = "\x00\x00\x00\x00\x00\x00\x00\x00"
+	)
+	for _, tt := range []struct {
+		name     string
+		lane     uint32
+		messages []string
+		err      error
+	}{
+		{"loan", 0, []string{loan + "\x04", loan + "\x04", loan + "\x09"}, nil},
+		{"taken back", 0, []string{loan + "\x04", loan + "\x03"}, errWindow},
+		{"wrong SCTP stream", 1, []string{loan + "\x04"}, errFormat},
+		{"short", 0, []string{loan}, errFormat},
+		{"long", 0, []string{loan + "\x04\x00"}, errFormat},
+		{"flags", 0, []string{take[:1] + loan[1:] + "\x04"}, errFormat},
+		{"taken", 1, []string{open, take + "x", take}, nil},
+		{"taken for the forgotten", 1, []string{open, over, take}, nil},
+		{"taken for a stream never opened", 1, []string{take}, errStream},
+	} {
+		pc, _ := enginetest.Connect(ordinary, ordinary, 1)
+		s, err := newSession(pc, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.mu.Lock()
+		for i, m := range tt.messages {
+			last := i == len(tt.messages)-1
+			switch err := s.handle(tt.lane, []byte(m)); {
+			case !last && err != nil:
+				t.Errorf("%s: %q: %v", tt.name, m, err)
+			case last && !errors.Is(err, tt.err):
+				t.Errorf("%s: %v; want %v", tt.name, err, tt.err)
+			}
+			held := 0
+			for _, st := range s.streams {
+				held += st.window.Size - InitialWindow
+			}
+			if held+s.left() != windowBudget {
+				t.Errorf("%s: %d bytes in windows and %d left are not %d", tt.name, held, s.left(), windowBudget)
+			}
+		}
+		s.mu.Unlock()
+		s.Close()
+	}
+}
+
+// TestNewStreamsNeedNoRoundTrip: what streams write on a session that is set up
+// arrives half a round trip later, in both directions, however many of them
+// begin at once and however many others say nothing.
+func TestNewStreamsNeedNoRoundTrip(t *testing.T) {
+	const delay = 100 * time.Millisecond
+	for name, test := range map[string]struct{ idle, streams, size int }{
+		"one":              {0, 1, 12 << 20},
+		"eight at once":    {0, 8, 3 << 19},
+		"beside idle ones": {1000, 1, 12 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client, server := connect2(t, enginetest.Path{Delay: delay}, enginetest.Path{Delay: delay})
+				for range 1 + test.idle {
+					open(t, client, server)
+				}
+				time.Sleep(time.Minute)
+				var pairs [][2]engine.Stream
+				for range test.streams {
+					c, s := open(t, client, server)
+					pairs = append(pairs, [2]engine.Stream{c, s})
+				}
+				for i, way := range []string{"up", "down"} {
+					start := time.Now()
+					var group sync.WaitGroup
+					for _, pair := range pairs {
+						from, to := pair[i], pair[1-i]
+						go from.Write(make([]byte, test.size))
+						group.Go(func() { io.ReadFull(to, make([]byte, test.size)) })
+					}
+					group.Wait()
+					if took := time.Since(start); took >= 2*delay {
+						t.Errorf("%s: took %v, a round trip is %v", way, took, 2*delay)
+					}
+					time.Sleep(time.Minute)
+				}
+			})
+		})
+	}
 }
 
 // TestHeldOutOfOrder: what a client can make a server hold by leaving out the
@@ -559,6 +657,7 @@ func FuzzPackets(f *testing.F) {
 	f.Add(packet(data(1, 1, 0, "\x01\x00\x00\x00\x01hello"), sack(firstTSN)))
 	f.Add(packet(sack(0, 1, 1)))
 	f.Add(packet(data(3, 1, 2, "\x01\x00\x00\x00\x01hello"), data(2, 1, 1, "\x02\x00\x00\x00\x01")))
+	f.Add(packet(data(2, 1, 1, "\x10\x00\x00\x00\x01x"), data(3, 0, 0, "\x00\x00\x00\x00\x00\x00\x00\x00\x09")))
 	f.Add(farewell)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if len(p) > engine.MaxDatagram {

@@ -22,7 +22,8 @@ type stream struct {
 
 	sent         uint32 // bytes, modulo 2^32
 	peerConsumed uint32 // bytes of them, modulo 2^32
-	peerWindow   uint32 // bytes
+	peerWindow   uint32 // bytes, without pieces
+	pieces       int    // taken from the session's loan
 
 	arrived  uint32        // bytes, modulo 2^32
 	consumed uint32        // bytes of them, modulo 2^32
@@ -49,9 +50,7 @@ func (st *stream) Consumed(_ *duplex.Stream, n int) {
 	if !st.Receives() {
 		return
 	}
-	before := st.window.Size
-	if st.window.Consumed(n, min(maxWindow, before+s.budget), s.rtt()) {
-		s.budget -= st.window.Size - before
+	if s.budget.Consumed(&st.window, n, maxWindow, s.rtt()) {
 		st.creditDue = true
 		s.urgent.push(st)
 		s.pump()
@@ -70,12 +69,17 @@ func (st *stream) announce() {
 
 // sendable tells whether there are bytes or an end to send.
 func (st *stream) sendable() bool {
-	return st.EndDue() || st.Waiting() > 0 && st.room() > 0
+	return st.EndDue() || st.Waiting() > 0 && (st.room() > 0 || st.takes())
+}
+
+// takes tells whether the stream may take a piece of window.
+func (st *stream) takes() bool {
+	return st.pieces < duplex.MaxPieces && !st.session.loan.Empty()
 }
 
 // room is how many bytes the other side's window has left.
 func (st *stream) room() int {
-	return int(st.peerWindow) - int(st.sent-st.peerConsumed)
+	return int(st.peerWindow) + st.pieces*duplex.Piece - int(st.sent-st.peerConsumed)
 }
 
 // holds tells whether the stream shall wait with what it has to send, because
@@ -113,8 +117,13 @@ func (st *stream) fill(p []byte) int {
 		st.creditDue = false
 		flags |= flagCredit
 		binary.BigEndian.PutUint32(p[n:], st.consumed)
-		binary.BigEndian.PutUint32(p[n+4:], uint32(st.window.Size))
+		binary.BigEndian.PutUint32(p[n+4:], uint32(st.window.Size-st.window.Taken))
 		n += creditSize
+	}
+	if st.Waiting() > 0 && st.room() <= 0 && st.takes() {
+		st.session.loan.Take()
+		st.pieces++
+		flags |= flagTake
 	}
 	if room := min(st.room(), maxMessage-n); room > 0 {
 		k := st.Take(p[n : n+room])
@@ -165,7 +174,7 @@ func (st *stream) forgetIfOver() {
 	}
 	delete(st.session.streams, st.id)
 	st.creditDue = false
-	st.session.budget += st.window.Size - InitialWindow
+	st.session.budget.Return(st.window.Size - InitialWindow)
 }
 
 // The classes of streams that wait to send.

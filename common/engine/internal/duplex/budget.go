@@ -25,7 +25,8 @@ const (
 // of it, without asking, for the windows of the streams that need them. A stream
 // that has little to say takes none.
 //
-// A Budget is not safe for concurrent use.
+// A Budget of which all is Free is ready for use. It is not safe for concurrent
+// use.
 type Budget struct {
 	Free int // bytes that are neither lent nor in a window
 	Lent int // pieces that the other side may still take
@@ -34,15 +35,9 @@ type Budget struct {
 	due   bool   // the other side has yet to hear of limit
 }
 
-// NewBudget returns a budget of so many bytes.
-func NewBudget(total int) Budget {
-	b := Budget{Free: total}
-	b.lend()
-	return b
-}
-
-// lend lends half of what is left.
-func (b *Budget) lend() {
+// Lend lends half of what is left. It is called when a stream begins; before the
+// first one nothing is lent.
+func (b *Budget) Lend() {
 	more := (b.Free+b.Lent*Piece)/2/Piece - b.Lent
 	if more < lendStep {
 		return
@@ -72,15 +67,20 @@ func (b *Budget) Taken(w *Window) bool {
 	b.Lent--
 	w.Size += Piece
 	w.Taken += Piece
-	b.lend()
+	b.Lend()
 	return true
 }
 
-// Consumed is w.Consumed, where w may grow to most bytes. What may still be
-// taken for it is kept free for that.
+// Consumed is w.Consumed, where w may grow to most bytes. It does not grow while
+// the other side can take pieces for it, because that side knows better whether
+// the window is what limits it.
 func (b *Budget) Consumed(w *Window, n, most int, rtt time.Duration) bool {
 	before := w.Size
-	tell := w.Consumed(n, min(most-MaxPieces*Piece+w.Taken, before+b.Free), rtt)
+	limit := before
+	if b.Lent == 0 || w.Taken >= MaxPieces*Piece {
+		limit = min(most, before+b.Free)
+	}
+	tell := w.Consumed(n, limit, rtt)
 	b.Free -= w.Size - before
 	return tell
 }
@@ -88,7 +88,7 @@ func (b *Budget) Consumed(w *Window, n, most int, rtt time.Duration) bool {
 // Return gives back n bytes of a window that is used no more.
 func (b *Budget) Return(n int) {
 	b.Free += n
-	b.lend()
+	b.Lend()
 }
 
 // A Loan is what the other side's Budget has lent to this side's streams. The

@@ -11,7 +11,8 @@ import (
 func TestBudget(t *testing.T) {
 	const total, initial = 64 << 20, 256 << 10
 	r := rand.New(rand.NewPCG(1, 2))
-	b := NewBudget(total)
+	b := Budget{Free: total}
+	b.Lend()
 	var loan Loan
 	if !b.Due() {
 		t.Fatal("there is nothing to tell at first")
@@ -69,6 +70,35 @@ func TestBudget(t *testing.T) {
 	}
 	if b.Taken(&Window{}) {
 		t.Error("a piece was taken that was not there")
+	}
+}
+
+// TestGrowth: a window grows by itself when nothing more can be taken for it,
+// and not before.
+func TestGrowth(t *testing.T) {
+	const most = 32 << 20
+	b := Budget{Free: 64 << 20}
+	b.Lend()
+	w := Window{Size: 1 << 20}
+	b.Consumed(&w, w.Size, most, time.Hour)
+	if w.Size != 1<<20 {
+		t.Errorf("a window grew to %d while the other side could take pieces for it", w.Size)
+	}
+	for range MaxPieces {
+		b.Taken(&w)
+	}
+	b.Consumed(&w, w.Size, most, time.Hour)
+	if w.Size != most {
+		t.Errorf("a window grew to %d; want %d", w.Size, most)
+	}
+	for b.Lent > 0 {
+		b.Taken(&Window{})
+	}
+	free := b.Free
+	other := Window{Size: 16 << 20}
+	b.Consumed(&other, other.Size, most, time.Hour)
+	if other.Size != 16<<20+free || b.Free != 0 {
+		t.Errorf("a window grew to %d by a rest of %d, and %d is left", other.Size, free, b.Free)
 	}
 }
 
