@@ -386,6 +386,8 @@ func (c *Client) learn(res *result, now time.Time, way *way) {
 		case res.err != nil && !res.good && !errors.Is(res.err, errUnneeded):
 			way.cut(false, age, age)
 		case res.err != nil:
+		case res.received >= f.asked.Limit/2:
+			c.want = maxDownloads // a transfer: one after the other they would take round trips
 		case res.backlog > 0 || res.received >= manyBytes:
 			c.want = min(c.want*2, maxDownloads)
 		case res.received == 0:
