@@ -49,7 +49,7 @@ const loopbackRate = 128e6
 // maxTransfers is how long the scenarios of a run may take together; those that
 // have not begun by then are failures. On top come tor, about two minutes,
 // idle sessions, as long, and their memory, five minutes for four engines.
-const maxTransfers = 10 * time.Minute
+const maxTransfers = 14 * time.Minute
 
 // bytesFor is how much to move on a path so that it takes about the wanted
 // time.
