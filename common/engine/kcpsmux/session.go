@@ -156,6 +156,7 @@ type session struct {
 	bulk     fifo               // streams with bytes or a FIN that may be sent
 	budget   duplex.Budget      // by which windows may still grow
 	loan     duplex.Loan        // of the other side's budget
+	raised   bool               // streams have yet to see that it is larger
 	unread   int                // bytes in all streams
 }
 
@@ -283,7 +284,7 @@ func (s *session) Arrived() {
 	for s.link.Err() == nil {
 		p, ok := s.link.Recv(buf[:])
 		if !ok {
-			return
+			break
 		}
 		for len(p) > 0 {
 			rest, err := s.handle(p)
@@ -293,9 +294,18 @@ func (s *session) Arrived() {
 			}
 			p = rest
 		}
-		if s.budget.Due() {
-			s.link.Ready(openDelay)
+	}
+	if s.raised {
+		s.raised = false
+		for _, st := range s.streams {
+			if st.sendable() {
+				s.bulk.push(st)
+			}
 		}
+		s.link.Ready(0)
+	}
+	if s.budget.Due() {
+		s.link.Ready(openDelay)
 	}
 }
 
@@ -401,18 +411,10 @@ func (s *session) lent(id, limit uint32) error {
 	if id != 0 {
 		return errFormat
 	}
-	starved := s.loan.Empty()
 	if !s.loan.Raise(limit) {
 		return errWindow
 	}
-	if starved && !s.loan.Empty() {
-		for _, st := range s.streams {
-			if st.sendable() {
-				s.bulk.push(st)
-			}
-		}
-		s.link.Ready(0)
-	}
+	s.raised = true
 	return nil
 }
 

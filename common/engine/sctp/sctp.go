@@ -234,6 +234,7 @@ type session struct {
 	bulk     fifo          // streams with bytes or a FIN that may be sent
 	budget   duplex.Budget // by which windows may still grow
 	loan     duplex.Loan   // of the other side's budget
+	raised   bool          // streams have yet to see that it is larger
 	unread   int           // bytes in all streams
 	buf      [maxMessage]byte
 }
@@ -471,6 +472,14 @@ func (s *session) deliver(which uint32) {
 			}
 		}
 	}
+	if s.raised {
+		s.raised = false
+		for _, st := range s.streams {
+			if st.sendable() {
+				s.bulk.push(st)
+			}
+		}
+	}
 	s.pump()
 }
 
@@ -565,17 +574,10 @@ func (s *session) newStream(id uint32) *stream {
 
 // lent handles the message of stream 0.
 func (s *session) lent(limit uint32) error {
-	starved := s.loan.Empty()
 	if !s.loan.Raise(limit) {
 		return errWindow
 	}
-	if starved && !s.loan.Empty() {
-		for _, st := range s.streams {
-			if st.sendable() {
-				s.bulk.push(st)
-			}
-		}
-	}
+	s.raised = true
 	return nil
 }
 

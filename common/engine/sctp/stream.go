@@ -73,9 +73,7 @@ func (st *stream) sendable() bool {
 }
 
 // takes tells whether the stream may take a piece of window.
-func (st *stream) takes() bool {
-	return st.pieces < duplex.MaxPieces && !st.session.loan.Empty()
-}
+func (st *stream) takes() bool { return st.session.loan.Allows(st.pieces) }
 
 // room is how many bytes the other side's window has left.
 func (st *stream) room() int {

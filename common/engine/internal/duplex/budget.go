@@ -107,8 +107,13 @@ func (l *Loan) Raise(limit uint32) bool {
 	return true
 }
 
-// Empty tells whether there is nothing to take.
-func (l *Loan) Empty() bool { return l.limit == l.taken }
+// Allows tells whether a stream that has taken so many pieces may take another.
+// What it holds is at most twice what is left for others, so that streams that
+// nobody reads, of which each takes what it may, always leave some.
+func (l *Loan) Allows(pieces int) bool {
+	left := int(min(l.limit-l.taken, MaxPieces))
+	return pieces < min(MaxPieces, 2*left)
+}
 
-// Take takes a piece. There must be one.
+// Take takes a piece, which must be allowed.
 func (l *Loan) Take() { l.taken++ }

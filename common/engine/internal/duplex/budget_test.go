@@ -2,6 +2,7 @@ package duplex
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -27,7 +28,7 @@ func TestBudget(t *testing.T) {
 		w := windows[i]
 		switch r.IntN(6) {
 		case 0, 1:
-			if loan.Empty() {
+			if !loan.Allows(0) {
 				break
 			}
 			loan.Take()
@@ -105,13 +106,36 @@ func TestGrowth(t *testing.T) {
 // TestLoanIsCountedModulo: a session may live long.
 func TestLoanIsCountedModulo(t *testing.T) {
 	l := Loan{limit: 1<<32 - 2, taken: 1<<32 - 2}
-	if !l.Empty() || !l.Raise(1) || l.Empty() {
+	if l.Allows(0) || !l.Raise(1) || !l.Allows(0) {
 		t.Fatal("three pieces more are none")
 	}
 	for range 3 {
 		l.Take()
 	}
-	if !l.Empty() || l.Raise(0) {
+	if l.Allows(0) || l.Raise(0) {
 		t.Error("three pieces are more, or one fewer is right")
+	}
+}
+
+// TestStreamsLeaveSome: streams that take all they may, one after the other,
+// leave something to the next.
+func TestStreamsLeaveSome(t *testing.T) {
+	b := Budget{Free: 64 << 20}
+	b.Lend()
+	var l Loan
+	var got []int
+	for range 7 {
+		l.Raise(b.Tell())
+		pieces := 0
+		for l.Allows(pieces) {
+			l.Take()
+			b.Taken(&Window{})
+			l.Raise(b.Tell())
+			pieces++
+		}
+		got = append(got, pieces)
+	}
+	if got[0] != MaxPieces || slices.Min(got) == 0 {
+		t.Errorf("%v pieces; want %d at first and some for each", got, MaxPieces)
 	}
 }
