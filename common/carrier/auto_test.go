@@ -108,6 +108,22 @@ func TestAutoStreams(t *testing.T) {
 	})
 }
 
+// Once a stream is open, the polls that were asked for before end: they would
+// hold memory at both ends and at the gateways between.
+func TestAutoEndsPolls(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		client, session := w.pair(Auto)
+		say(t, client.Conn(), session.Conn(), "hello")
+		time.Sleep(lively)
+		w.net.mu.Lock()
+		defer w.net.mu.Unlock()
+		if len(w.net.open) != 1 {
+			t.Errorf("%d exchanges are open, and one stream is enough", len(w.net.open))
+		}
+	})
+}
+
 // A client that speaks at once makes a probe while its first answer still comes.
 // When that one has shown that the path streams, nothing waits for the probe's
 // end.

@@ -172,17 +172,14 @@ func (e *errForeign) Error() string {
 	return fmt.Sprintf("answered by status %d, content type %.60q, not by the tunnel", e.status, e.kind)
 }
 
-// exchange makes one exchange and takes in what comes. It returns when the
-// exchange has ended.
-func (c *Client) exchange(f *flight) *result {
+// exchange makes one exchange and takes in what comes. The result comes when the
+// exchange has ended, which may be after exchange has returned.
+func (c *Client) exchange(f *flight) {
 	res := &result{flight: f}
-	defer f.cancel(nil)
 	wait := below(patience, patience/4) + max(f.asked.Hold, f.asked.Quiet)
 	watchdog := time.AfterFunc(wait, func() {
 		f.cancel(fmt.Errorf("no answer within %v: %w", wait.Round(time.Second), os.ErrDeadlineExceeded))
 	})
-	defer watchdog.Stop()
-
 	pad := c.blur.pad(sizeOf(f.records))
 	b := newBody(c.link.head(f.number, f.asked, pad), f.records, c.link.send, func(last bool) {
 		watchdog.Reset(wait)
@@ -193,35 +190,43 @@ func (c *Client) exchange(f *flight) *result {
 			signal(c.link.wake) // the next one may be due
 		}
 	})
-	defer b.Close()
 	res.size = b.size
-	res.err = c.converse(f, b, res, func() {
-		watchdog.Reset(wait)
-		f.mark(&f.heard)
-		if sent := f.sent.Load(); f.first.CompareAndSwap(0, f.heard.Load()) && f.kind == upload && sent > 0 {
-			// Such an answer comes at once. The times in heads would count
-			// the wait for a connection, too.
-			c.link.measured(time.Duration(f.first.Load()-sent), b.size)
+	end := func(err error) {
+		if res.err = err; err != nil && f.ctx.Err() != nil {
+			res.err = context.Cause(f.ctx)
 		}
-	})
-	if res.err != nil && f.ctx.Err() != nil {
-		res.err = context.Cause(f.ctx)
+		c.link.endedExchange(f.number)
+		c.link.over(f.number)
+		b.Close()
+		watchdog.Stop()
+		f.cancel(nil)
+		c.results <- res
 	}
-	c.link.endedExchange(f.number)
-	c.link.over(f.number)
-	return res
-}
-
-func (c *Client) converse(f *flight, b *body, res *result, moved func()) error {
 	resp, err := c.post(f.ctx, b, b.size)
 	if err != nil {
-		return err
+		end(err)
+		return
 	}
-	defer resp.Body.Close()
 	if err := c.foreign(resp, res); err != nil {
-		return err
+		resp.Body.Close()
+		end(err)
+		return
 	}
-	return c.takeIn(resp.Body, resp, res, moved)
+	// In another goroutine: this one's stack has grown for the request, and the
+	// answer may be open for minutes.
+	c.wg.Go(func() {
+		err := c.takeIn(resp.Body, resp, res, func() {
+			watchdog.Reset(wait)
+			f.mark(&f.heard)
+			if sent := f.sent.Load(); f.first.CompareAndSwap(0, f.heard.Load()) && f.kind == upload && sent > 0 {
+				// Such an answer comes at once. The times in heads would count
+				// the wait for a connection, too.
+				c.link.measured(time.Duration(f.first.Load()-sent), b.size)
+			}
+		})
+		resp.Body.Close()
+		end(err)
+	})
 }
 
 // post sends a request for this session with a body of size bytes.

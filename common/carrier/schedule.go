@@ -294,7 +294,7 @@ func (c *Client) start(k kind) {
 			c.spoke = f.started
 		}
 	}
-	c.wg.Go(func() { c.results <- c.exchange(f) })
+	c.wg.Go(func() { c.exchange(f) })
 }
 
 // observe learns from how an exchange ended.

@@ -165,8 +165,9 @@ type Session struct {
 	client    netip.Addr
 	requests  int // being answered
 	lastSeen  time.Time
-	ended     time.Time // when either side ended it
-	finishing bool      // the client did
+	ended     time.Time     // when either side ended it
+	finishing bool          // the client did
+	relieved  chan struct{} // closed when a stream makes the polls that wait superfluous; nil: none waits
 	reason    uint64
 	forgotten bool
 }
@@ -485,10 +486,13 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byt
 	}
 	limit -= headRoom
 	if ask.Stream > 0 {
+		if limit >= wire.MaxUnit { // no probe
+			s.relieve()
+		}
 		s.stream(ctx, w, prefix, e, min(ask.Stream, maxAge), max(ask.Quiet, minQuiet), limit)
 		return
 	}
-	records := s.await(ctx, e, limit, min(ask.Hold, maxHold))
+	records := s.await(ctx, e, limit, min(ask.Hold, maxHold), s.relief())
 	size := len(prefix) + sizeOf(records)
 	head := s.link.head(e, s.fields(), s.blur.pad(size))
 	header.Set("Content-Length", strconv.Itoa(size+len(head)))
@@ -523,8 +527,8 @@ func (s *Session) fields() wire.Head {
 
 // await waits at most hold for records for exchange e. Of several answers that
 // wait only one, whose turn it is, takes what comes; so each carries as much
-// as there is.
-func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Duration) []*sentRecord {
+// as there is. It waits no longer when relieved is closed.
+func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Duration, relieved <-chan struct{}) []*sentRecord {
 	if hold <= 0 {
 		return s.link.take(e, limit)
 	}
@@ -539,6 +543,8 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 	case turn <- struct{}{}:
 		defer func() { <-s.turn }()
 	case <-timer.C:
+		return nil
+	case <-relieved:
 		return nil
 	case <-ctx.Done():
 		return nil
@@ -570,6 +576,8 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 		select {
 		case <-s.link.wake:
 		case <-timer.C:
+		case <-relieved:
+			return nil
 		case <-ctx.Done():
 			return nil
 		case <-s.link.closed:
@@ -577,6 +585,26 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 		case <-s.gone:
 			return nil
 		}
+	}
+}
+
+// relief is closed when the polls that wait now need to wait no longer.
+func (s *Session) relief() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.relieved == nil {
+		s.relieved = make(chan struct{})
+	}
+	return s.relieved
+}
+
+// relieve answers the polls that wait: what comes goes into a stream.
+func (s *Session) relieve() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.relieved != nil {
+		close(s.relieved)
+		s.relieved = nil
 	}
 }
 
@@ -608,7 +636,7 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []by
 		if left <= 0 {
 			return
 		}
-		records := s.await(ctx, e, limit, min(left, below(quiet, quiet/4)))
+		records := s.await(ctx, e, limit, min(left, below(quiet, quiet/4)), nil)
 		if ctx.Err() != nil {
 			for _, r := range records {
 				r.buf.release()
