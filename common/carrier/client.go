@@ -108,6 +108,7 @@ type Client struct {
 	log    *slog.Logger
 	target string // URL of this session's requests; owned by run
 	blur   *blur
+	part   float64 // of what others have found of the path
 	link   *link
 	conn   *Conn
 	ctx    context.Context
@@ -141,6 +142,7 @@ type Client struct {
 	turned      time.Time // when a turn began last
 	answered    time.Time // when an upload that was answered last had been started
 	passed      time.Time // when uploads passed last as soon as answers were ended
+	found       *way      // whose pace the link finds; nil before the first upload has ended
 	suspended   time.Time // when answers were ended to see whether uploads pass without them; zero: not now
 	failures    int       // in a row
 	foreigns    int       // likewise, of answers by somebody else
@@ -161,6 +163,7 @@ func NewClient(cfg ClientConfig) *Client {
 		cfg.Path = new(Path)
 	}
 	l := newLink(nil)
+	part := cfg.Path.begin(time.Now())
 	binding := make([]byte, handshake.BindingSize)
 	rand.Read(binding) // never fails (crypto/rand)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -168,6 +171,7 @@ func NewClient(cfg ClientConfig) *Client {
 		cfg:       cfg,
 		log:       log,
 		blur:      newBlur(),
+		part:      part,
 		link:      l,
 		conn:      newConn(l, "server", binding),
 		ctx:       ctx,
@@ -297,23 +301,21 @@ func (c *Client) newAttempt(clock time.Duration) *attempt {
 }
 
 // ask is what the answer to a first message shall be: if the path is known to
-// stream, the first of the session's streams. It tells what the path has carried
-// before, and this side begins with that, too.
+// stream and has room, the first of the session's streams. It tells what the path
+// has carried before, and this side begins with that, too.
 func (c *Client) ask() wire.Head {
-	way := c.way()
-	up, down := way.carries()
-	part := c.cfg.Path.begin(time.Now())
-	up.rate *= part
-	c.link.recall(up)
+	way, now := c.way(), time.Now()
+	up, down := way.carries(now)
+	c.link.recall(up.part(c.part), flightLimit)
+	down = down.part(c.part).roughly()
 	asked := wire.Head{Limit: bodyBelow(maxAnswers)}
-	if time.Since(down.at) < paceLife {
-		asked.Rate, asked.More, asked.Trip = int(down.rate*part), down.more, down.trip
+	if down.known() {
+		asked.Rate, asked.More, asked.Trip = int(down.rate), down.more, down.trip
 	}
-	if c.cfg.Mode == Stream || c.cfg.Mode == Auto && way.streaming() {
+	alone := c.cfg.Transport.MaxInFlight() < 2 || way.oneAtATime(now)
+	if c.cfg.Mode != Poll && way.streaming() && !alone {
 		_, asked.Quiet, asked.Stream = way.lengths()
 		asked.Limit = bodyBelow(maxStream)
-		// It ends before the server might forget a session that has said nothing.
-		asked.Stream = min(asked.Stream, below(unconfirmedLife/2, unconfirmedLife/8))
 	}
 	return asked
 }
@@ -364,6 +366,8 @@ func (c *Client) handshake() error {
 		switch {
 		case err == nil:
 			return nil
+		case errors.Is(err, errHeldBack):
+			continue
 		case c.ctx.Err() != nil:
 			return fmt.Errorf("%w: closed before the server answered", ErrLost)
 		case errors.Is(err, ErrRefused):

@@ -73,6 +73,10 @@ func (f *flight) since(now time.Time, what *atomic.Int64) time.Duration {
 	return now.Sub(f.started) - time.Duration(what.Load())
 }
 
+// errHeldBack ends the wait for an answer that was to come as it is written. It
+// is no time-out: another answer will show whether there is anything amiss.
+var errHeldBack = errors.New("the answer does not come as it is written")
+
 // errUnneeded ends an exchange that is not wanted any more.
 var errUnneeded = errors.New("not wanted any more")
 
@@ -361,10 +365,12 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 	watchdog := time.AfterFunc(wait, func() {
 		f.cancel(fmt.Errorf("no answer within %v: %w", wait.Round(time.Second), os.ErrDeadlineExceeded))
 	})
+	eager := time.AfterFunc(time.Hour, func() { f.cancel(errHeldBack) })
+	defer eager.Stop()
 	resp, err := c.post(f.ctx, io.NopCloser(&lazyReader{make: func() ([]byte, error) {
 		if f.kind == stream {
 			// The path may hold answers back by now: then it comes with the next try.
-			watchdog.Reset(below(eagerness, eagerness/4) + 2*a.asked.Trip)
+			eager.Reset(below(eagerness, eagerness/4) + 2*a.asked.Trip)
 		}
 		return c.message(a)
 	}}), int64(a.size))
@@ -415,6 +421,7 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 		c.streams++
 		wait += f.asked.Quiet
 		watchdog.Reset(wait)
+		c.link.tell() // the server takes the session for a stranger's until then
 	}
 	c.wg.Go(func() {
 		defer f.cancel(nil)

@@ -552,8 +552,7 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 	signal(l.wake) // an answer may be among them that waits for something to say
 	l.peerTime, l.peerAt = h.Time, now
 	if h.Rate > 0 {
-		srtt, _ := l.rtt()
-		l.down = pace{float64(h.Rate), h.More, srtt, now}
+		l.down = pace{float64(h.Rate), h.More, l.srtt, now}
 		if l.flight.base > 0 {
 			l.down.trip = l.flight.base
 		}
@@ -565,11 +564,18 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 	l.arm()
 }
 
-// recall begins with what another session has found.
-func (l *link) recall(p pace) {
+// recall begins with what another session has found, and returns how many bytes
+// more than usual the window has: at most most, or it begins as usual.
+func (l *link) recall(p pace, most int) (more int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.flight.recall(p, time.Now())
+	w := newWindow()
+	w.recall(p)
+	if more = max(0, w.size-firstFlight); more > most {
+		return 0
+	}
+	l.flight = w
+	return more
 }
 
 // finds is what this session has found the path to carry: zero if nothing.
@@ -577,6 +583,15 @@ func (l *link) finds() (up, down pace) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.flight.finds(), l.down
+}
+
+// forget has finds say nothing until something is found again: it was of
+// another way.
+func (l *link) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flight.forget()
+	l.down = pace{}
 }
 
 // news is what this session has found since news was called last: zero if
@@ -784,6 +799,13 @@ func (l *link) newsIn(now time.Time) time.Duration {
 		return -1
 	}
 	return max(0, ackDelay-now.Sub(l.newsAt))
+}
+
+// tell has the client tell soon what it has, though nothing has come.
+func (l *link) tell() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.newsAt = time.Now().Add(-rand.N(ackDelay / 4))
 }
 
 // told says that a head is on its way which has the news.

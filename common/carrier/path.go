@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -37,8 +38,7 @@ const (
 type Path struct {
 	mu    sync.Mutex
 	ways  map[string]*way // guarded by mu, like what follows
-	begun time.Time       // when the last session began
-	group int             // how many have begun one after the other, each within together
+	begun []time.Time     // when sessions began, those within together before the last
 }
 
 // way is what is known of the way through one front.
@@ -63,12 +63,8 @@ type way struct {
 func (p *Path) begin(now time.Time) float64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now.Sub(p.begun) > together {
-		p.group = 0
-	}
-	p.group++
-	p.begun = now
-	return 1 / float64(p.group)
+	p.begun = append(slices.DeleteFunc(p.begun, func(t time.Time) bool { return now.Sub(t) > together }), now)
+	return 1 / float64(len(p.begun))
 }
 
 func (p *Path) way(front string) *way {
@@ -200,26 +196,24 @@ func (w *way) finds(up, down pace) {
 	}
 }
 
-// replaces tells whether p says more than old of the same way. A session that
-// shares the way, or has little to say, finds less than what it carries.
-func (p pace) replaces(old pace) bool {
-	life := paceShared
-	if p.more {
-		life = paceLife
+// carries is what sessions have found the way to carry: zero if nothing, or long
+// ago.
+func (w *way) carries(now time.Time) (up, down pace) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now.Sub(w.up.at) <= paceLife {
+		up = w.up
 	}
-	return p.at.After(old.at) && (p.rate >= old.rate || p.at.Sub(old.at) > life)
+	if now.Sub(w.down.at) <= paceLife {
+		down = w.down
+	}
+	return up, down
 }
 
-// carries is what sessions have found the way to carry.
-func (w *way) carries() (up, down pace) {
+// forget forgets what the way carries, and hears of nothing that was found
+// before now.
+func (w *way) forget(now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.up, w.down
-}
-
-// forget forgets what the way carries.
-func (w *way) forget() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.up, w.down = pace{}, pace{}
+	w.up, w.down = pace{at: now}, pace{at: now}
 }

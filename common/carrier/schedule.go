@@ -308,7 +308,12 @@ func (c *Client) observe(res *result) {
 			c.bodyLimit *= 2
 		}
 		c.uploads--
-		way.finds(c.link.finds())
+		if way == c.found {
+			way.finds(c.link.finds())
+		} else {
+			c.link.forget()
+			c.found = way
+		}
 		if res.good && f.started.After(c.answered) {
 			c.answered = f.started
 		}
@@ -331,7 +336,7 @@ func (c *Client) observe(res *result) {
 		if c.failures > 1 {
 			c.log.Info("carrying again", "after", now.Sub(c.failingFrom).Round(time.Millisecond))
 			way.soon(now)
-			way.forget()
+			way.forget(now)
 		}
 		c.failures, c.foreigns, c.notBefore = 0, 0, time.Time{}
 		c.forgot.Store(false)

@@ -30,6 +30,11 @@ const (
 	// key, get one when they are confirmed.
 	maxUnconfirmed = 512
 
+	// maxRecalled is how many bytes the windows of unconfirmed sessions may have
+	// together because their first messages say what the path carries. Those
+	// beyond it begin like all others.
+	maxRecalled = maxMemory / 8
+
 	// maxSessions bounds all sessions. A new one beyond it is not opened.
 	maxSessions = 1 << 16
 
@@ -109,6 +114,7 @@ type Server struct {
 	mu          sync.Mutex
 	sessions    map[handshake.ID]*Session // guarded by mu, like what follows
 	unconfirmed int                       // of those that have an engine
+	recalled    int                       // bytes of unconfirmed sessions' windows
 	closed      bool
 
 	opened, refused, expired atomic.Uint64
@@ -157,6 +163,7 @@ type Session struct {
 	conn      *Conn
 	turn      chan struct{} // held by the answer that may take what comes next
 	gone      chan struct{} // closed when the session is forgotten
+	recalled  int           // bytes of the server's recalled; set before anything is sent
 
 	mu        sync.Mutex
 	confirmed bool // guarded by mu, like what follows
@@ -289,7 +296,6 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 	if ask.Parse(hello.Ask) != nil { // or nothing is asked
 		ask = wire.Head{}
 	}
-	l.recall(pace{float64(ask.Rate), ask.More, ask.Trip, now})
 	sess = &Session{
 		server:    s,
 		id:        id,
@@ -320,6 +326,8 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 	s.sessions[id] = sess
 	start := !sess.refused && s.unconfirmed < s.limits.unconfirmed
 	if start {
+		sess.recalled = l.recall(pace{rate: float64(ask.Rate), more: ask.More, trip: ask.Trip}, maxRecalled-s.recalled)
+		s.recalled += sess.recalled
 		s.unconfirmed++
 		sess.started = true
 		s.wg.Go(sess.run)
@@ -355,6 +363,7 @@ func (s *Session) confirm() {
 	defer v.mu.Unlock()
 	if s.started {
 		v.unconfirmed--
+		v.recalled -= s.recalled
 	} else if !v.closed && v.sessions[s.id] == s {
 		s.started = true
 		v.wg.Go(s.run)
@@ -695,6 +704,7 @@ func (s *Session) forget() {
 		s.forgotten = true
 		if s.started && !s.confirmed {
 			v.unconfirmed--
+			v.recalled -= s.recalled
 			s.confirmed = true // counted
 		}
 		close(s.gone)

@@ -1,6 +1,9 @@
 package carrier
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 const (
 	// firstFlight is what a new session may send at once. minFlight and
@@ -53,6 +56,36 @@ type pace struct {
 	at   time.Time     // when it was found
 }
 
+func (p pace) known() bool { return p.rate > 0 && p.trip > 0 }
+
+// replaces tells whether p says more than old of the same way. A session that
+// shares the way, or has little to say, finds less than what it carries.
+func (p pace) replaces(old pace) bool {
+	life := paceShared
+	if p.more {
+		life = paceLife
+	}
+	return p.known() && p.at.After(old.at) && (p.rate >= old.rate || p.at.Sub(old.at) > life)
+}
+
+// part is what one of several sessions may take for its own that begin together
+// on a way of this pace.
+func (p pace) part(share float64) pace {
+	p.rate *= share
+	p.more = p.more || share < 1
+	return p
+}
+
+// roughly is p with so little detail that it tells one client from another no
+// better than a server can measure itself: in steps of a fifth.
+func (p pace) roughly() pace {
+	step := func(x float64) float64 { return math.Exp2(math.Round(4*math.Log2(x)) / 4) }
+	if p.known() {
+		p.rate, p.trip = step(p.rate), time.Duration(step(float64(p.trip)))
+	}
+	return p
+}
+
 // A window says how many bytes may be in flight: the product of the path's
 // rate and its round-trip time, and a short queue's worth more. Below it there is
 // TCP, which has no loss to show and deep buffers, so it goes by delay, as FAST
@@ -88,13 +121,13 @@ type window struct {
 
 func newWindow() window { return window{size: firstFlight, starting: true} }
 
-// recall begins where a session before has arrived.
-func (w *window) recall(p pace, now time.Time) {
-	if p.rate <= 0 || p.trip <= 0 || now.Sub(p.at) > paceLife {
+// recall begins where a session before has arrived. The round trip is measured
+// anew: if it has become longer, the old one would show a queue for ever.
+func (w *window) recall(p pace) {
+	if !p.known() {
 		return
 	}
-	w.base, w.baseAt = p.trip, now
-	w.set(p.rate * (p.trip + w.delay()).Seconds())
+	w.set(p.rate * (p.trip + delayAt(p.trip)).Seconds())
 	if p.more {
 		w.size = max(w.size, firstFlight)
 		return
@@ -110,6 +143,9 @@ func (w *window) finds() pace {
 	}
 	return p
 }
+
+// forget has finds say nothing until something is found again.
+func (w *window) forget() { w.most, w.found = 0, time.Time{} }
 
 // took notes a round-trip time, without what the other side has waited before
 // it answered. It is that of size bytes: what the path needs to take them up is
@@ -154,8 +190,10 @@ func (w *window) ack(now time.Time, n int) {
 }
 
 // delay is how long the queue in front of the bottleneck shall be.
-func (w *window) delay() time.Duration {
-	return queueDelay + time.Duration(queueShare*float64(w.base))
+func (w *window) delay() time.Duration { return delayAt(w.base) }
+
+func delayAt(base time.Duration) time.Duration {
+	return queueDelay + time.Duration(queueShare*float64(base))
 }
 
 // turn ends a round trip.

@@ -27,6 +27,15 @@ func (p testPath) run(w *window, now *time.Time, d time.Duration) time.Duration 
 	return rtt - p.base
 }
 
+// greet is what a session begins with: a little there and back.
+func (p testPath) greet(w *window, now *time.Time) {
+	for range 2 {
+		*now = now.Add(p.base)
+		w.took(p.base, 0)
+		w.ack(*now, 1000)
+	}
+}
+
 // A window fills its path and adds little delay, whatever the path.
 func TestWindowFollows(t *testing.T) {
 	for _, p := range []testPath{
@@ -135,7 +144,8 @@ func TestWindowRecalls(t *testing.T) {
 		t.Fatalf("found %+v", found)
 	}
 	second := newWindow()
-	second.recall(found, now)
+	second.recall(found)
+	path.greet(&second, &now)
 	if s := float64(second.size); s < product || s > 1.4*product {
 		t.Errorf("begins with %.0f bytes, and the path holds %.0f", s, product)
 	}
@@ -145,17 +155,20 @@ func TestWindowRecalls(t *testing.T) {
 	for name, other := range map[string]testPath{
 		"slower": {1.25e6, 100 * time.Millisecond},
 		"faster": {62.5e6, 100 * time.Millisecond},
+		"nearer": {12.5e6, 20 * time.Millisecond},
+		"remote": {12.5e6, 250 * time.Millisecond},
 	} {
 		w, now := newWindow(), now
-		w.recall(found, now)
-		delay := other.run(&w, &now, 4*time.Second)
+		w.recall(found)
+		other.greet(&w, &now)
+		delay := other.run(&w, &now, 16*time.Second)
 		holds := other.rate * other.base.Seconds()
 		if s := float64(w.size); s < 0.95*holds || delay > 3*w.delay() {
-			t.Errorf("%s: after 4 s %.0f bytes in flight, and the path holds %.0f; delay %v", name, s, holds, delay)
+			t.Errorf("%s: after 16 s %.0f bytes in flight, and the path holds %.0f; delay %v", name, s, holds, delay)
 		}
 	}
 	half := newWindow() // of a session that ended while its window still grew
-	half.recall(pace{path.rate / 2, true, path.base, now}, now)
+	half.recall(pace{path.rate / 2, true, path.base, now})
 	if s := float64(half.size); s < product/2 || s > 0.75*product || !half.starting {
 		t.Errorf("begins with %.0f bytes, growing %v", s, half.starting)
 	}

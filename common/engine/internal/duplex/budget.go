@@ -73,11 +73,12 @@ func (b *Budget) Taken(w *Window) bool {
 
 // Consumed is w.Consumed, where w may grow to most bytes. It does not grow while
 // the other side can take pieces for it, because that side knows better whether
-// the window is what limits it.
+// the window is what limits it. When it can take none, see Loan.Allows, the
+// window grows by what is not lent.
 func (b *Budget) Consumed(w *Window, n, most int, rtt time.Duration) bool {
 	before := w.Size
 	limit := before
-	if b.Lent == 0 || w.Taken >= MaxPieces*Piece {
+	if w.Taken >= min(MaxPieces, 2*b.Lent)*Piece {
 		limit = min(most, before+b.Free)
 	}
 	tell := w.Consumed(n, limit, rtt)

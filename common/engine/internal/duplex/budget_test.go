@@ -139,3 +139,33 @@ func TestStreamsLeaveSome(t *testing.T) {
 		t.Errorf("%v pieces; want %d at first and some for each", got, MaxPieces)
 	}
 }
+
+// TestFastBesideStalled: however many streams that nobody reads have taken what
+// they may, one whose reader is fast gets what is not lent.
+func TestFastBesideStalled(t *testing.T) {
+	const most = 32 << 20
+	for stalled := range 12 {
+		b := Budget{Free: 64 << 20}
+		b.Lend()
+		var l Loan
+		take := func(w *Window) {
+			l.Raise(b.Tell())
+			for pieces := w.Taken / Piece; l.Allows(pieces); pieces++ {
+				l.Take()
+				b.Taken(w)
+				l.Raise(b.Tell())
+			}
+		}
+		for range stalled {
+			take(&Window{Size: 256 << 10})
+		}
+		fast := Window{Size: 256 << 10}
+		for range 20 {
+			take(&fast)
+			b.Consumed(&fast, fast.Size, most, time.Hour)
+		}
+		if fast.Size < most && b.Free > 0 {
+			t.Errorf("beside %d streams a fast one has a window of %d while %d bytes are free", stalled, fast.Size, b.Free)
+		}
+	}
+}
