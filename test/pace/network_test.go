@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,9 +17,9 @@ import (
 // never waits: HTTP/2 holds locks meanwhile, and a bubble's time stands still
 // while somebody waits for a lock.
 type path struct {
-	rtt    time.Duration
-	rate   float64 // bytes a second in each direction
-	lines  [2]line // up, down
+	rtt    atomic.Int64 // nanoseconds
+	rate   float64      // bytes a second in each direction
+	lines  [2]line      // up, down
 	accept chan net.Conn
 	closed chan struct{}
 	once   sync.Once
@@ -39,7 +40,14 @@ func (l *line) moved() int64 {
 }
 
 func newPath(rtt time.Duration, rate float64) *path {
-	return &path{rtt: rtt, rate: rate, accept: make(chan net.Conn), closed: make(chan struct{})}
+	p := &path{rate: rate, accept: make(chan net.Conn), closed: make(chan struct{})}
+	p.rtt.Store(int64(rtt))
+	return p
+}
+
+// roundTrip is how long a byte takes there and back.
+func (p *path) roundTrip() time.Duration {
+	return time.Duration(p.rtt.Load())
 }
 
 func (p *path) Accept() (net.Conn, error) {
@@ -60,7 +68,7 @@ func (p *path) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1),
 
 // dial makes a connection, which takes a round trip.
 func (p *path) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	time.Sleep(p.rtt)
+	time.Sleep(p.roundTrip())
 	up, down := newPipe(p, &p.lines[0]), newPipe(p, &p.lines[1])
 	select {
 	case p.accept <- &end{path: p, in: up, out: down}:
@@ -106,7 +114,7 @@ func (q *pipe) write(b []byte) (int, error) {
 	}
 	q.line.free = q.line.free.Add(time.Duration(float64(len(b)) / q.path.rate * float64(time.Second)))
 	q.line.sent += int64(len(b))
-	at := q.line.free.Add(q.path.rtt / 2)
+	at := q.line.free.Add(q.path.roundTrip() / 2)
 	q.line.mu.Unlock()
 	q.mu.Lock()
 	defer q.mu.Unlock()

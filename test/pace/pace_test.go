@@ -362,6 +362,34 @@ func TestPaceBesideIdle(t *testing.T) {
 	}
 }
 
+// What sessions have found of a path helps the next ones, and does no harm when
+// the path has become another one: its round trip is measured anew.
+func TestPaceAnotherPath(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long")
+	}
+	for _, kind := range []byte("du") {
+		for _, rtts := range [][2]time.Duration{{40 * ms, 80 * ms}, {80 * ms, 20 * ms}} {
+			r := row{"kcp", rtts[0], 12.5e6, "https", "streamed", kind, limits{}}
+			t.Run(fmt.Sprintf("%v then %v", r, rtts[1]), func(t *testing.T) {
+				t.Parallel()
+				act(t, r, func(s *scene) {
+					s.move('d', 1)
+					time.Sleep(3 * time.Second)
+					s.share(r, kind)
+					s.path.rtt.Store(int64(rtts[1]))
+					for i := range 4 {
+						if got := s.share(r, kind); got < 0.75 {
+							t.Errorf("transfer %d after the change: %.3f of the path", i, got)
+						}
+						time.Sleep(11 * time.Second)
+					}
+				})
+			})
+		}
+	}
+}
+
 // transfer is how long each transfer would take at the path's full rate.
 const transfer = 2500 * time.Millisecond
 
