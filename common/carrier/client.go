@@ -65,9 +65,10 @@ const (
 	// manyBytes in an answer say that there is more to come.
 	manyBytes = 32 << 10
 
-	// lively is how long after something was said two polls wait at the
-	// server: one for the engine's acknowledgement, one for the reply.
-	lively = 5 * time.Second
+	// lively is how long after something was said livelyPolls wait at the
+	// server: for the engine's acknowledgement and for a reply that may be long.
+	lively      = 5 * time.Second
+	livelyPolls = 4
 
 	// handshakeTime is how long a session may take to be established, and
 	// handshakeTries how many times in a row it may fail in one way.

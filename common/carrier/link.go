@@ -101,6 +101,7 @@ type link struct {
 	taken      time.Time   // when some were taken last
 	blocked    bool        // a WriteTo waits for room
 	slots      int         // how many exchanges can carry records at once; 0: any number
+	polls      int         // how many answers that are complete at once carry them; 0: any number
 	next       uint64      // number of the next record
 	base       uint64      // the lowest number not acknowledged
 	sent       []*sentRecord
@@ -249,6 +250,14 @@ func (l *link) setSlots(n int) {
 	l.slots = n
 }
 
+// setPolls says how many answers there are that are complete when they are
+// sent: each of them comes once in a round trip.
+func (l *link) setPolls(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.polls = n
+}
+
 // share is how many bytes one exchange shall carry where slots are few: there,
 // each is taken for a round trip by little as by much. 0: they are not.
 func (l *link) share() int {
@@ -272,6 +281,9 @@ func (l *link) dueIn(now time.Time) time.Duration {
 		return 0
 	}
 	enough, batch := l.flight.queue()/2, min(l.flight.base/batchShare, batchDelay)
+	if l.polls > 0 && !l.flight.starting {
+		enough, batch = max(enough, l.flight.size/l.polls), l.flight.base/time.Duration(l.polls)
+	}
 	if share := l.share(); share > 0 {
 		enough, batch = max(enough, share), l.flight.base/time.Duration(l.slots)
 	}

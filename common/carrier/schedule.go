@@ -86,7 +86,7 @@ func (c *Client) launch(now time.Time) time.Duration {
 		return wait
 	}
 	if now.Sub(c.spoke) < lively {
-		c.want = max(2, c.want)
+		c.want = max(c.want, min(livelyPolls, downloads))
 	}
 	c.want = max(1, c.want)
 	for c.polls < min(c.want, downloads, max(1, c.cfg.Transport.MaxInFlight()-c.uploads)) {
@@ -391,7 +391,7 @@ func (c *Client) learn(res *result, now time.Time, way *way) {
 		case res.err != nil && !res.good && !errors.Is(res.err, errUnneeded):
 			way.cut(false, age, age)
 		case res.err != nil:
-		case res.received >= f.asked.Limit/2:
+		case res.received >= f.asked.Limit/8:
 			c.want = maxDownloads // a transfer: one after the other they would take round trips
 		case res.backlog > 0 || res.received >= manyBytes:
 			c.want = min(c.want*2, maxDownloads)

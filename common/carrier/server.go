@@ -497,9 +497,13 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byt
 	if ask.Stream > 0 {
 		if limit >= wire.MaxUnit { // no probe
 			s.relieve()
+			s.link.setPolls(0)
 		}
 		s.stream(ctx, w, prefix, e, min(ask.Stream, maxAge), max(ask.Quiet, minQuiet), limit)
 		return
+	}
+	if ask.Hold > 0 {
+		s.link.setPolls(maxAnswers / max(limit, minBody)) // as the client divides it
 	}
 	records := s.await(ctx, e, limit, min(ask.Hold, maxHold), s.relief())
 	size := len(prefix) + sizeOf(records)
