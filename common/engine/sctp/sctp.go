@@ -71,9 +71,11 @@
 // needs, each side lends the other one window in advance, for whatever streams
 // come to need it: it says so with the first stream, and again when much has been
 // taken or given back. A stream takes a piece when its window is used up and it
-// has more to send, 16 at most. The side that lends counts a piece that was taken
-// as part of that stream's window until it forgets the stream; a piece taken for
-// a stream that it has forgotten is free again at once.
+// has more to send, as long as it has taken fewer than 16 and fewer than twice as
+// many as are left. The side that lends counts a piece that was taken as part of
+// that stream's window until it forgets the stream; a piece taken for a stream
+// that it has forgotten is free again at once. Where a stream may take no more,
+// its window grows if its reader is fast, by what is not lent.
 package sctp
 
 import (
