@@ -85,7 +85,7 @@ func TestFrames(t *testing.T) {
 		{"short header", false, syn[:headerSize-1], errFormat},
 		{"short body", false, join(syn, psh[:headerSize]), errFormat},
 		{"version", false, otherVersion, errFormat},
-		{"command", false, frame(6, 1), errFormat},
+		{"command", false, frame(cmdTAK+1, 1), errFormat},
 		{"empty data", false, join(syn, frame(cmdPSH, 1)), errFormat},
 		{"long end", false, join(syn, frame(cmdFIN, 1, 0)), errFormat},
 		{"short update", false, join(syn, frame(cmdUPD, 1, 0, 0, 0, 0)), errFormat},
