@@ -359,6 +359,48 @@ func TestStoppedReaders(t *testing.T) {
 	})
 }
 
+// TestLoansAreForTheRefused: a loan is looked at by the streams that were refused
+// a piece, and by no others; one that is not larger, by none.
+func TestLoansAreForTheRefused(t *testing.T) {
+	s := offline(false)
+	handle := func(frames ...[]byte) {
+		t.Helper()
+		if err := s.handleAll(join(frames...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waits := func(id uint32) *stream {
+		t.Helper()
+		handle(frame(cmdSYN, id), updFrame(id, 0, 0)) // a window of nothing
+		st := s.streams[id]
+		st.Write([]byte("x"))
+		if _, ok := s.refused[st]; !ok {
+			t.Fatal("a stream is not refused a piece that is not there")
+		}
+		return st
+	}
+	// If somebody looked at it, the first would take a piece, and the third be
+	// refused no more.
+	unseen, refused, stopped := waits(1), waits(3), waits(5)
+	delete(s.refused, unseen)
+	handle(frame(cmdSTP, 5), lndFrame(0))
+	if _, ok := s.refused[stopped]; !ok {
+		t.Error("the streams have looked at a loan that is not larger")
+	}
+	handle(lndFrame(2))
+	if refused.pieces != 1 || unseen.pieces != 0 || len(s.refused) != 0 {
+		t.Errorf("of a larger loan the streams that wait took %d pieces, others %d; %d still wait",
+			refused.pieces, unseen.pieces, len(s.refused))
+	}
+
+	s.loan.Take()
+	waits(7)
+	handle(frame(cmdFIN, 7), frame(cmdSTP, 7))
+	if len(s.refused) != 0 {
+		t.Error("a forgotten stream waits for a loan")
+	}
+}
+
 // TestServerDoesNotOpen and the client does not accept.
 func TestServerDoesNotOpen(t *testing.T) {
 	if _, err := offline(false).Open(context.Background()); err != errServerOpen {
@@ -396,6 +438,11 @@ func FuzzHandle(f *testing.F) {
 			st.Close()
 		}
 		s.handleAll(p)
+		for st := range s.refused {
+			if s.streams[st.id] != st {
+				t.Errorf("stream %d is forgotten and waits for a loan", st.id)
+			}
+		}
 		if s.unread != 0 {
 			t.Errorf("%d bytes unread in closed streams", s.unread)
 		}

@@ -150,16 +150,16 @@ type session struct {
 	client bool
 
 	// link.Mu guards what follows.
-	streams  map[uint32]*stream // those not over
-	lastID   uint32             // of the stream opened last; 0: none
-	accepts  []*stream          // opened by the client, not yet accepted
-	accepted sync.Cond          // accepts, or the end of the session
-	urgent   fifo               // streams with a SYN, STP or UPD to send
-	bulk     fifo               // streams with bytes or a FIN that may be sent
-	budget   duplex.Budget      // by which windows may still grow
-	loan     duplex.Loan        // of the other side's budget
-	raised   bool               // streams have yet to see that it is larger
-	unread   int                // bytes in all streams
+	streams  map[uint32]*stream   // those not over
+	lastID   uint32               // of the stream opened last; 0: none
+	accepts  []*stream            // opened by the client, not yet accepted
+	accepted sync.Cond            // accepts, or the end of the session
+	urgent   fifo                 // streams with a SYN, STP or UPD to send
+	bulk     fifo                 // streams with bytes or a FIN that may be sent
+	budget   duplex.Budget        // by which windows may still grow
+	loan     duplex.Loan          // of the other side's budget
+	refused  map[*stream]struct{} // streams that it is too small for
+	unread   int                  // bytes in all streams
 }
 
 func newSession(pc net.PacketConn, client bool) *session {
@@ -170,7 +170,12 @@ func newSession(pc net.PacketConn, client bool) *session {
 
 // prepare makes a session that has not started yet.
 func prepare(pc net.PacketConn, client bool) *session {
-	s := &session{client: client, streams: make(map[uint32]*stream), budget: duplex.Budget{Free: windowBudget}}
+	s := &session{
+		client:  client,
+		streams: make(map[uint32]*stream),
+		budget:  duplex.Budget{Free: windowBudget},
+		refused: make(map[*stream]struct{}),
+	}
 	s.urgent.class, s.bulk.class = urgent, bulk
 	s.link = arq.New(pc, s, arq.MaxWindow)
 	s.accepted.L = &s.link.Mu
@@ -271,9 +276,7 @@ func (s *session) Fill(p []byte) int {
 			break
 		}
 		n += st.fillData(p[n:])
-		if st.sendable() {
-			s.bulk.push(st)
-		}
+		st.submit()
 		st.forgetIfOver()
 	}
 	return n
@@ -297,15 +300,6 @@ func (s *session) Arrived() {
 			p = rest
 		}
 	}
-	if s.raised {
-		s.raised = false
-		for _, st := range s.streams {
-			if st.sendable() {
-				s.bulk.push(st)
-			}
-		}
-		s.link.Ready(0)
-	}
 	if s.budget.Due() {
 		s.link.Ready(openDelay)
 	}
@@ -317,6 +311,7 @@ func (s *session) Ended(err error) {
 		st.Abort(err)
 	}
 	clear(s.streams)
+	clear(s.refused)
 	s.urgent, s.bulk = fifo{class: urgent}, fifo{class: bulk}
 	s.accepted.Broadcast()
 }
@@ -413,10 +408,16 @@ func (s *session) lent(id, limit uint32) error {
 	if id != 0 {
 		return errFormat
 	}
-	if !s.loan.Raise(limit) {
+	more, ok := s.loan.Raise(limit)
+	if !ok {
 		return errWindow
 	}
-	s.raised = true
+	if more {
+		for st := range s.refused {
+			st.submit()
+		}
+		s.link.Ready(0)
+	}
 	return nil
 }
 

@@ -31,9 +31,7 @@ func (st *stream) Written(*duplex.Stream) {
 	if st.StopDue() {
 		st.session.urgent.push(st)
 	}
-	if st.sendable() {
-		st.session.bulk.push(st)
-	}
+	st.submit()
 	st.session.link.Ready(0)
 }
 
@@ -54,6 +52,21 @@ func (st *stream) Consumed(_ *duplex.Stream, n int) {
 // sendable tells whether fillData has something to do.
 func (st *stream) sendable() bool {
 	return st.EndDue() || st.Waiting() > 0 && (st.room() > 0 || st.takes())
+}
+
+// submit queues the stream if it is sendable. If a larger loan would make it so,
+// the stream waits for that in refused.
+func (st *stream) submit() {
+	s := st.session
+	switch {
+	case st.sendable():
+		s.bulk.push(st)
+		delete(s.refused, st)
+	case st.Waiting() > 0 && st.pieces < duplex.MaxPieces:
+		s.refused[st] = struct{}{}
+	default:
+		delete(s.refused, st)
+	}
 }
 
 // takes tells whether the stream may take a piece of window.
@@ -127,8 +140,8 @@ func (st *stream) update(consumed, window uint32) error {
 		return errWindow
 	}
 	st.peerConsumed, st.peerWindow = consumed, window
+	st.submit()
 	if st.sendable() {
-		st.session.bulk.push(st)
 		st.session.link.Ready(0)
 	}
 	return nil
@@ -140,6 +153,7 @@ func (st *stream) forgetIfOver() {
 		return
 	}
 	delete(st.session.streams, st.id)
+	delete(st.session.refused, st)
 	st.session.budget.Return(st.window.Size - InitialWindow)
 }
 

@@ -226,18 +226,18 @@ type session struct {
 	mu       sync.Mutex // guards what follows and what conn says
 	err      error      // why the session has ended; nil: it has not
 	streams  map[uint32]*stream
-	lastID   [lanes]uint32 // of the stream opened last on each SCTP stream; 0: none
-	nextID   uint64        // of the stream to be opened next, on the client
-	opening  []*stream     // not announced yet, for openDelay at most, in ascending order
-	hold     *time.Timer   // ends that; nil before the first stream
-	accepts  []*stream     // opened by the client, not yet accepted
-	accepted sync.Cond     // accepts, or the end of the session
-	urgent   fifo          // streams with something else than bytes to say
-	bulk     fifo          // streams with bytes or a FIN that may be sent
-	budget   duplex.Budget // by which windows may still grow
-	loan     duplex.Loan   // of the other side's budget
-	raised   bool          // streams have yet to see that it is larger
-	unread   int           // bytes in all streams
+	lastID   [lanes]uint32        // of the stream opened last on each SCTP stream; 0: none
+	nextID   uint64               // of the stream to be opened next, on the client
+	opening  []*stream            // not announced yet, for openDelay at most, in ascending order
+	hold     *time.Timer          // ends that; nil before the first stream
+	accepts  []*stream            // opened by the client, not yet accepted
+	accepted sync.Cond            // accepts, or the end of the session
+	urgent   fifo                 // streams with something else than bytes to say
+	bulk     fifo                 // streams with bytes or a FIN that may be sent
+	budget   duplex.Budget        // by which windows may still grow
+	loan     duplex.Loan          // of the other side's budget
+	refused  map[*stream]struct{} // streams that it is too small for
+	unread   int                  // bytes in all streams
 	buf      [maxMessage]byte
 }
 
@@ -248,6 +248,7 @@ func newSession(pc net.PacketConn, client bool) (*session, error) {
 		streams: make(map[uint32]*stream),
 		nextID:  1,
 		budget:  duplex.Budget{Free: windowBudget},
+		refused: make(map[*stream]struct{}),
 	}
 	s.urgent.class, s.bulk.class = urgent, bulk
 	s.accepted.L = &s.mu
@@ -399,6 +400,7 @@ func (s *session) end(err error) {
 		st.Abort(err)
 	}
 	clear(s.streams)
+	clear(s.refused)
 	s.opening = nil
 	if s.hold != nil {
 		s.hold.Stop()
@@ -432,9 +434,7 @@ func (s *session) pump() {
 			s.conn.given(st, n)
 			s.give(st.id, n)
 		}
-		if st.sendable() {
-			s.bulk.push(st)
-		}
+		st.submit()
 		st.forgetIfOver()
 	}
 }
@@ -471,14 +471,6 @@ func (s *session) deliver(which uint32) {
 			s.conn.delivered++
 			if err := s.handle(uint32(lane), s.buf[:n]); err != nil {
 				s.fail(err)
-			}
-		}
-	}
-	if s.raised {
-		s.raised = false
-		for _, st := range s.streams {
-			if st.sendable() {
-				s.bulk.push(st)
 			}
 		}
 	}
@@ -576,10 +568,15 @@ func (s *session) newStream(id uint32) *stream {
 
 // lent handles the message of stream 0.
 func (s *session) lent(limit uint32) error {
-	if !s.loan.Raise(limit) {
+	more, ok := s.loan.Raise(limit)
+	if !ok {
 		return errWindow
 	}
-	s.raised = true
+	if more {
+		for st := range s.refused {
+			st.submit()
+		}
+	}
 	return nil
 }
 

@@ -545,6 +545,57 @@ func TestLoan(t *testing.T) {
 	}
 }
 
+// TestLoansAreForTheRefused: a loan is looked at by the streams that were refused
+// a piece, and by no others; one that is not larger, by none.
+func TestLoansAreForTheRefused(t *testing.T) {
+	pc, _ := enginetest.Connect(ordinary, ordinary, 1)
+	s, err := newSession(pc, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	handle := func(flags byte, id uint32, rest ...byte) {
+		t.Helper()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		p := binary.BigEndian.AppendUint32([]byte{flags}, id)
+		if err := s.handle(id%lanes, append(p, rest...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loan := func(pieces byte) { handle(0, 0, 0, 0, 0, pieces) }
+	waits := func(id uint32) *stream {
+		t.Helper()
+		handle(flagOpen|flagCredit, id, make([]byte, creditSize)...) // a window of nothing
+		st := s.streams[id]
+		st.Write([]byte("x"))
+		if _, ok := s.refused[st]; !ok {
+			t.Fatal("a stream is not refused a piece that is not there")
+		}
+		return st
+	}
+	// If somebody looked at it, the first would be queued, and the third be
+	// refused no more.
+	unseen, refused, stopped := waits(1), waits(2), waits(3)
+	delete(s.refused, unseen)
+	handle(flagStop, 3)
+	loan(0)
+	if _, ok := s.refused[stopped]; !ok {
+		t.Error("the streams have looked at a loan that is not larger")
+	}
+	loan(1)
+	if s.bulk.pop() != refused || s.bulk.pop() != nil || len(s.refused) != 0 {
+		t.Errorf("of a larger loan others hear than those that wait; %d still do", len(s.refused))
+	}
+
+	s.loan.Take()
+	waits(4)
+	handle(flagFin|flagStop, 4)
+	if len(s.refused) != 0 {
+		t.Error("a forgotten stream waits for a loan")
+	}
+}
+
 // TestNewStreamsNeedNoRoundTrip: what streams write on a session that is set up
 // arrives half a round trip later, in both directions, however many of them
 // begin at once and however many others say nothing.

@@ -36,9 +36,7 @@ func (st *stream) Written(*duplex.Stream) {
 	if st.StopDue() {
 		st.session.urgent.push(st)
 	}
-	if st.sendable() {
-		st.session.bulk.push(st)
-	}
+	st.submit()
 	st.session.pump()
 }
 
@@ -72,6 +70,21 @@ func (st *stream) sendable() bool {
 	return st.EndDue() || st.Waiting() > 0 && (st.room() > 0 || st.takes())
 }
 
+// submit queues the stream if it is sendable. If a larger loan would make it so,
+// the stream waits for that in refused.
+func (st *stream) submit() {
+	s := st.session
+	switch {
+	case st.sendable():
+		s.bulk.push(st)
+		delete(s.refused, st)
+	case st.Waiting() > 0 && st.pieces < duplex.MaxPieces:
+		s.refused[st] = struct{}{}
+	default:
+		delete(s.refused, st)
+	}
+}
+
 // takes tells whether the stream may take a piece of window.
 func (st *stream) takes() bool { return st.session.loan.Allows(st.pieces) }
 
@@ -93,9 +106,7 @@ func (st *stream) holds() bool {
 func (st *stream) release() {
 	if st.held {
 		st.held = false
-		if st.sendable() {
-			st.session.bulk.push(st)
-		}
+		st.submit()
 	}
 }
 
@@ -159,9 +170,7 @@ func (st *stream) credited(consumed, window uint32) error {
 		return errWindow
 	}
 	st.peerConsumed, st.peerWindow = consumed, window
-	if st.sendable() {
-		st.session.bulk.push(st)
-	}
+	st.submit()
 	return nil
 }
 
@@ -171,6 +180,7 @@ func (st *stream) forgetIfOver() {
 		return
 	}
 	delete(st.session.streams, st.id)
+	delete(st.session.refused, st)
 	st.creditDue = false
 	st.session.budget.Return(st.window.Size - InitialWindow)
 }

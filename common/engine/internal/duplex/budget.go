@@ -99,13 +99,15 @@ type Loan struct {
 }
 
 // Raise takes into account that so many pieces have been lent since the start,
-// modulo 2^32. It returns false if some were taken back.
-func (l *Loan) Raise(limit uint32) bool {
-	if int32(limit-l.limit) < 0 {
-		return false
+// modulo 2^32. It tells whether there are more than before; ok is false if some
+// were taken back.
+func (l *Loan) Raise(limit uint32) (more, ok bool) {
+	grown := int32(limit - l.limit)
+	if grown < 0 {
+		return false, false
 	}
 	l.limit = limit
-	return true
+	return grown > 0, true
 }
 
 // Allows tells whether a stream that has taken so many pieces may take another.

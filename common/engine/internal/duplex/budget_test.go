@@ -44,7 +44,7 @@ func TestBudget(t *testing.T) {
 		default:
 			if b.Due() {
 				told++
-				if !loan.Raise(b.Tell()) {
+				if _, ok := loan.Raise(b.Tell()); !ok {
 					t.Fatal("what was lent was taken back")
 				}
 			}
@@ -106,14 +106,20 @@ func TestGrowth(t *testing.T) {
 // TestLoanIsCountedModulo: a session may live long.
 func TestLoanIsCountedModulo(t *testing.T) {
 	l := Loan{limit: 1<<32 - 2, taken: 1<<32 - 2}
-	if l.Allows(0) || !l.Raise(1) || !l.Allows(0) {
+	if more, ok := l.Raise(1<<32 - 2); more || !ok || l.Allows(0) {
+		t.Fatal("as many pieces as before are more, or wrong")
+	}
+	if more, ok := l.Raise(1); !more || !ok || !l.Allows(0) {
 		t.Fatal("three pieces more are none")
 	}
 	for range 3 {
 		l.Take()
 	}
-	if l.Allows(0) || l.Raise(0) {
-		t.Error("three pieces are more, or one fewer is right")
+	if l.Allows(0) {
+		t.Error("three pieces are more")
+	}
+	if more, ok := l.Raise(0); more || ok {
+		t.Error("one piece fewer is right")
 	}
 }
 
