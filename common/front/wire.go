@@ -126,22 +126,21 @@ type wireMaker struct {
 // to dial.
 type connKey struct{}
 
-// wireMakers holds a *wireMaker for each *browser that was asked for, nil
-// included. It costs 4 KB and keeps nothing of the Fronts that use it.
-var wireMakers sync.Map
+// wireMakers makes, once each, the wireMaker of every browser and of none. One
+// costs 4 KB and keeps nothing of the Fronts that use it.
+var wireMakers = map[*browser]func() (*wireMaker, error){
+	nil:      onceWireMaker(nil),
+	&chrome:  onceWireMaker(&chrome),
+	&firefox: onceWireMaker(&firefox),
+	&safari:  onceWireMaker(&safari),
+}
 
 // wireMakerFor returns one whose connections look like b's, or like Go's if b
 // is nil.
-func wireMakerFor(b *browser) (*wireMaker, error) {
-	if m, ok := wireMakers.Load(b); ok {
-		return m.(*wireMaker), nil
-	}
-	m, err := newWireMaker(b)
-	if err != nil {
-		return nil, err
-	}
-	shared, _ := wireMakers.LoadOrStore(b, m)
-	return shared.(*wireMaker), nil
+func wireMakerFor(b *browser) (*wireMaker, error) { return wireMakers[b]() }
+
+func onceWireMaker(b *browser) func() (*wireMaker, error) {
+	return sync.OnceValues(func() (*wireMaker, error) { return newWireMaker(b) })
 }
 
 // newWireMaker makes one.
