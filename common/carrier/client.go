@@ -66,9 +66,9 @@ const (
 	manyBytes = 32 << 10
 
 	// lively is how long after something was said livelyPolls wait at the
-	// server: for the engine's acknowledgement and for a reply that may be long.
+	// server: one for the engine's acknowledgement, one for the reply.
 	lively      = 5 * time.Second
-	livelyPolls = 4
+	livelyPolls = 2
 
 	// handshakeTime is how long a session may take to be established, and
 	// handshakeTries how many times in a row it may fail in one way.

@@ -198,6 +198,7 @@ func (f *fifo) pop() *stream {
 		return nil
 	}
 	st := f.list[f.head]
+	f.list[f.head] = nil
 	f.head++
 	st.queued[f.class] = false
 	return st
