@@ -63,7 +63,7 @@ const (
 	MaxMessage1 = 8 << 10
 
 	// MinMessage1 is the size in bytes of the smallest first message: there is
-	// always room for the fields before the datagrams.
+	// always room for the fields before the datagrams, unless something is asked.
 	MinMessage1 = 128
 
 	// EphemeralSize is the size in bytes of the key that message 1 begins with.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -244,60 +243,7 @@ func TestStreamsAreForgotten(t *testing.T) {
 	})
 }
 
-// TestNewStreamsNeedNoRoundTrip: what streams write on a session that is set up
-// arrives half a round trip later, in both directions, however many of them
-// begin at once and however many others say nothing.
-func TestNewStreamsNeedNoRoundTrip(t *testing.T) {
-	const delay = 100 * time.Millisecond
-	for name, test := range map[string]struct{ idle, streams, size int }{
-		"one":              {0, 1, 12 << 20},
-		"eight at once":    {0, 8, 3 << 19},
-		"beside idle ones": {1000, 1, 12 << 20},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				x, y := enginetest.Connect(enginetest.Path{Delay: delay}, enginetest.Path{Delay: delay}, 1)
-				client, server := newSession(x, true), newSession(y, false)
-				defer client.Close()
-				defer server.Close()
-				open := func() (c, s engine.Stream) {
-					c, err := client.Open(context.Background())
-					if err != nil {
-						t.Fatal(err)
-					}
-					s, err = server.Accept(context.Background())
-					if err != nil {
-						t.Fatal(err)
-					}
-					return c, s
-				}
-				for range 1 + test.idle {
-					open()
-				}
-				time.Sleep(time.Minute)
-				var pairs [][2]engine.Stream
-				for range test.streams {
-					c, s := open()
-					pairs = append(pairs, [2]engine.Stream{c, s})
-				}
-				for i, way := range []string{"up", "down"} {
-					start := time.Now()
-					var group sync.WaitGroup
-					for _, pair := range pairs {
-						from, to := pair[i], pair[1-i]
-						go from.Write(make([]byte, test.size))
-						group.Go(func() { io.ReadFull(to, make([]byte, test.size)) })
-					}
-					group.Wait()
-					if took := time.Since(start); took >= 2*delay {
-						t.Errorf("%s: took %v, a round trip is %v", way, took, 2*delay)
-					}
-					time.Sleep(time.Minute)
-				}
-			})
-		})
-	}
-}
+func TestNewStreamsNeedNoRoundTrip(t *testing.T) { enginetest.RunNewStreams(t, Engine{}) }
 
 // TestStoppedReaders: streams that nobody reads hold no more than is
 // documented, leave something to the others, and give it back.

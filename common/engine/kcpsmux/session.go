@@ -423,8 +423,7 @@ func (s *session) lent(id, limit uint32) error {
 
 // taken handles a TAK; st is nil if the stream was forgotten.
 func (s *session) taken(st *stream) error {
-	var none duplex.Window
-	w := &none
+	var w *duplex.Window
 	if st != nil {
 		if st.HasEnd() {
 			return errFormat
@@ -434,6 +433,5 @@ func (s *session) taken(st *stream) error {
 	if !s.budget.Taken(w) {
 		return errWindow
 	}
-	s.budget.Return(none.Size)
 	return nil
 }

@@ -582,8 +582,7 @@ func (s *session) lent(limit uint32) error {
 
 // taken handles a TAKE; st is nil if the stream was forgotten.
 func (s *session) taken(st *stream) error {
-	var none duplex.Window
-	w := &none
+	var w *duplex.Window
 	if st != nil {
 		if st.HasEnd() {
 			return errFormat
@@ -593,7 +592,6 @@ func (s *session) taken(st *stream) error {
 	if !s.budget.Taken(w) {
 		return errWindow
 	}
-	s.budget.Return(none.Size)
 	return nil
 }
 

@@ -58,15 +58,19 @@ func (b *Budget) Tell() uint32 {
 	return b.limit
 }
 
-// Taken takes into account that the other side has taken a piece for w. It
-// returns false if there was none.
+// Taken takes into account that the other side has taken a piece for w, or, if w
+// is nil, for a window that is used no more. It returns false if there was none.
 func (b *Budget) Taken(w *Window) bool {
 	if b.Lent == 0 {
 		return false
 	}
 	b.Lent--
-	w.Size += Piece
-	w.Taken += Piece
+	if w == nil {
+		b.Free += Piece
+	} else {
+		w.Size += Piece
+		w.Taken += Piece
+	}
 	b.Lend()
 	return true
 }

@@ -33,6 +33,9 @@ func TestBudget(t *testing.T) {
 			}
 			loan.Take()
 			pieces++
+			if r.IntN(8) == 0 {
+				w = nil // its stream is forgotten
+			}
 			if !b.Taken(w) {
 				t.Fatalf("a piece that was lent is refused: %+v", b)
 			}
