@@ -153,7 +153,7 @@ func TestAutoHeldBack(t *testing.T) {
 		if client.way().streaming() {
 			t.Error("takes the path for one that streams")
 		}
-		if n := client.link.givenUp.Load() + session.link.givenUp.Load(); n > 0 {
+		if n := client.link.in.givenUp.Load() + session.link.in.givenUp.Load(); n > 0 {
 			t.Errorf("%d records were given up", n)
 		}
 	})
@@ -183,7 +183,7 @@ func TestAutoChanges(t *testing.T) {
 				t.Error("did not notice that answers come as they are written")
 			}
 		}
-		if n := client.link.givenUp.Load() + session.link.givenUp.Load(); n > 0 {
+		if n := client.link.in.givenUp.Load() + session.link.in.givenUp.Load(); n > 0 {
 			t.Errorf("%d records were given up", n)
 		}
 	})
@@ -288,7 +288,7 @@ func TestAutoOneAtATime(t *testing.T) {
 					t.Errorf("an idle session took %v for a question and an answer", took)
 				}
 			}
-			if n := client.link.givenUp.Load() + session.link.givenUp.Load(); n > 0 {
+			if n := client.link.in.givenUp.Load() + session.link.in.givenUp.Load(); n > 0 {
 				t.Errorf("%d records were given up", n)
 			}
 		})

@@ -131,7 +131,7 @@ func BenchmarkDatagrams(b *testing.B) {
 					case <-time.After(30 * time.Second):
 						b.Fatal("stuck")
 					}
-					b.ReportMetric(float64(p.client.link.resent.Load()+s.link.resent.Load()), "resent-bytes")
+					b.ReportMetric(float64(p.client.link.out.resent.Load()+s.link.out.resent.Load()), "resent-bytes")
 				})
 			}
 		}

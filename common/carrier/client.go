@@ -521,7 +521,7 @@ func (c *Client) sayFarewell() {
 			if c.carrying() {
 				continue
 			}
-			if said && c.link.dueIn(time.Now()) < 0 {
+			if said && c.link.dueIn(time.Now(), c.lanes()) < 0 {
 				return // the server has no room for the rest
 			}
 			c.start(farewell)

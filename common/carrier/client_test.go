@@ -725,7 +725,7 @@ func TestBodyTold(t *testing.T) {
 			}
 		}
 		told := 0
-		b := newBody([]byte("head"), l.take(1, MaxBody), l.send, func(last bool) {
+		b := newBody([]byte("head"), l.take(1, MaxBody, lanes{}), l.send, func(last bool) {
 			if last {
 				told++
 			}
@@ -746,7 +746,7 @@ func TestBodyTold(t *testing.T) {
 		b.Close()
 		b.Close()
 		l.drop()
-		if held := l.held.Load(); held != 0 {
+		if held := l.held.own.Load(); held != 0 {
 			t.Errorf("%d bytes held", held)
 		}
 	}

@@ -154,7 +154,7 @@ func TestConditions(t *testing.T) {
 					<-down
 					took := time.Since(begin)
 					t.Logf("%v, %d requests, %d at once, %d and %d bytes again, %d and %d given up", took.Round(ms), w.net.count(), w.net.atOnce(),
-						client.link.resent.Load(), session.link.resent.Load(), client.link.givenUp.Load(), session.link.givenUp.Load())
+						client.link.out.resent.Load(), session.link.out.resent.Load(), client.link.in.givenUp.Load(), session.link.in.givenUp.Load())
 					if took > c.limit {
 						t.Errorf("took %v", took)
 					}

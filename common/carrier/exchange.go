@@ -199,8 +199,7 @@ func (c *Client) exchange(f *flight) {
 		if res.err = err; err != nil && f.ctx.Err() != nil {
 			res.err = context.Cause(f.ctx)
 		}
-		c.link.endedExchange(f.number)
-		c.link.over(f.number)
+		c.link.endExchange(f.number)
 		b.Close()
 		watchdog.Stop()
 		f.cancel(nil)
@@ -338,7 +337,7 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 		}
 		res.good = true
 		res.backlog = head.Backlog
-		c.link.owed(head.Sent)
+		c.link.owe(head.Sent)
 		c.link.opened(u.Number, &head, false)
 		if head.Close != 0 && head.Backlog == 0 {
 			res.closed = true
@@ -435,7 +434,7 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 		if res.err != nil && f.ctx.Err() != nil {
 			res.err = context.Cause(f.ctx)
 		}
-		c.link.endedExchange(0)
+		c.link.endExchange(0)
 		c.results <- &res
 	})
 	return foreign, nil

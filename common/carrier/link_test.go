@@ -20,7 +20,7 @@ func testLinks() (a, b *link) {
 // carry moves records from one link to another, except those that lose says.
 func carry(t *testing.T, from, to *link, e uint64, lose func(n uint64) bool) {
 	t.Helper()
-	for _, r := range from.take(e, MaxBody) {
+	for _, r := range from.take(e, MaxBody, lanes{}) {
 		buf := newBuffer()
 		u, err := to.receive.Next(bytes.NewReader(r.unit(from.send)), buf.raw[:])
 		if err != nil {
@@ -67,11 +67,11 @@ func emptyLinks(t *testing.T, links ...*link) {
 	t.Helper()
 	for _, l := range links {
 		l.drop()
-		if held := l.held.Load(); held != 0 {
+		if held := l.held.own.Load(); held != 0 {
 			t.Errorf("%d bytes held after drop", held)
 		}
-		if l.put([]byte("late")) || l.held.Load() != 0 {
-			t.Errorf("a datagram was taken after drop, %d bytes held", l.held.Load())
+		if l.put([]byte("late")) || l.held.own.Load() != 0 {
+			t.Errorf("a datagram was taken after drop, %d bytes held", l.held.own.Load())
 		}
 		b := newBuffer()
 		if l.received(1000, b) {
@@ -104,10 +104,10 @@ func TestGap(t *testing.T) {
 						carry(t, a, b, 2+i, func(n uint64) bool { return n == 0 })
 					}
 				}
-				a.over(0)
+				a.endExchange(0)
 				carry(t, a, b, 100, nil)
 				texts := b.all()
-				if n := b.givenUp.Load(); len(texts) > 0 && (texts[0] == "\x00") != (c.want == 1) || n != uint64(1-c.want) {
+				if n := b.in.givenUp.Load(); len(texts) > 0 && (texts[0] == "\x00") != (c.want == 1) || n != uint64(1-c.want) {
 					t.Errorf("%d records were given up, got %q", n, texts)
 				}
 			})
@@ -125,14 +125,14 @@ func TestUnacknowledgedIsBounded(t *testing.T) {
 		const bound = (windowRecords + 4*queueLimit/wire.MaxUnit) * wire.BufferSize
 		for e := range uint64(4 * windowRecords) {
 			a.put([]byte("x"))
-			for _, r := range a.take(e, MaxBody) {
+			for _, r := range a.take(e, MaxBody, lanes{}) {
 				r.buf.release()
 			}
-			if held := a.held.Load(); held > bound {
+			if held := a.held.own.Load(); held > bound {
 				t.Fatalf("%d bytes held for %d datagrams of a byte", held, e)
 			}
 		}
-		if due := a.dueIn(time.Now()); due >= 0 {
+		if due := a.dueIn(time.Now(), lanes{}); due >= 0 {
 			t.Errorf("due in %v, and nothing can be sent", due)
 		}
 	})
@@ -151,7 +151,7 @@ func TestWindow(t *testing.T) {
 			carry(t, a, b, e, nil)
 			tell(t, b, a, e)
 		}
-		if n := len(b.ready) + len(b.early); n > windowRecords {
+		if n := len(b.in.ready) + len(b.in.early); n > windowRecords {
 			t.Errorf("%d records are kept for an engine that reads nothing", n)
 		}
 		read := 0
@@ -173,7 +173,7 @@ func TestBeyondTheWindow(t *testing.T) {
 		defer emptyLinks(t, a, b)
 		for i, n := range []uint64{windowRecords, windowRecords + 5, wire.MaxNumber} {
 			buf := newBuffer()
-			if b.received(n, buf) || b.held.Load() != 0 || len(b.early) != 0 {
+			if b.received(n, buf) || b.held.own.Load() != 0 || len(b.in.early) != 0 {
 				t.Errorf("%d: record %d has room", i, n)
 			}
 			buf.release()
@@ -205,13 +205,13 @@ func FuzzHeads(f *testing.F) {
 				a.put(make([]byte, 1+next()*60))
 			case 2:
 				exchange++
-				for _, r := range a.take(exchange, int(next())<<10) {
+				for _, r := range a.take(exchange, int(next())<<10, lanes{}) {
 					r.unit(a.send)
 					r.buf.release()
 				}
 				a.wrote(exchange)
 			case 3:
-				a.over(next())
+				a.endExchange(next())
 			case 4:
 				h := wire.Head{Time: uint32(next()), Window: next() << next()}
 				if next()%2 == 0 {
@@ -256,9 +256,9 @@ func checkLink(t *testing.T, l *link) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	flying, retained, buffers := 0, 0, 0
-	for i, r := range l.sent {
-		if r.number != l.base+uint64(i) {
-			t.Fatalf("record %d stands at %d", r.number, l.base+uint64(i))
+	for i, r := range l.out.sent {
+		if r.number != l.out.base+uint64(i) {
+			t.Fatalf("record %d stands at %d", r.number, l.out.base+uint64(i))
 		}
 		if r.acked {
 			continue
@@ -270,20 +270,20 @@ func checkLink(t *testing.T, l *link) {
 		}
 	}
 	queued := 0
-	for _, b := range l.queue {
+	for _, b := range l.out.queue {
 		queued += len(b.b) - wire.HeaderSize
 		buffers++
 	}
-	buffers += len(l.ready) + len(l.early)
-	if flying != l.flying || retained != l.retained || queued != l.queued {
+	buffers += len(l.in.ready) + len(l.in.early)
+	if flying != l.out.flying || retained != l.out.retained || queued != l.out.queued {
 		t.Fatalf("flying %d, counted %d; retained %d, counted %d; queued %d, counted %d",
-			flying, l.flying, retained, l.retained, queued, l.queued)
+			flying, l.out.flying, retained, l.out.retained, queued, l.out.queued)
 	}
-	if held := int64(buffers) * wire.BufferSize; held != l.held.Load() {
-		t.Fatalf("%d buffers, %d counted", buffers, l.held.Load()/wire.BufferSize)
+	if held := int64(buffers) * wire.BufferSize; held != l.held.own.Load() {
+		t.Fatalf("%d buffers, %d counted", buffers, l.held.own.Load()/wire.BufferSize)
 	}
-	if uint64(len(l.sent)) != l.next-l.base {
-		t.Fatalf("%d records from %d to %d", len(l.sent), l.base, l.next)
+	if uint64(len(l.out.sent)) != l.out.next-l.out.base {
+		t.Fatalf("%d records from %d to %d", len(l.out.sent), l.out.base, l.out.next)
 	}
 }
 
@@ -325,7 +325,7 @@ func TestWaitRead(t *testing.T) {
 		if !waits() {
 			t.Fatal("returned after the last datagram")
 		}
-		if held := l.held.Load(); held != 0 {
+		if held := l.held.own.Load(); held != 0 {
 			t.Errorf("%d bytes held", held)
 		}
 		c.SetReadDeadline(time.Now().Add(time.Second))
@@ -350,14 +350,14 @@ func TestLinkWithoutEcho(t *testing.T) {
 		l.send = wire.NewKey([32]byte{1})
 		for range 2 {
 			l.put(make([]byte, 8000))
-			for _, r := range l.take(1, 1<<20) {
+			for _, r := range l.take(1, 1<<20, lanes{}) {
 				r.buf.release()
 			}
 			l.wrote(1)
 		}
 		time.Sleep(Lifetime)
 		l.mu.Lock()
-		probes := l.probes
+		probes := l.out.silence.probes
 		l.mu.Unlock()
 		if probes < 4 || probes > 12 {
 			t.Errorf("%d probes in %v", probes, Lifetime)

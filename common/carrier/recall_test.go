@@ -30,7 +30,7 @@ func TestRecall(t *testing.T) {
 				want int
 			}{{"client", client.link, up}, {"server", session.link, down}} {
 				side.l.mu.Lock()
-				got := side.l.flight.size
+				got := side.l.out.window.size
 				side.l.mu.Unlock()
 				// What the server is told is rounded.
 				if rough := float64(got) / float64(side.want); rough < 0.81 || rough > 1.23 || got != side.want && side.l == client.link {
@@ -71,7 +71,7 @@ func TestFinds(t *testing.T) {
 		now := time.Now()
 		for i, l := range []*link{client.link, session.link} {
 			l.mu.Lock()
-			l.flight.starting, l.flight.rate, l.flight.base, l.flight.found = false, float64(i+1)*1e9, 50*ms, now
+			l.out.window.starting, l.out.window.rate, l.out.window.base, l.out.window.found = false, float64(i+1)*1e9, 50*ms, now
 			l.mu.Unlock()
 		}
 		both(t, client, session, 1)
@@ -177,7 +177,7 @@ func TestAsk(t *testing.T) {
 			}
 			s := <-w.accepted
 			s.link.mu.Lock()
-			size := s.link.flight.size
+			size := s.link.out.window.size
 			s.link.mu.Unlock()
 			if want := name == "greatest"; (size == flightLimit) != want || !want && size != firstFlight {
 				t.Errorf("%s: %d bytes in flight at first", name, size)
@@ -250,7 +250,7 @@ func TestRecallOfStrangers(t *testing.T) {
 			s := <-w.accepted
 			s.link.mu.Lock()
 			defer s.link.mu.Unlock()
-			return s.link.flight.size
+			return s.link.out.window.size
 		}
 		total := 0
 		var all []*raw

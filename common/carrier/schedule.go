@@ -33,6 +33,15 @@ func (c *Client) slots() (uploads, downloads int) {
 	return min(maxUploads, max(third, n-1-c.polls-c.streams)), min(maxDownloads, n-third)
 }
 
+// lanes says what an exchange that carries records is worth.
+func (c *Client) lanes() lanes {
+	if c.cfg.Transport.MaxInFlight() < 2 || c.way().oneAtATime(time.Now()) {
+		return lanes{} // one exchange carries all there is
+	}
+	uploads, _ := c.slots()
+	return lanes{slots: uploads}
+}
+
 // launch starts the exchanges that are due and says how long to wait before it
 // is called again, unless something happens.
 func (c *Client) launch(now time.Time) time.Duration {
@@ -51,12 +60,8 @@ func (c *Client) launch(now time.Time) time.Duration {
 	way := c.way()
 	crowded := c.cfg.Transport.MaxInFlight() < 2
 	turns := crowded || way.oneAtATime(now)
-	if turns {
-		c.link.setSlots(0) // one exchange carries all there is
-	} else {
-		c.link.setSlots(uploads)
-	}
-	due := c.link.dueIn(now)
+	in := c.lanes()
+	due := c.link.dueIn(now, in)
 	if due < 0 {
 		due = c.link.newsIn(now)
 	}
@@ -65,7 +70,7 @@ func (c *Client) launch(now time.Time) time.Duration {
 	}
 	for due == 0 && c.uploads < uploads && c.sending(now) < maxSending {
 		c.start(upload)
-		if due = c.link.dueIn(now); due < 0 {
+		if due = c.link.dueIn(now, in); due < 0 {
 			due = c.link.newsIn(now)
 		}
 	}
@@ -98,7 +103,7 @@ func (c *Client) launch(now time.Time) time.Duration {
 // sending is how many uploads have yet to hand their last byte to a connection.
 // One that takes long may be on a connection that is dead, and does not count.
 func (c *Client) sending(now time.Time) int {
-	srtt, _ := c.link.roundTrip()
+	srtt := c.link.trip().smoothed
 	n := 0
 	for _, f := range c.flights {
 		if f.kind == upload && f.sent.Load() == 0 && now.Sub(f.started) < 2*srtt+slack {
@@ -156,8 +161,8 @@ func (c *Client) takeTurn(now time.Time, due time.Duration, crowded bool) time.D
 // look judges by what is under way what the path does, and says when to look
 // again.
 func (c *Client) look(now time.Time, way *way) time.Duration {
-	srtt, rttvar := c.link.roundTrip()
-	late := 2*srtt + 4*rttvar + slack
+	t := c.link.trip()
+	late := 2*t.smoothed + 4*t.variation + slack
 	next := time.Minute
 	again := func(in time.Duration) { next = min(next, max(in, time.Millisecond)) }
 	waiting := time.Duration(-1) // of the upload that has waited longest, if one does
@@ -258,7 +263,7 @@ func (c *Client) newFlight(number uint64, k kind) *flight {
 
 // start makes an exchange in a goroutine of its own, which run waits for.
 func (c *Client) start(k kind) {
-	c.link.told()
+	c.link.telling()
 	f := c.newFlight(c.exchanges, k)
 	c.exchanges++
 	c.flights[f.number] = f
@@ -289,7 +294,7 @@ func (c *Client) start(k kind) {
 		f.asked.Close = wire.CloseDone
 	}
 	if k == upload || k == turn || k == farewell {
-		f.records = c.link.take(f.number, bodyBelow(c.bodyLimit)-headRoom)
+		f.records = c.link.take(f.number, bodyBelow(c.bodyLimit)-headRoom, c.lanes())
 		if len(f.records) > 0 {
 			c.spoke = f.started
 		}

@@ -497,15 +497,12 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byt
 	if ask.Stream > 0 {
 		if limit >= wire.MaxUnit { // no probe
 			s.relieve()
-			s.link.setPolls(0)
 		}
 		s.stream(ctx, w, prefix, e, min(ask.Stream, maxAge), max(ask.Quiet, minQuiet), limit)
 		return
 	}
-	if ask.Hold > 0 {
-		s.link.setPolls(maxAnswers / max(limit, minBody)) // as the client divides it
-	}
-	records := s.await(ctx, e, limit, min(ask.Hold, maxHold), s.relief())
+	in := lanes{polls: maxAnswers / max(limit, minBody)} // as the client divides it
+	records := s.await(ctx, e, limit, in, min(ask.Hold, maxHold), s.relief())
 	size := len(prefix) + sizeOf(records)
 	head := s.link.head(e, s.fields(), s.blur.pad(size))
 	header.Set("Content-Length", strconv.Itoa(size+len(head)))
@@ -541,9 +538,9 @@ func (s *Session) fields() wire.Head {
 // await waits at most hold for records for exchange e. Of several answers that
 // wait only one, whose turn it is, takes what comes; so each carries as much
 // as there is. It waits no longer when relieved is closed.
-func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Duration, relieved <-chan struct{}) []*sentRecord {
+func (s *Session) await(ctx context.Context, e uint64, limit int, in lanes, hold time.Duration, relieved <-chan struct{}) []*sentRecord {
 	if hold <= 0 {
-		return s.link.take(e, limit)
+		return s.link.take(e, limit, in)
 	}
 	until := time.Now().Add(hold)
 	timer := time.NewTimer(hold)
@@ -562,18 +559,18 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 	case <-ctx.Done():
 		return nil
 	case <-s.link.closed:
-		return s.link.take(e, limit)
+		return s.link.take(e, limit, in)
 	case <-s.gone:
 		return nil
 	}
 	for {
-		if s.link.isOver(e) {
+		if s.link.isUnheard(e) {
 			signal(s.link.wake) // for whose turn it is then
 			return nil
 		}
-		due := s.link.dueIn(time.Now())
+		due := s.link.dueIn(time.Now(), in)
 		if due == 0 {
-			return s.link.take(e, limit)
+			return s.link.take(e, limit, in)
 		}
 		if s.link.hasRoom() {
 			return nil
@@ -594,7 +591,7 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, hold time.Dura
 		case <-ctx.Done():
 			return nil
 		case <-s.link.closed:
-			return s.link.take(e, limit)
+			return s.link.take(e, limit, in)
 		case <-s.gone:
 			return nil
 		}
@@ -649,14 +646,14 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []by
 		if left <= 0 {
 			return
 		}
-		records := s.await(ctx, e, limit, min(left, below(quiet, quiet/4)), nil)
+		records := s.await(ctx, e, limit, lanes{}, min(left, below(quiet, quiet/4)), nil)
 		if ctx.Err() != nil {
 			for _, r := range records {
 				r.buf.release()
 			}
 			return
 		}
-		if len(records) == 0 && s.link.isOver(e) {
+		if len(records) == 0 && s.link.isUnheard(e) {
 			return
 		}
 		if say(records) != nil || isClosed(s.link.closed) || isClosed(s.gone) {
@@ -739,7 +736,7 @@ func (s *Server) sweep(now time.Time) {
 	for _, sess := range s.sessions {
 		if sess.isOld(now) {
 			old = append(old, sess)
-		} else if sess.stalled(now) && (worst == nil || sess.link.held.Load() > worst.link.held.Load()) {
+		} else if sess.link.stalled(now) && (worst == nil || sess.link.held.own.Load() > worst.link.held.own.Load()) {
 			worst = sess
 		}
 	}
@@ -754,7 +751,7 @@ func (s *Server) sweep(now time.Time) {
 	}
 	if s.memory.Load() > s.limits.memory && worst != nil {
 		s.log.Warn("too much memory in use: ending the session that holds most and does not move",
-			"session", worst.Name(), "bytes", worst.link.held.Load())
+			"session", worst.Name(), "bytes", worst.link.held.own.Load())
 		worst.end(wire.CloseRoom)
 		worst.link.drop()
 	}
@@ -773,15 +770,6 @@ func (s *Session) isOld(now time.Time) bool {
 		return now.Sub(s.lastSeen) > unconfirmedLife
 	}
 	return now.Sub(s.lastSeen) > Lifetime
-}
-
-// stalled tells whether nothing has been acknowledged for a while although
-// something waits for it.
-func (s *Session) stalled(now time.Time) bool {
-	s.link.mu.Lock()
-	defer s.link.mu.Unlock()
-	return s.link.retained+s.link.queued > 0 && now.Sub(s.link.lastAck) > stalledAfter ||
-		len(s.link.ready) > 0 && len(s.link.early)+len(s.link.ready) > windowRecords/2
 }
 
 // Shutdown waits until nothing has been on its way to any client for drainTime

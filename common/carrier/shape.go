@@ -95,14 +95,6 @@ func (b *blur) moved(n int) {
 	b.bytes += n
 }
 
-// sizeOf is how many bytes records have.
-func sizeOf(records []*sentRecord) (n int) {
-	for _, r := range records {
-		n += r.size
-	}
-	return n
-}
-
 // below draws a number from most - span to most: a limit that is kept and never
 // shows.
 func below[T ~int | ~int64](most, span T) T { return most - rand.N(span+1) }

@@ -184,7 +184,7 @@ func (w *window) ack(now time.Time, n int) {
 	if w.base == 0 || w.shortest <= w.base {
 		w.base, w.baseAt = w.shortest, now
 	}
-	w.turn(now)
+	w.endRound(now)
 	w.past, w.last = w.last, w.size
 	w.since, w.delivered, w.shortest, w.limited = now, 0, 0, false
 }
@@ -196,8 +196,8 @@ func delayAt(base time.Duration) time.Duration {
 	return queueDelay + time.Duration(queueShare*float64(base))
 }
 
-// turn ends a round trip.
-func (w *window) turn(now time.Time) {
+// endRound ends a round trip.
+func (w *window) endRound(now time.Time) {
 	rate := float64(w.delivered) / now.Sub(w.since).Seconds() // bytes per second
 	delay := w.delay()
 	ahead := rate * delay.Seconds()
@@ -282,3 +282,45 @@ func (w *window) set(size float64) {
 // again when acknowledgements come, and little delay. Half of it is worth an
 // exchange of its own.
 func (w *window) queue() int { return max(w.size/32, queueLimit) }
+
+// recall begins with what another session has found, and returns how many bytes
+// more than usual the window has: at most most, or it begins as usual.
+func (l *link) recall(p pace, most int) (more int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := newWindow()
+	w.recall(p)
+	if more = max(0, w.size-firstFlight); more > most {
+		return 0
+	}
+	l.out.window = w
+	return more
+}
+
+// finds is what this session has found the path to carry: zero if nothing.
+func (l *link) finds() (up, down pace) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.out.window.finds(), l.peer
+}
+
+// forget has finds say nothing until something is found again: it was of
+// another way.
+func (l *link) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.out.window.forget()
+	l.peer = pace{}
+}
+
+// news is what this session has found since news was called last: zero if
+// nothing.
+func (l *link) news() pace {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.out.window.found.After(l.said) {
+		return pace{}
+	}
+	l.said = time.Now()
+	return l.out.window.finds()
+}

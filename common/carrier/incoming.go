@@ -1,0 +1,254 @@
+package carrier
+
+import (
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"turbotunnel/common/wire"
+)
+
+const (
+	// windowRecords is how many records past the last one that the engine has
+	// read have room. Records are full when it matters: 32 MB, a third
+	// more than flightLimit.
+	windowRecords = 2048
+
+	// gapRounds and minGap bound the wait for a missing record: longer than
+	// one round of repair takes, so that the engine repairs only what the carrier
+	// cannot.
+	gapRounds = 8
+	minGap    = 5 * time.Second
+
+	// ackDelay is how long at most the client may keep the news that records
+	// came. Three quarters of it at least, so that the uploads beside a download
+	// have no period.
+	ackDelay = 28 * time.Millisecond
+)
+
+// incoming is the half of a link that receives. A record that comes is filed by
+// its number; as soon as none before it is missing it is ready for the engine.
+// A gap that nothing fills is given up after a while. What has come is news that
+// the other side wants to hear.
+//
+//	receive -> early -> deliver: ready -> get: the engine
+//	                       ^
+//	                     tick (a gap is given up)
+//
+// It does no I/O and knows no time but what it is told. It is not safe for
+// concurrent use: the link's mu guards every field that changes.
+type incoming struct {
+	held     *account        // of the buffers below
+	wake     chan<- struct{} // the link's, like readable
+	readable chan<- struct{}
+	givenUp  atomic.Uint64 // records whose gap was given up
+
+	// Order.
+	got       wire.Set           // records received or given up
+	early     map[uint64]*buffer // records behind a gap, by number; plaintext
+	delivered uint64             // number of the record that ready waits for
+	gapSince  time.Time          // when the gap before the early ones began; zero: there is none
+	cameAt    time.Time          // when a record came last
+	ready     []*buffer          // records in order, to be read by the engine; plaintext
+	hello     bool               // the first of them is no record but the first message's
+	offset    int                // bytes of ready[0] that were read
+	closed    bool               // nobody reads any more
+
+	// What is owed to this side.
+	existing  uint64    // records below this exist, as the other side says
+	owedSince time.Time // since when one of them has been missing; zero: none is
+
+	// What the other side is to hear.
+	told   uint64    // the newest grant that it was told
+	newsAt time.Time // since when, nearly, there is news to tell; zero: there is none
+	room   bool      // part of the news is that the grant has moved
+	ended  wire.Set  // exchanges of which no more will be received
+}
+
+func newIncoming(held *account, wake, readable chan<- struct{}) incoming {
+	return incoming{held: held, wake: wake, readable: readable, early: make(map[uint64]*buffer), told: windowRecords}
+}
+
+// receive files record n, which has come in b, of which this half becomes an
+// owner if it returns true; if not, it is a duplicate or there is no room for it.
+func (i *incoming) receive(n uint64, b *buffer, now time.Time) bool {
+	i.cameAt = now
+	if i.newsAt.IsZero() {
+		i.tell(now)
+		signal(i.wake)
+	}
+	if i.closed || n >= i.grant() || !i.got.Add(n) {
+		return false
+	}
+	i.held.add(1)
+	i.early[n] = b
+	i.deliver(now)
+	return true
+}
+
+// receiveHello files the datagrams of the first message, which come before
+// record 0.
+func (i *incoming) receiveHello(datagrams []byte) {
+	if len(datagrams) == 0 {
+		return
+	}
+	b := newBuffer()
+	b.b = append(b.b, datagrams...)
+	i.held.add(1)
+	i.ready = append(i.ready, b)
+	i.hello = true
+	signal(i.readable)
+}
+
+// deliver hands over what is in order and watches the gap before the rest.
+func (i *incoming) deliver(now time.Time) {
+	moved := false
+	for i.delivered < i.got.Low {
+		if b := i.early[i.delivered]; b != nil {
+			delete(i.early, i.delivered)
+			i.ready = append(i.ready, b)
+		} else {
+			i.givenUp.Add(1)
+		}
+		i.delivered++
+		moved = true
+	}
+	if moved {
+		i.gapSince = time.Time{}
+		signal(i.readable)
+	}
+	if len(i.got.Spans) > 0 && i.gapSince.IsZero() {
+		i.gapSince = now
+	}
+}
+
+// get copies the next datagram into p.
+func (i *incoming) get(p []byte, now time.Time) (n int, ok bool) {
+	d, rest, ok := i.first(now)
+	if !ok {
+		return 0, false
+	}
+	i.offset = len(i.ready[0].b) - len(rest)
+	if len(i.ready) > 1 || len(rest) > 0 {
+		signal(i.readable) // for another reader
+	}
+	return copy(p, d), true
+}
+
+// first returns the next datagram and what follows it in its record. Records
+// without one are given back.
+func (i *incoming) first(now time.Time) (d, rest []byte, ok bool) {
+	for len(i.ready) > 0 {
+		b := i.ready[0]
+		d, rest, err := wire.CutDatagram(b.b[i.offset:])
+		if err == nil {
+			return d, rest, true
+		}
+		// The end of the record. A malformed rest came from the other side's
+		// own hand; its engine will miss what it meant to say.
+		b.release()
+		i.held.add(-1)
+		i.ready[0] = nil
+		i.ready = i.ready[1:]
+		i.hello = false
+		i.offset = 0
+		// Tell of new room before the other side has used up the old.
+		if i.grant() >= i.told+windowRecords/2 && !i.room {
+			i.room, i.newsAt = true, now
+			signal(i.wake)
+		}
+	}
+	return nil, nil, false
+}
+
+// grant is the number of the first record that has no room. It never shrinks.
+func (i *incoming) grant() uint64 {
+	unread := len(i.ready)
+	if i.hello {
+		unread--
+	}
+	return i.delivered - uint64(unread) + windowRecords
+}
+
+// owe notes that records below number exist.
+func (i *incoming) owe(number uint64, now time.Time) {
+	i.existing = max(i.existing, number)
+	if i.complete() {
+		i.owedSince = time.Time{}
+	} else if i.owedSince.IsZero() {
+		i.owedSince = now
+	}
+}
+
+// owedFor says for how long records have been missing that exist.
+func (i *incoming) owedFor(now time.Time) time.Duration {
+	if i.complete() {
+		i.owedSince = time.Time{}
+	}
+	if i.owedSince.IsZero() {
+		return 0
+	}
+	return now.Sub(i.owedSince)
+}
+
+// complete tells whether all records have come that the other side has spoken of.
+func (i *incoming) complete() bool { return i.got.Low >= i.existing }
+
+// tell has the other side told soon what this one has.
+func (i *incoming) tell(now time.Time) { i.newsAt = now.Add(-rand.N(ackDelay / 4)) }
+
+// newsIn says how long the client may still keep the news that records came;
+// negative if there is none.
+func (i *incoming) newsIn(now time.Time) time.Duration {
+	if i.newsAt.IsZero() {
+		return -1
+	}
+	return max(0, ackDelay-now.Sub(i.newsAt))
+}
+
+// stamp writes into a head what this half has to say, which is no news then.
+func (i *incoming) stamp(h *wire.Head) {
+	h.Acks, h.Ended = i.got, i.ended
+	i.told = i.grant()
+	h.Window = i.told
+	i.newsAt, i.room = time.Time{}, false
+}
+
+func gapPatience(t trip) time.Duration { return max(minGap, gapRounds*t.smoothed) }
+
+// nextTick is when tick has something to do; zero: never.
+func (i *incoming) nextTick(t trip) time.Time {
+	if i.gapSince.IsZero() {
+		return time.Time{}
+	}
+	return i.gapSince.Add(gapPatience(t))
+}
+
+// tick gives up the gap if its time has come.
+func (i *incoming) tick(now time.Time, t trip) {
+	patience := gapPatience(t)
+	switch {
+	case i.gapSince.IsZero() || now.Sub(i.gapSince) < patience || len(i.got.Spans) == 0:
+	case now.Sub(i.cameAt) < patience/2:
+		i.got.Fill()
+		i.deliver(now)
+	default:
+		// In an outage nothing is repaired: the wait begins anew when something
+		// comes.
+		i.gapSince = time.Time{}
+	}
+}
+
+// drop gives back what waits to be read, and takes no more.
+func (i *incoming) drop() {
+	for _, b := range i.ready {
+		b.release()
+		i.held.add(-1)
+	}
+	for _, b := range i.early {
+		b.release()
+		i.held.add(-1)
+	}
+	i.ready, i.early, i.hello = nil, nil, false
+	i.closed = true
+}
