@@ -1,0 +1,221 @@
+package carrier
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"turbotunnel/common/wire"
+)
+
+// A sender is an outgoing half with a clock that a test moves, and nothing
+// around it.
+type sender struct {
+	outgoing
+	now  time.Time
+	trip trip
+}
+
+func newSender() *sender {
+	now := time.Now()
+	s := &sender{now: now, trip: trip{100 * ms, 10 * ms}}
+	s.outgoing = newOutgoing(new(account), make(chan struct{}, 1), make(chan struct{}, 1), now)
+	s.silence.part = 1 // no chance in it
+	return s
+}
+
+// send puts n records and has exchange e carry and write them.
+func (s *sender) send(e uint64, n int) *sender {
+	for range n {
+		s.put(make([]byte, 9000)) // one fits into a record
+	}
+	return s.carry(e)
+}
+
+// carry has exchange e carry what there is.
+func (s *sender) carry(e uint64) *sender {
+	for _, r := range s.take(e, largestBody, s.now, lanes{}) {
+		r.buf.release()
+	}
+	s.wrote(e, s.now)
+	return s
+}
+
+// later moves the clock, and ticks.
+func (s *sender) later(d time.Duration) *sender {
+	s.now = s.now.Add(d)
+	s.tick(s.now, s.trip)
+	return s
+}
+
+// acked says that the other side has the records below low and those named.
+func (s *sender) acked(low uint64, more ...uint64) *sender {
+	h := wire.Head{Acks: wire.Set{Low: low}}
+	for _, n := range more {
+		h.Acks.Add(n)
+	}
+	s.opened(&h, false, s.now)
+	return s
+}
+
+// ended says that the other side receives no more of exchange e.
+func (s *sender) ended(e uint64) *sender {
+	h := wire.Head{}
+	h.Ended.Add(e)
+	s.opened(&h, true, s.now)
+	return s
+}
+
+// state is what the half holds: the numbers in flight, and those lost.
+func (s *sender) state() string {
+	var flying, lost []uint64
+	size := 0
+	for n := s.base; n < s.next; n++ {
+		switch r := s.record(n); {
+		case r == nil:
+		case r.lost:
+			lost = append(lost, n)
+		default:
+			flying = append(flying, n)
+			size += r.size
+		}
+	}
+	text := fmt.Sprint(flying, lost)
+	if size != s.flying {
+		text += fmt.Sprintf(" but %d bytes are counted for %d", s.flying, size)
+	}
+	for _, n := range lost {
+		if !slices.Contains(s.lost, n) {
+			text += fmt.Sprintf(" but %d is not in the list", n)
+		}
+	}
+	return text
+}
+
+func TestOutgoingRepairs(t *testing.T) {
+	const soon, late = 100 * ms, 5 * time.Second
+	for _, c := range []struct {
+		why  string
+		do   func(s *sender)
+		want string // in flight, lost
+	}{
+		{"what was sent is in flight", func(s *sender) { s.send(1, 3) }, "[0 1 2] []"},
+		{"what is acknowledged is not", func(s *sender) { s.send(1, 3).acked(2) }, "[2] []"},
+		{"nor if it is acknowledged twice", func(s *sender) { s.send(1, 3).acked(2).acked(1, 1) }, "[2] []"},
+		{"what was never sent cannot be acknowledged", func(s *sender) { s.send(1, 1).acked(100, 200) }, "[] []"},
+		{"an exchange keeps its order: what it carried before is lost", func(s *sender) { s.send(1, 3).acked(0, 2) }, "[] [0 1]"},
+		{"exchanges overtake each other", func(s *sender) { s.send(1, 2).send(2, 2).acked(0, 2, 3) }, "[0 1] []"},
+		{"an exchange that has failed has lost all", func(s *sender) { s.send(1, 2).send(2, 1).endExchange(1) }, "[2] [0 1]"},
+		{"so has one that the other side calls ended", func(s *sender) { s.send(1, 2).send(2, 1).ended(1) }, "[2] [0 1]"},
+		{"what was sent again is not lost with the first exchange", func(s *sender) {
+			s.send(1, 1).endExchange(1)
+			s.carry(2).endExchange(1)
+		}, "[0] []"},
+		{"what was lost and comes after all is not sent again", func(s *sender) {
+			s.send(1, 2).endExchange(1)
+			s.acked(1).carry(2)
+		}, "[1] []"},
+		{"time alone loses nothing soon", func(s *sender) { s.send(1, 2).later(soon) }, "[0 1] []"},
+		{"in silence one record asks whether the path is back", func(s *sender) { s.send(1, 3).later(late) }, "[1 2] [0]"},
+		{"the oldest one", func(s *sender) { s.send(2, 1).send(1, 2).later(late) }, "[1 2] [0]"},
+		{"not a second one while the first waits to be sent", func(s *sender) { s.send(1, 3).later(late).later(late) }, "[1 2] [0]"},
+		{"each time after twice as long", func(s *sender) { s.send(1, 3).later(late).carry(2).later(late).carry(3).later(minProbe) }, "[0 1 2] []"},
+		{"that one exchange brought something later says that another has failed", func(s *sender) {
+			s.send(1, 2).later(ms).send(2, 1).later(soon).acked(0, 2).later(late)
+		}, "[] [0 1]"},
+		{"but not before it may have taken so long", func(s *sender) {
+			s.send(1, 2).later(ms).send(2, 1).later(soon).acked(0, 2).later(soon)
+		}, "[0 1] []"},
+		{"one that is still being written is waited for", func(s *sender) {
+			s.put([]byte("x"))
+			s.take(1, MaxBody, s.now, lanes{})[0].buf.release()
+			s.later(time.Hour)
+		}, "[0] []"},
+		{"nothing is put on an exchange that the other side calls ended", func(s *sender) { s.ended(1).send(1, 1) }, "[] []"},
+	} {
+		s := newSender()
+		c.do(s)
+		if got := s.state(); got != c.want {
+			t.Errorf("%s: in flight and lost are %s, want %s", c.why, got, c.want)
+		}
+		s.drop()
+		if held := s.held.own.Load(); held != 0 {
+			t.Errorf("%s: %d bytes held after drop", c.why, held)
+		}
+	}
+}
+
+func TestOutgoingIsDue(t *testing.T) {
+	const never = -1
+	calm := func(s *sender) { s.window.base, s.window.starting = 80*ms, false }
+	for _, c := range []struct {
+		why  string
+		do   func(s *sender)
+		in   lanes
+		want time.Duration
+	}{
+		{"nothing waits", func(*sender) {}, lanes{}, never},
+		{"after a pause a word leaves at once", func(s *sender) { calm(s); s.put([]byte("x")) }, lanes{}, 0},
+		{"words gather for a while", func(s *sender) { calm(s); s.send(1, 1).put([]byte("x")) }, lanes{}, batchDelay},
+		{"not on a path shorter than timers", func(s *sender) { s.window.base = ms; s.send(1, 1).put([]byte("x")) }, lanes{}, 0},
+		{"half a queue leaves at once", func(s *sender) {
+			calm(s)
+			s.send(1, 1)
+			for range queueLimit / 2 / 9000 {
+				s.put(make([]byte, 9000))
+			}
+			s.put(make([]byte, 9000))
+		}, lanes{}, 0},
+		{"what was lost leaves at once", func(s *sender) { calm(s); s.send(1, 1).endExchange(1) }, lanes{}, 0},
+		{"few slots are a share of the round trip apart", func(s *sender) { calm(s); s.send(1, 1).put([]byte("x")) }, lanes{slots: 4}, 20 * ms},
+		{"many slots are no matter", func(s *sender) { calm(s); s.send(1, 1).put([]byte("x")) }, lanes{slots: fewSlots}, batchDelay},
+		{"so are few polls", func(s *sender) { calm(s); s.send(1, 1).put([]byte("x")) }, lanes{polls: 4}, 20 * ms},
+		{"unless the window grows", func(s *sender) { s.window.base = 80 * ms; s.send(1, 1).put([]byte("x")) }, lanes{polls: 4}, batchDelay},
+		{"a full window is waited for", func(s *sender) { s.window.size = 9000; s.send(1, 2).put([]byte("x")) }, lanes{}, never},
+		{"so is room at the other side", func(s *sender) { s.grant = 1; s.send(1, 2) }, lanes{}, never},
+		{"who is blocked does not wait for company", func(s *sender) {
+			calm(s)
+			s.send(1, 1)
+			for s.put(make([]byte, 9000)) {
+			}
+		}, lanes{slots: 2}, 0},
+	} {
+		s := newSender()
+		c.do(s)
+		if got := s.dueIn(s.now, c.in); got != c.want {
+			t.Errorf("%s: due in %v, want %v", c.why, got, c.want)
+		}
+		s.drop()
+	}
+}
+
+// An exchange carries no more than fits, and where exchanges are few its share.
+func TestOutgoingTakes(t *testing.T) {
+	for _, c := range []struct {
+		why   string
+		limit int
+		in    lanes
+		want  int // records
+	}{
+		{"all", largestBody, lanes{}, 20},
+		{"as much as the limit allows", 30000, lanes{}, 3},
+		{"nothing", 9000, lanes{}, 0},
+		{"its share where slots are few", largestBody, lanes{slots: 3}, 9}, // of 256 KB
+		{"a record and more in any case", largestBody, lanes{slots: 15}, 2},
+		{"all where slots are many", largestBody, lanes{slots: 16}, 20},
+	} {
+		s := newSender()
+		for range 20 {
+			s.put(make([]byte, 9000))
+		}
+		taken := s.take(1, c.limit, s.now, c.in)
+		for _, r := range taken {
+			r.buf.release()
+		}
+		if len(taken) != c.want {
+			t.Errorf("%s: %d records, want %d", c.why, len(taken), c.want)
+		}
+		s.drop()
+	}
+}
