@@ -109,7 +109,6 @@ type Client struct {
 	log    *slog.Logger
 	target string // URL of this session's requests; owned by run
 	blur   *blur
-	part   float64 // of what others have found of the path
 	link   *link
 	conn   *Conn
 	ctx    context.Context
@@ -143,7 +142,7 @@ type Client struct {
 	turned      time.Time // when a turn began last
 	answered    time.Time // when an upload that was answered last had been started
 	passed      time.Time // when uploads passed last as soon as answers were ended
-	found       *way      // whose pace the link finds; nil before the first upload has ended
+	recall      recaller  // recall
 	suspended   time.Time // when answers were ended to see whether uploads pass without them; zero: not now
 	failures    int       // in a row
 	foreigns    int       // likewise, of answers by somebody else
@@ -164,7 +163,6 @@ func NewClient(cfg ClientConfig) *Client {
 		cfg.Path = new(Path)
 	}
 	l := newLink(nil)
-	part := cfg.Path.begin(time.Now())
 	binding := make([]byte, handshake.BindingSize)
 	rand.Read(binding) // never fails (crypto/rand)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -172,7 +170,6 @@ func NewClient(cfg ClientConfig) *Client {
 		cfg:       cfg,
 		log:       log,
 		blur:      newBlur(),
-		part:      part,
 		link:      l,
 		conn:      newConn(l, "server", binding),
 		ctx:       ctx,
@@ -306,13 +303,8 @@ func (c *Client) newAttempt(clock time.Duration) *attempt {
 // has carried before, and this side begins with that, too.
 func (c *Client) ask() wire.Head {
 	way, now := c.way(), time.Now()
-	up, down := way.carries(now)
-	c.link.recall(up.part(c.part), flightLimit)
-	down = down.part(c.part).roughly()
 	asked := wire.Head{Limit: bodyBelow(maxAnswers)}
-	if down.known() {
-		asked.Rate, asked.More, asked.Trip = int(down.rate), down.more, down.trip
-	}
+	c.recall.begin(&c.cfg.Path.recall, c.front(), c.link, &asked) // recall
 	alone := c.cfg.Transport.MaxInFlight() < 2 || way.oneAtATime(now)
 	if c.cfg.Mode != Poll && way.streaming() && !alone {
 		_, asked.Quiet, asked.Stream = way.lengths()

@@ -34,8 +34,6 @@ type link struct {
 	out   outgoing // guarded by mu, like what follows
 	in    incoming
 	heads heads
-	peer  pace        // what the server says that it has found; at a client
-	said  time.Time   // when news was asked for last; at a server
 	timer *time.Timer // calls tick; nil before the first use
 	shut  bool        // closed is closed
 	fin   bool        // finished is closed
@@ -169,11 +167,8 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 		l.sample(rtt, 0)
 	}
 	l.out.opened(h, newest, now)
-	if newest && h.Rate > 0 {
-		l.peer = pace{float64(h.Rate), h.More, l.heads.trip.smoothed, now}
-		if l.out.window.base > 0 {
-			l.peer.trip = l.out.window.base
-		}
+	if newest {
+		l.out.window.found.hear(h, &l.out.window, l.heads.trip, now) // recall
 	}
 	l.arm()
 }

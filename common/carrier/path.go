@@ -1,7 +1,6 @@
 package carrier
 
 import (
-	"slices"
 	"sync"
 	"time"
 )
@@ -27,18 +26,16 @@ const (
 	// latest. Each time it still does not, the next look is twice as far away.
 	firstProbe = 30 * time.Second
 	lastProbe  = 30 * time.Minute
-
-	// together is how long after one session another one begins at the same time.
-	together = 500 * time.Millisecond
 )
 
 // A Path is what sessions have learned of the ways to their server, by the
 // name of the front. Sessions that share it learn from each other. The zero
 // value knows nothing. Safe for concurrent use.
 type Path struct {
-	mu    sync.Mutex
-	ways  map[string]*way // guarded by mu, like what follows
-	begun []time.Time     // when sessions began, those within together before the last
+	recall memory // recall
+
+	mu   sync.Mutex
+	ways map[string]*way // by front; guarded by mu
 }
 
 // way is what is known of the way through one front.
@@ -55,16 +52,6 @@ type way struct {
 	age        time.Duration
 	cutAt      time.Duration // the age at which a stream was cut last
 	tooLarge   int           // bytes of the smallest body that was refused; 0: none
-	up, down   pace
-}
-
-// begin says that a session begins, and returns which part of what another one
-// has found it may take for its own: those that begin together share it.
-func (p *Path) begin(now time.Time) float64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.begun = append(slices.DeleteFunc(p.begun, func(t time.Time) bool { return now.Sub(t) > together }), now)
-	return 1 / float64(len(p.begun))
 }
 
 func (p *Path) way(front string) *way {
@@ -182,38 +169,4 @@ func (w *way) takesBody(size int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return size <= largestBody && (w.tooLarge == 0 || size < w.tooLarge)
-}
-
-// finds notes what a session finds the way to carry, if that is news.
-func (w *way) finds(up, down pace) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if up.replaces(w.up) {
-		w.up = up
-	}
-	if down.replaces(w.down) {
-		w.down = down
-	}
-}
-
-// carries is what sessions have found the way to carry: zero if nothing, or long
-// ago.
-func (w *way) carries(now time.Time) (up, down pace) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if now.Sub(w.up.at) <= paceLife {
-		up = w.up
-	}
-	if now.Sub(w.down.at) <= paceLife {
-		down = w.down
-	}
-	return up, down
-}
-
-// forget forgets what the way carries, and hears of nothing that was found
-// before now.
-func (w *way) forget(now time.Time) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.up, w.down = pace{at: now}, pace{at: now}
 }

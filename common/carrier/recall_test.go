@@ -40,17 +40,16 @@ func TestRecall(t *testing.T) {
 		}
 		begin("the first one", firstFlight, firstFlight)
 		time.Sleep(together + 1)
-		way := path.way("")
-		way.finds(pace{20e6, false, trip, time.Now()}, pace{40e6, false, trip, time.Now()})
-		way.finds(pace{1, false, trip, time.Now().Add(-1)}, pace{1, false, trip, time.Now().Add(-1)})                 // older
-		way.finds(pace{1, true, trip, time.Now().Add(time.Minute)}, pace{1, true, trip, time.Now().Add(time.Minute)}) // small talk
+		path.recall.finds("", pace{20e6, false, trip, time.Now()}, pace{40e6, false, trip, time.Now()})
+		path.recall.finds("", pace{1, false, trip, time.Now().Add(-1)}, pace{1, false, trip, time.Now().Add(-1)})                 // older
+		path.recall.finds("", pace{1, true, trip, time.Now().Add(time.Minute)}, pace{1, true, trip, time.Now().Add(time.Minute)}) // small talk
 		begin("a second one", product(20e6), product(40e6))
 		begin("one beside it", product(10e6), product(20e6))
 		begin("a third one", product(20e6/3), product(40e6/3))
 		time.Sleep(together + 1)
 		begin("a later one", product(20e6), product(40e6))
 		time.Sleep(paceShared)
-		way.finds(pace{10e6, false, trip, time.Now()}, pace{80e6, true, trip, time.Now()})
+		path.recall.finds("", pace{10e6, false, trip, time.Now()}, pace{80e6, true, trip, time.Now()})
 		begin("one on a path that has changed", product(10e6), product(80e6))
 		time.Sleep(paceLife)
 		begin("one long after", firstFlight, firstFlight)
@@ -64,19 +63,19 @@ func TestFinds(t *testing.T) {
 		w.net.set(always(near()))
 		client, session := w.pair(Auto)
 		both(t, client, session, 100)
-		if up, down := client.way().carries(time.Now()); up.rate > 0 && !up.more || down.rate > 0 && !down.more {
+		if up, down := client.cfg.Path.recall.carries(client.front(), time.Now()); up.rate > 0 && !up.more || down.rate > 0 && !down.more {
 			t.Errorf("%v and %v were found, and no window was full", up, down)
 		}
 		time.Sleep(time.Second)
 		now := time.Now()
 		for i, l := range []*link{client.link, session.link} {
 			l.mu.Lock()
-			l.out.window.starting, l.out.window.rate, l.out.window.base, l.out.window.found = false, float64(i+1)*1e9, 50*ms, now
+			l.out.window.starting, l.out.window.rate, l.out.window.base, l.out.window.found.at = false, float64(i+1)*1e9, 50*ms, now
 			l.mu.Unlock()
 		}
 		both(t, client, session, 1)
 		time.Sleep(time.Second)
-		up, down := client.way().carries(time.Now())
+		up, down := client.cfg.Path.recall.carries(client.front(), time.Now())
 		if up.rate < 0.8e9 || down.rate != 2e9 || (up.trip-50*ms).Abs() > ms || (down.trip-50*ms).Abs() > ms {
 			t.Errorf("found %v and %v", up, down)
 		}
@@ -90,7 +89,7 @@ func TestFinds(t *testing.T) {
 		}
 		both(t, client, session, 1) // neither has found anything since
 		time.Sleep(time.Second)
-		if up, down := client.way().carries(time.Now()); up.rate > 1e8 || down.rate > 1e8 {
+		if up, down := client.cfg.Path.recall.carries(client.front(), time.Now()); up.rate > 1e8 || down.rate > 1e8 {
 			t.Errorf("%v and %v are still known after a failure", up, down)
 		}
 	})
@@ -274,8 +273,50 @@ func TestRecallOfStrangers(t *testing.T) {
 		time.Sleep(2 * unconfirmedLife)
 		w.server.mu.Lock()
 		defer w.server.mu.Unlock()
-		if w.server.recalled != 0 {
-			t.Errorf("%d bytes are still counted", w.server.recalled)
+		if w.server.credit.lent != 0 {
+			t.Errorf("%d bytes are still counted", w.server.credit.lent)
 		}
 	})
+}
+
+// A window that begins with what another one has found is full at once, and
+// follows the path if that is not what it was.
+func TestWindowRecalls(t *testing.T) {
+	path := testPath{12.5e6, 100 * time.Millisecond}
+	product := path.rate * path.base.Seconds()
+	first, now := newWindow(), time.Now()
+	path.run(&first, &now, 10*time.Second)
+	found := first.finds()
+	if found.more || found.rate < 0.9*path.rate || found.rate > 1.1*path.rate {
+		t.Fatalf("found %+v", found)
+	}
+	second := newWindow()
+	second.recall(found)
+	path.greet(&second, &now)
+	if s := float64(second.size); s < product || s > 1.4*product {
+		t.Errorf("begins with %.0f bytes, and the path holds %.0f", s, product)
+	}
+	if delay := path.run(&second, &now, 2*time.Second); delay > 2*first.delay() {
+		t.Errorf("a delay of %v", delay)
+	}
+	for name, other := range map[string]testPath{
+		"slower": {1.25e6, 100 * time.Millisecond},
+		"faster": {62.5e6, 100 * time.Millisecond},
+		"nearer": {12.5e6, 20 * time.Millisecond},
+		"remote": {12.5e6, 250 * time.Millisecond},
+	} {
+		w, now := newWindow(), now
+		w.recall(found)
+		other.greet(&w, &now)
+		delay := other.run(&w, &now, 16*time.Second)
+		holds := other.rate * other.base.Seconds()
+		if s := float64(w.size); s < 0.95*holds || delay > 3*w.delay() {
+			t.Errorf("%s: after 16 s %.0f bytes in flight, and the path holds %.0f; delay %v", name, s, holds, delay)
+		}
+	}
+	half := newWindow() // of a session that ended while its window still grew
+	half.recall(pace{path.rate / 2, true, path.base, now})
+	if s := float64(half.size); s < product/2 || s > 0.75*product || !half.starting {
+		t.Errorf("begins with %.0f bytes, growing %v", s, half.starting)
+	}
 }

@@ -13,12 +13,14 @@ import (
 // it runs in Client.run's goroutine.
 
 // way is what is known of the way that exchanges take now.
-func (c *Client) way() *way {
-	name := ""
+func (c *Client) way() *way { return c.cfg.Path.way(c.front()) }
+
+// front names that way.
+func (c *Client) front() string {
 	if n, ok := c.cfg.Transport.(interface{ Name() string }); ok {
-		name = n.Name()
+		return n.Name()
 	}
-	return c.cfg.Path.way(name)
+	return ""
 }
 
 // slots says how many exchanges may be in flight in each direction: a third of
@@ -313,12 +315,6 @@ func (c *Client) observe(res *result) {
 			c.bodyLimit *= 2
 		}
 		c.uploads--
-		if way == c.found {
-			way.finds(c.link.finds())
-		} else {
-			c.link.forget()
-			c.found = way
-		}
 		if res.good && f.started.After(c.answered) {
 			c.answered = f.started
 		}
@@ -337,11 +333,11 @@ func (c *Client) observe(res *result) {
 	case stream:
 		c.streams--
 	}
+	c.recall.learn(&c.cfg.Path.recall, c.front(), c.link, f.kind, res.good && c.failures > 1) // recall
 	if res.good {
 		if c.failures > 1 {
 			c.log.Info("carrying again", "after", now.Sub(c.failingFrom).Round(time.Millisecond))
 			way.soon(now)
-			way.forget(now)
 		}
 		c.failures, c.foreigns, c.notBefore = 0, 0, time.Time{}
 		c.forgot.Store(false)

@@ -30,11 +30,6 @@ const (
 	// key, get one when they are confirmed.
 	maxUnconfirmed = 512
 
-	// maxRecalled is how many bytes the windows of unconfirmed sessions may have
-	// together because their first messages say what the path carries. Those
-	// beyond it begin like all others.
-	maxRecalled = maxMemory / 8
-
 	// maxSessions bounds all sessions. A new one beyond it is not opened.
 	maxSessions = 1 << 16
 
@@ -114,7 +109,7 @@ type Server struct {
 	mu          sync.Mutex
 	sessions    map[handshake.ID]*Session // guarded by mu, like what follows
 	unconfirmed int                       // of those that have an engine
-	recalled    int                       // bytes of unconfirmed sessions' windows
+	credit      credit                    // recall
 	closed      bool
 
 	opened, refused, expired atomic.Uint64
@@ -163,7 +158,6 @@ type Session struct {
 	conn      *Conn
 	turn      chan struct{} // held by the answer that may take what comes next
 	gone      chan struct{} // closed when the session is forgotten
-	recalled  int           // bytes of the server's recalled; set before anything is sent
 
 	mu        sync.Mutex
 	confirmed bool // guarded by mu, like what follows
@@ -326,8 +320,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 	s.sessions[id] = sess
 	start := !sess.refused && s.unconfirmed < s.limits.unconfirmed
 	if start {
-		sess.recalled = l.recall(pace{rate: float64(ask.Rate), more: ask.More, trip: ask.Trip}, maxRecalled-s.recalled)
-		s.recalled += sess.recalled
+		s.credit.lend(l, &ask) // recall
 		s.unconfirmed++
 		sess.started = true
 		s.wg.Go(sess.run)
@@ -362,12 +355,18 @@ func (s *Session) confirm() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if s.started {
-		v.unconfirmed--
-		v.recalled -= s.recalled
+		v.settle(s)
 	} else if !v.closed && v.sessions[s.id] == s {
 		s.started = true
 		v.wg.Go(s.run)
 	}
+}
+
+// settle counts a session no more among those that are unconfirmed and have an
+// engine. mu is held.
+func (s *Server) settle(sess *Session) {
+	s.unconfirmed--
+	s.credit.settle(sess.link) // recall
 }
 
 // note takes note of a request.
@@ -529,10 +528,12 @@ func (s *Session) write(w io.Writer, e uint64, records []*sentRecord) (err error
 
 // fields are the values of a head that the session knows.
 func (s *Session) fields() wire.Head {
-	p := s.link.news()
+	var h wire.Head
+	s.link.stampFound(&h) // recall
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return wire.Head{Close: s.reason, Rate: int(p.rate), More: p.more && p.rate > 0}
+	h.Close = s.reason
+	return h
 }
 
 // await waits at most hold for records for exchange e. Of several answers that
@@ -704,8 +705,7 @@ func (s *Session) forget() {
 	if first {
 		s.forgotten = true
 		if s.started && !s.confirmed {
-			v.unconfirmed--
-			v.recalled -= s.recalled
+			v.settle(s)
 			s.confirmed = true // counted
 		}
 		close(s.gone)

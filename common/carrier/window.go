@@ -1,9 +1,6 @@
 package carrier
 
-import (
-	"math"
-	"time"
-)
+import "time"
 
 const (
 	// firstFlight is what a new session may send at once. minFlight and
@@ -37,54 +34,28 @@ const (
 	// seen it.
 	rateDecay = 7.0 / 8
 
+	// margin is how much larger than the path seems to hold a window may be: what
+	// was measured is too little where acknowledgements come in lumps.
+	margin = 5.0 / 4
+
+	// rise is how much one round trip's rate may be above the best of late
+	// before that means that the path has become faster.
+	rise = 1.1
+
+	// startRounds is how many round trips a window grows at least, unless a queue
+	// shows, and startShare which share of what was allowed two round trips before
+	// has to be delivered for it to grow on: less than that is a path that is full.
+	startRounds = 4
+	startShare  = 2.0 / 3
+
+	// drained is the share of what the path holds that is in flight while the
+	// base is looked for: the queue is gone within that round trip.
+	drained = 3.0 / 4
+
 	// baseLife is how long a round-trip time counts as the shortest. Then the
 	// window is kept low for a round trip, so that it can be seen again.
 	baseLife = 20 * time.Second
-
-	// paceLife is how long what one session has found of a path counts for
-	// another one, and paceShared how long it counts although another one finds
-	// less.
-	paceLife   = 10 * time.Minute
-	paceShared = 10 * time.Second
 )
-
-// A pace is what a session has found a path to carry in one direction.
-type pace struct {
-	rate float64       // bytes per second; 0: nothing is known
-	more bool          // the window was still growing: the path may carry more
-	trip time.Duration // the shortest round trip
-	at   time.Time     // when it was found
-}
-
-func (p pace) known() bool { return p.rate > 0 && p.trip > 0 }
-
-// replaces tells whether p says more than old of the same way. A session that
-// shares the way, or has little to say, finds less than what it carries.
-func (p pace) replaces(old pace) bool {
-	life := paceShared
-	if p.more {
-		life = paceLife
-	}
-	return p.known() && p.at.After(old.at) && (p.rate >= old.rate || p.at.Sub(old.at) > life)
-}
-
-// part is what one of several sessions may take for its own that begin together
-// on a way of this pace.
-func (p pace) part(share float64) pace {
-	p.rate *= share
-	p.more = p.more || share < 1
-	return p
-}
-
-// roughly is p with so little detail that it tells one client from another no
-// better than a server can measure itself: in steps of a fifth.
-func (p pace) roughly() pace {
-	step := func(x float64) float64 { return math.Exp2(math.Round(4*math.Log2(x)) / 4) }
-	if p.known() {
-		p.rate, p.trip = step(p.rate), time.Duration(step(float64(p.trip)))
-	}
-	return p
-}
 
 // A window says how many bytes may be in flight: the product of the path's
 // rate and its round-trip time, and a short queue's worth more. Below it there is
@@ -98,54 +69,26 @@ func (p pace) roughly() pace {
 // whole exchanges and say nothing about a queue. The zero value is not ready.
 // It belongs to a link, whose lock guards it.
 type window struct {
-	size     int
+	size     int           // bytes that may be in flight
+	limited  bool          // in this round trip there was more to send than that
 	starting bool          // the size grows with each acknowledgement: no queue was seen yet
-	recalled bool          // the size is another session's, and was not tried yet
+	rate     float64       // the most bytes per second of late, when the window was the limit; 0: never yet
 	base     time.Duration // the shortest round trip of late; 0: none yet
 	baseAt   time.Time     // when it was seen
-	rate     float64       // the most bytes per second of late, when the window was the limit; 0: never yet
+	draining float64       // the rate before the window was lowered to see the base; 0: it was not
+	latest   time.Duration // the latest round-trip time; 0: none yet
 
 	// The round trip under way.
 	since     time.Time
-	delivered int           // bytes
-	shortest  time.Duration // 0: none yet
-	latest    time.Duration // likewise
-	full      int           // so many before it were limited, one after the other
-	past      int           // the size before the round trip before this one
-	last      int           // the size before this one
-	limited   bool          // there was more to send than the window allows
-	most      float64       // the most bytes per second while the size was growing
-	found     time.Time     // when the window was the limit last and rate was measured, or most has grown; zero: never
-	draining  float64       // the rate before the window was lowered to see the base; 0: it was not
+	delivered int           // bytes that were acknowledged in it
+	shortest  time.Duration // the shortest round-trip time in it; 0: none yet
+	rounds    int           // so many before it were limited, one after the other
+	sizes     [2]int        // the size when it began, and when the one before it did
+
+	found found // recall
 }
 
 func newWindow() window { return window{size: firstFlight, starting: true} }
-
-// recall begins where a session before has arrived. The round trip is measured
-// anew: if it has become longer, the old one would show a queue for ever.
-func (w *window) recall(p pace) {
-	if !p.known() {
-		return
-	}
-	w.set(p.rate * (p.trip + delayAt(p.trip)).Seconds())
-	if p.more {
-		w.size = max(w.size, firstFlight)
-		return
-	}
-	w.starting, w.recalled, w.rate = false, true, p.rate
-}
-
-// finds is the pace of the path so far.
-func (w *window) finds() pace {
-	p := pace{w.rate, w.starting, w.base, w.found}
-	if w.starting {
-		p.rate = w.most
-	}
-	return p
-}
-
-// forget has finds say nothing until something is found again.
-func (w *window) forget() { w.most, w.found = 0, time.Time{} }
 
 // took notes a round-trip time, without what the other side has waited before
 // it answered. It is that of size bytes: what the path needs to take them up is
@@ -185,7 +128,7 @@ func (w *window) ack(now time.Time, n int) {
 		w.base, w.baseAt = w.shortest, now
 	}
 	w.endRound(now)
-	w.past, w.last = w.last, w.size
+	w.sizes = [2]int{w.size, w.sizes[0]}
 	w.since, w.delivered, w.shortest, w.limited = now, 0, 0, false
 }
 
@@ -198,12 +141,9 @@ func delayAt(base time.Duration) time.Duration {
 
 // endRound ends a round trip.
 func (w *window) endRound(now time.Time) {
+	defer w.found.follow(*w, w, now)                          // recall
 	rate := float64(w.delivered) / now.Sub(w.since).Seconds() // bytes per second
 	delay := w.delay()
-	ahead := rate * delay.Seconds()
-	if w.starting && rate > w.most {
-		w.most, w.found = rate, now
-	}
 	switch {
 	case w.draining > 0:
 		// What was measured with little in flight is the path's own.
@@ -214,44 +154,35 @@ func (w *window) endRound(now time.Time) {
 	case !w.limited:
 		// It says nothing about the path, unless that is too full as it is: few
 		// exchanges at once can be large.
-		w.full = 0
+		w.rounds = 0
 		if w.shortest-w.base > 2*delay && w.rate > 0 {
-			w.set(min(float64(w.size), 1.25*max(rate, w.rate)*(w.base+delay).Seconds()))
+			w.set(min(float64(w.size), margin*max(rate, w.rate)*(w.base+delay).Seconds()))
 		}
 		return
 	}
 	if now.Sub(w.since) > 2*w.shortest+time.Second {
-		w.full = 0 // there was a pause in it
+		w.rounds = 0 // there was a pause in it
 	}
-	// Acknowledgements can come in lumps, and a round trip see none.
-	w.full++
-	faster := rate > 1.1*w.rate
-	if w.full > 1 {
+	w.rounds++
+	faster := rate > rise*w.rate
+	if w.rounds > 1 { // acknowledgements can come in lumps, and a round trip see none
 		w.rate *= rateDecay
 	}
 	w.rate = max(rate, w.rate)
-	if !w.starting {
-		w.found = now
-	}
-	recalled := w.recalled
-	w.recalled = false
 	product := w.rate * (w.base + delay).Seconds()
 	switch {
 	case w.starting:
 		// What a round trip delivers is what was sent in the one before, when the
 		// size was still growing to what it was at its end.
-		if w.shortest-w.base < 2*delay && (w.full < 4 || 3*w.delivered > 2*w.past) {
+		early := w.rounds < startRounds || float64(w.delivered) > startShare*float64(w.sizes[1])
+		if early && w.shortest-w.base < 2*delay {
 			return // it grows
 		}
 		// The rate is the path's, or a part of that if the path has not been full
 		// for all of the round trip.
-		w.starting, w.found = false, now
-		w.set(min(float64(w.size), 1.25*product))
-		return
-	case recalled && w.latest-w.base < delay/2:
-		// The path carries more: the session before has shared it.
-		w.starting = true
-		return
+		w.starting = false
+		w.set(min(float64(w.size), margin*product))
+	case w.found.grows(w): // recall
 	case w.shortest-w.base < delay/4:
 		// The path is far from full: it has become faster, an outage has made
 		// the window small, or few exchanges at once leave gaps.
@@ -261,17 +192,16 @@ func (w *window) endRound(now time.Time) {
 		case size < product:
 			w.set(min(2*size, product))
 		default:
-			w.set(min(1.25*size, 2*product))
+			w.set(min(margin*size, 2*product))
 		}
-		return
-	case w.full > 1 && now.Sub(w.baseAt) > baseLife: // the first says little of the rate
+	case w.rounds > 1 && now.Sub(w.baseAt) > baseLife: // the first says little of the rate
 		w.draining = rate
-		w.set(rate * w.base.Seconds() * 3 / 4)
-		return
+		w.set(rate * w.base.Seconds() * drained)
+	default:
+		next := float64(w.size)*w.base.Seconds()/w.shortest.Seconds() + rate*delay.Seconds()
+		// Half way, and at most doubled: one odd round trip does not count much.
+		w.set(min((float64(w.size)+next)/2, 2*float64(w.size)))
 	}
-	next := float64(w.size)*w.base.Seconds()/w.shortest.Seconds() + ahead
-	// Half way, and at most doubled: one odd round trip does not count much.
-	w.set(min((float64(w.size)+next)/2, 2*float64(w.size)))
 }
 
 func (w *window) set(size float64) {
@@ -282,45 +212,3 @@ func (w *window) set(size float64) {
 // again when acknowledgements come, and little delay. Half of it is worth an
 // exchange of its own.
 func (w *window) queue() int { return max(w.size/32, queueLimit) }
-
-// recall begins with what another session has found, and returns how many bytes
-// more than usual the window has: at most most, or it begins as usual.
-func (l *link) recall(p pace, most int) (more int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	w := newWindow()
-	w.recall(p)
-	if more = max(0, w.size-firstFlight); more > most {
-		return 0
-	}
-	l.out.window = w
-	return more
-}
-
-// finds is what this session has found the path to carry: zero if nothing.
-func (l *link) finds() (up, down pace) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.out.window.finds(), l.peer
-}
-
-// forget has finds say nothing until something is found again: it was of
-// another way.
-func (l *link) forget() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.out.window.forget()
-	l.peer = pace{}
-}
-
-// news is what this session has found since news was called last: zero if
-// nothing.
-func (l *link) news() pace {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.out.window.found.After(l.said) {
-		return pace{}
-	}
-	l.said = time.Now()
-	return l.out.window.finds()
-}
