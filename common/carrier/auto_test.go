@@ -264,7 +264,7 @@ func (b *countingBody) Read(p []byte) (int, error) {
 // narrow does not say how many exchanges it lets through.
 type narrow struct{ *network }
 
-func (narrow) MaxInFlight() int { return 100 }
+func (narrow) Slots() (n int, crowded bool) { return 100, false }
 
 // A path that lets one exchange through at a time makes everything slow, and
 // nothing else.

@@ -58,20 +58,32 @@ const (
 	minBody = wire.MaxUnit + headRoom
 )
 
-// A Transport makes exchanges. It must not repeat a request, must close the
-// request's body, and must begin to read it only when the connection that
-// carries it is ready. Safe for concurrent use.
-//
-// It may also have a method Name() string, the name of the front that carries
-// now, by which a Path remembers; and Foreign(*http.Response), which is called
-// with an answer of status 200 that was not the server's.
+// A Transport makes exchanges by way of a front that it chooses, and is the one
+// authority on how fronts fare: a session judges only itself. Safe for concurrent
+// use.
 type Transport interface {
+	// RoundTrip makes an exchange. It must not repeat the request, must close
+	// the request's body, and must begin to read it only when the connection that
+	// carries it is ready.
 	http.RoundTripper
 
-	// MaxInFlight is how many exchanges a session may have under way at once,
-	// at least 1. It may change. 1 means that there is a crowd: other sessions
-	// wait for their turn.
-	MaxInFlight() int
+	// Name names the front that carries now. What a Path learns of the way
+	// through it is remembered by that name.
+	Name() string
+
+	// Slots is how many exchanges a session may have under way at once, at least
+	// 1. It may change. Crowded says that sessions share so few that one which
+	// has nothing to say keeps others waiting.
+	Slots() (n int, crowded bool)
+
+	// Rest is how long the fronts have asked to be left alone (Retry-After):
+	// 0 while there is one that has not.
+	Rest() time.Duration
+
+	// Foreign is told of an answer of status 200 that was not the server's,
+	// before its body is closed. What another status says of a front, the
+	// Transport sees by itself.
+	Foreign(resp *http.Response)
 }
 
 // Errors of a session, to be tested with errors.Is.

@@ -21,7 +21,10 @@ type plainTransport struct {
 	max int
 }
 
-func (t plainTransport) MaxInFlight() int { return t.max }
+func (t plainTransport) Slots() (n int, crowded bool) { return t.max, false }
+func (plainTransport) Name() string                   { return "" }
+func (plainTransport) Rest() time.Duration            { return 0 }
+func (plainTransport) Foreign(*http.Response)         {}
 
 // pair is a client and a server that serve one session's Conn to a test.
 type pair struct {

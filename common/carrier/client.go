@@ -114,16 +114,16 @@ type Client struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	ready     chan struct{} // closed when the server has answered
-	isReady   sync.Once
-	isSuspect sync.Once
-	isEnding  sync.Once
-	suspect   chan struct{} // closed when the server seems not to know the session
-	forgot    atomic.Bool   // suspect, and nothing good has come since
-	ending    chan struct{} // closed when the session is going to end
-	done      chan struct{}
-	hurry     *time.Timer // ends the session; set when the link is closed
-	err       error       // why it ended; set before ending is closed
+	ready          chan struct{} // closed when the server has answered
+	isReady        sync.Once
+	isForgotten    sync.Once
+	isEnding       sync.Once
+	forgotten      chan struct{} // closed when the server seems to have forgotten the session
+	seemsForgotten atomic.Bool   // likewise, and nothing good has come since
+	ending         chan struct{} // closed when the session is going to end
+	done           chan struct{}
+	hurry          *time.Timer // ends the session; set when the link is closed
+	err            error       // why it ended; set before ending is closed
 
 	results  chan *result
 	attempts attempts
@@ -149,7 +149,6 @@ type Client struct {
 	failingFrom time.Time
 	lastFailure time.Time
 	notBefore   time.Time // the next exchange
-	stayAway    time.Time // until then, as the path has asked
 	failure     error     // the last one
 }
 
@@ -175,7 +174,7 @@ func NewClient(cfg ClientConfig) *Client {
 		ctx:       ctx,
 		cancel:    cancel,
 		ready:     make(chan struct{}),
-		suspect:   make(chan struct{}),
+		forgotten: make(chan struct{}),
 		ending:    make(chan struct{}),
 		done:      make(chan struct{}),
 		results:   make(chan *result, maxUploads+maxDownloads+16),
@@ -197,12 +196,13 @@ func (c *Client) Conn() *Conn { return c.conn }
 // Ready is closed when the server has answered under its key.
 func (c *Client) Ready() <-chan struct{} { return c.ready }
 
-// Suspect is closed when a path that was good now answers like a web site: the
-// server does not know the session any more. The session goes on trying.
-func (c *Client) Suspect() <-chan struct{} { return c.suspect }
+// Forgotten is closed when a path that was good answers like a web site for the
+// first time: the server may have been restarted, and does not know the session
+// any more. The session goes on trying.
+func (c *Client) Forgotten() <-chan struct{} { return c.forgotten }
 
-// Suspected tells whether the path answers like a web site now.
-func (c *Client) Suspected() bool { return c.forgot.Load() }
+// SeemsForgotten tells whether the path answers like a web site now.
+func (c *Client) SeemsForgotten() bool { return c.seemsForgotten.Load() }
 
 // Done is closed when the session has ended and nothing of it is left.
 func (c *Client) Done() <-chan struct{} { return c.done }
@@ -304,9 +304,8 @@ func (c *Client) newAttempt(clock time.Duration) *attempt {
 func (c *Client) ask() wire.Head {
 	way, now := c.way(), time.Now()
 	asked := wire.Head{Limit: bodyBelow(maxAnswers)}
-	c.recall.begin(&c.cfg.Path.recall, c.front(), c.link, &asked) // recall
-	alone := c.cfg.Transport.MaxInFlight() < 2 || way.oneAtATime(now)
-	if c.cfg.Mode != Poll && way.streaming() && !alone {
+	c.recall.begin(&c.cfg.Path.recall, c.cfg.Transport.Name(), c.link, &asked) // recall
+	if _, crowded := c.cfg.Transport.Slots(); c.cfg.Mode != Poll && way.streaming() && !crowded && !way.oneAtATime(now) {
 		_, asked.Quiet, asked.Stream = way.lengths()
 		asked.Limit = bodyBelow(maxStream)
 	}
@@ -355,7 +354,7 @@ func (c *Client) handshake() error {
 	a := c.newAttempt(clock)
 	unreachable, foreign := 0, 0
 	for {
-		res, err := c.greet(a)
+		err := c.greet(a)
 		switch {
 		case err == nil:
 			return nil
@@ -381,8 +380,8 @@ func (c *Client) handshake() error {
 		if foreign >= handshakeTries || unreachable >= handshakeTries || time.Now().After(deadline) {
 			return err
 		}
-		c.log.Debug("no answer from the server yet", "error", err)
-		if !c.pause(max(backoff(foreign+unreachable, 0), res.retryAfter)) {
+		c.log.Debug("no answer from the server yet", "err", err)
+		if !c.pause(max(backoff(foreign+unreachable, 0), min(c.cfg.Transport.Rest(), maxRest))) {
 			return fmt.Errorf("%w: closed before the server answered", ErrLost)
 		}
 		if _, made := c.attempts.of(a); !made.IsZero() && time.Since(made) > staleHello {

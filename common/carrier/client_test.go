@@ -267,8 +267,8 @@ func TestLifetime(t *testing.T) {
 }
 
 // A path that was good and now answers like a web site makes the client
-// suspect that it was forgotten; one that is merely bad does not.
-func TestSuspect(t *testing.T) {
+// think that it was forgotten; one that is merely bad does not.
+func TestForgotten(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		fate fate
@@ -292,15 +292,15 @@ func TestSuspect(t *testing.T) {
 				w.net.set(always(c.fate))
 				w.net.cutAll()
 				time.Sleep(time.Minute)
-				if got := isClosed(client.Suspect()); got != c.want || client.Suspected() != c.want {
-					t.Errorf("Suspect %v, Suspected %v, want %v", got, client.Suspected(), c.want)
+				if got := isClosed(client.Forgotten()); got != c.want || client.SeemsForgotten() != c.want {
+					t.Errorf("Forgotten %v, SeemsForgotten %v, want %v", got, client.SeemsForgotten(), c.want)
 				}
 				w.net.set(nil)
 				say(t, client.Conn(), session.Conn(), "after")
 				say(t, session.Conn(), client.Conn(), "after")
 				time.Sleep(time.Minute)
-				if client.Suspected() {
-					t.Error("still suspected")
+				if client.SeemsForgotten() {
+					t.Error("still seems forgotten")
 				}
 			})
 		})
@@ -338,8 +338,8 @@ func TestRequestsAreFew(t *testing.T) {
 	}
 }
 
-// Retry-After is obeyed, although other exchanges succeed meanwhile.
-func TestRetryAfter(t *testing.T) {
+// What the Transport calls a rest is kept (Retry-After), although other exchanges succeed meanwhile.
+func TestRest(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.net.set(always(fate{there: 10 * ms, back: 10 * ms}))
 		client, session := w.pair(Poll)
@@ -358,28 +358,6 @@ func TestRetryAfter(t *testing.T) {
 		}
 		if n, _, err := session.Conn().ReadFrom(buf); string(buf[:n]) != "during" || time.Since(begin) < 20*time.Second || time.Since(begin) > 25*time.Second {
 			t.Errorf("after %v: %q, %v", time.Since(begin), buf[:n], err)
-		}
-	})
-}
-
-func TestRetryAfterValues(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		date := func(d time.Duration) string { return time.Now().Add(d).UTC().Format(http.TimeFormat) }
-		for value, want := range map[string]time.Duration{
-			"":                    0,
-			"5":                   5 * time.Second,
-			"-5":                  0,
-			"1e9":                 0,
-			"99999999":            maxRetryAfter,
-			"9999999999999999999": 0,
-			"soon":                0,
-			date(7 * time.Second): 7 * time.Second,
-			date(-time.Hour):      0,
-			date(time.Hour):       maxRetryAfter,
-		} {
-			if got := retryAfter(value); got != want {
-				t.Errorf("%q: %v, want %v", value, got, want)
-			}
 		}
 	})
 }

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,8 +30,9 @@ const (
 	// comes at once.
 	eagerness = 2 * time.Second
 
-	// maxRetryAfter bounds the time that a server may tell us to stay away.
-	maxRetryAfter = time.Minute
+	// maxRest is how long after a failure of its own a session leaves the fronts
+	// alone at most because they ask for it: a part of its Lifetime.
+	maxRest = time.Minute
 )
 
 // kind is what an exchange is for.
@@ -82,16 +82,15 @@ var errUnneeded = errors.New("not wanted any more")
 
 // result is how an exchange ended.
 type result struct {
-	flight     *flight
-	received   int   // bytes of records in the answer
-	backlog    int   // bytes that waited at the server when the answer began
-	err        error // nil if the answer was the server's and came whole
-	good       bool  // the answer, or the beginning of it, was the server's
-	foreign    bool  // it was somebody else's
-	tooLarge   bool  // the body was, of size bytes
-	size       int64
-	retryAfter time.Duration
-	closed     bool // the server has ended the session
+	flight   *flight
+	received int   // bytes of records in the answer
+	backlog  int   // bytes that waited at the server when the answer began
+	err      error // nil if the answer was the server's and came whole
+	good     bool  // the answer, or the beginning of it, was the server's
+	foreign  bool  // it was somebody else's
+	tooLarge bool  // the body was, of size bytes
+	size     int64
+	closed   bool // the server has ended the session
 }
 
 // body is a request's body: a head and records, of known length. The records
@@ -248,34 +247,10 @@ func (c *Client) foreign(resp *http.Response, res *result) error {
 	if resp.StatusCode == http.StatusOK {
 		return nil
 	}
-	switch resp.StatusCode {
-	case http.StatusRequestEntityTooLarge:
-		res.tooLarge = true
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		res.retryAfter = retryAfter(resp.Header.Get("Retry-After"))
-	}
+	res.tooLarge = resp.StatusCode == http.StatusRequestEntityTooLarge
 	// A gateway in trouble says nothing about whether the server knows us.
 	res.foreign = resp.StatusCode < 500 && !res.tooLarge && resp.StatusCode != http.StatusTooManyRequests
 	return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
-}
-
-// tellForeign tells the transport of an answer whose body was somebody else's.
-// It sees by itself what the status says.
-func (c *Client) tellForeign(resp *http.Response) {
-	if t, ok := c.cfg.Transport.(interface{ Foreign(*http.Response) }); ok {
-		t.Foreign(resp)
-	}
-}
-
-// retryAfter reads a Retry-After header (RFC 9110, section 10.2.3).
-func retryAfter(value string) time.Duration {
-	if s, err := strconv.Atoi(value); err == nil && s >= 0 {
-		return min(time.Duration(min(s, 1<<20))*time.Second, maxRetryAfter)
-	}
-	if t, err := http.ParseTime(value); err == nil {
-		return min(max(0, time.Until(t)), maxRetryAfter)
-	}
-	return 0
 }
 
 // somebodyElses tells whether an answer that could not be opened, for err, was
@@ -318,7 +293,7 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 				return fmt.Errorf("answer cut short: %w", err)
 			}
 			res.foreign = true
-			c.tellForeign(resp)
+			c.cfg.Transport.Foreign(resp)
 			return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
 		}
 		moved()
@@ -347,7 +322,7 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 
 // greet sends the first message once and returns nil if the server accepted.
 // The rest of the answer is then taken in by the flight's goroutine.
-func (c *Client) greet(a *attempt) (foreign result, err error) {
+func (c *Client) greet(a *attempt) error {
 	f := c.newFlight(0, greeting)
 	initiator, _ := c.attempts.of(a)
 	if initiator == nil && a.asked.Stream > 0 {
@@ -378,7 +353,7 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 		if f.ctx.Err() != nil {
 			err = context.Cause(f.ctx)
 		}
-		return foreign, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	defer func() {
 		if !accepted {
@@ -386,12 +361,13 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 			resp.Body.Close()
 		}
 	}()
-	if err := c.foreign(resp, &foreign); err != nil {
+	res := result{flight: f}
+	if err := c.foreign(resp, &res); err != nil {
 		a.date = resp.Header.Get("Date")
-		if !foreign.foreign {
-			return foreign, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		if !res.foreign {
+			return fmt.Errorf("%w: %w", ErrUnreachable, err)
 		}
-		return foreign, fmt.Errorf("%w: %w", ErrNotServer, err)
+		return fmt.Errorf("%w: %w", ErrNotServer, err)
 	}
 	var answer handshake.Answer
 	var keys handshake.Keys
@@ -400,16 +376,15 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 		answer, keys, err = initiator.Finish(resp.Body)
 	}
 	if err != nil && !somebodyElses(resp, err) {
-		return foreign, fmt.Errorf("%w: answer cut short: %w", ErrUnreachable, err)
+		return fmt.Errorf("%w: answer cut short: %w", ErrUnreachable, err)
 	}
 	if err != nil {
 		a.date = resp.Header.Get("Date")
-		foreign.foreign = true
-		c.tellForeign(resp)
-		return foreign, fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
+		c.cfg.Transport.Foreign(resp)
+		return fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
 	}
 	if err := refusal(answer, c.cfg.Engine); err != nil {
-		return foreign, err
+		return err
 	}
 	accepted = true
 	f.mark(&f.first)
@@ -426,7 +401,6 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 		defer f.cancel(nil)
 		defer resp.Body.Close()
 		defer watchdog.Stop()
-		res := result{flight: f}
 		res.err = c.takeIn(resp.Body, resp, &res, func() {
 			watchdog.Reset(wait)
 			f.mark(&f.heard)
@@ -437,7 +411,7 @@ func (c *Client) greet(a *attempt) (foreign result, err error) {
 		c.link.endExchange(0)
 		c.results <- &res
 	})
-	return foreign, nil
+	return nil
 }
 
 // lazyReader reads what make returns, which is called when the first byte is

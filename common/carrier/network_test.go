@@ -36,6 +36,8 @@ type network struct {
 	fate     func(r *request) fate
 	slots    chan struct{} // one for each exchange that can be under way; nil: 100
 	requests int           // so far
+	foreign  int           // answers of status 200 that were not the server's, as the client says
+	rest     time.Time     // until then nobody is welcome
 	open     map[*request]bool
 	most     int                     // in flight at once so far
 	firsts   map[string][]byte       // bodies that carry no unit, by path
@@ -135,13 +137,28 @@ func (n *network) cutAll() {
 	}
 }
 
-func (n *network) MaxInFlight() int {
+func (n *network) Slots() (most int, crowded bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.slots != nil {
-		return cap(n.slots)
+		return cap(n.slots), cap(n.slots) == 1
 	}
-	return 100
+	return 100, false
+}
+
+func (n *network) Name() string { return "" }
+
+// Rest is what the last answer with a Retry-After has asked for.
+func (n *network) Rest() time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return max(0, time.Until(n.rest))
+}
+
+func (n *network) Foreign(*http.Response) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.foreign++
 }
 
 // atMost lets so many exchanges be under way at once. More wait.
@@ -239,6 +256,11 @@ func (n *network) exchange(ctx context.Context, r *request, f fate) (*http.Respo
 		return nil, context.Cause(ctx)
 	case f.instead != nil:
 		resp := f.instead(r)
+		if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil {
+			n.mu.Lock()
+			n.rest = time.Now().Add(time.Duration(s) * time.Second)
+			n.mu.Unlock()
+		}
 		if !sleep(ctx, f.back) {
 			return nil, context.Cause(ctx)
 		}

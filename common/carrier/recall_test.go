@@ -63,7 +63,7 @@ func TestFinds(t *testing.T) {
 		w.net.set(always(near()))
 		client, session := w.pair(Auto)
 		both(t, client, session, 100)
-		if up, down := client.cfg.Path.recall.carries(client.front(), time.Now()); up.rate > 0 && !up.more || down.rate > 0 && !down.more {
+		if up, down := client.cfg.Path.recall.carries(client.cfg.Transport.Name(), time.Now()); up.rate > 0 && !up.more || down.rate > 0 && !down.more {
 			t.Errorf("%v and %v were found, and no window was full", up, down)
 		}
 		time.Sleep(time.Second)
@@ -75,7 +75,7 @@ func TestFinds(t *testing.T) {
 		}
 		both(t, client, session, 1)
 		time.Sleep(time.Second)
-		up, down := client.cfg.Path.recall.carries(client.front(), time.Now())
+		up, down := client.cfg.Path.recall.carries(client.cfg.Transport.Name(), time.Now())
 		if up.rate < 0.8e9 || down.rate != 2e9 || (up.trip-50*ms).Abs() > ms || (down.trip-50*ms).Abs() > ms {
 			t.Errorf("found %v and %v", up, down)
 		}
@@ -89,7 +89,7 @@ func TestFinds(t *testing.T) {
 		}
 		both(t, client, session, 1) // neither has found anything since
 		time.Sleep(time.Second)
-		if up, down := client.cfg.Path.recall.carries(client.front(), time.Now()); up.rate > 1e8 || down.rate > 1e8 {
+		if up, down := client.cfg.Path.recall.carries(client.cfg.Transport.Name(), time.Now()); up.rate > 1e8 || down.rate > 1e8 {
 			t.Errorf("%v and %v are still known after a failure", up, down)
 		}
 	})

@@ -13,21 +13,13 @@ import (
 // it runs in Client.run's goroutine.
 
 // way is what is known of the way that exchanges take now.
-func (c *Client) way() *way { return c.cfg.Path.way(c.front()) }
-
-// front names that way.
-func (c *Client) front() string {
-	if n, ok := c.cfg.Transport.(interface{ Name() string }); ok {
-		return n.Name()
-	}
-	return ""
-}
+func (c *Client) way() *way { return c.cfg.Path.way(c.cfg.Transport.Name()) }
 
 // slots says how many exchanges may be in flight in each direction: a third of
 // all is kept for uploads, which may also have all but one of those that no
 // download uses, as over HTTP/1.1, where there are few.
 func (c *Client) slots() (uploads, downloads int) {
-	n := c.cfg.Transport.MaxInFlight()
+	n, _ := c.cfg.Transport.Slots()
 	if n < 2 {
 		return 1, 1
 	}
@@ -37,7 +29,7 @@ func (c *Client) slots() (uploads, downloads int) {
 
 // lanes says what an exchange that carries records is worth.
 func (c *Client) lanes() lanes {
-	if c.cfg.Transport.MaxInFlight() < 2 || c.way().oneAtATime(time.Now()) {
+	if _, crowded := c.cfg.Transport.Slots(); crowded || c.way().oneAtATime(time.Now()) {
 		return lanes{} // one exchange carries all there is
 	}
 	uploads, _ := c.slots()
@@ -48,7 +40,7 @@ func (c *Client) lanes() lanes {
 // is called again, unless something happens.
 func (c *Client) launch(now time.Time) time.Duration {
 	const long = 30 * time.Second
-	if wait := max(c.notBefore.Sub(now), c.stayAway.Sub(now)); wait > 0 {
+	if wait := max(c.notBefore.Sub(now), min(c.cfg.Transport.Rest(), c.lastFailure.Add(maxRest).Sub(now))); wait > 0 {
 		return wait
 	}
 	if c.failures > 1 {
@@ -60,7 +52,7 @@ func (c *Client) launch(now time.Time) time.Duration {
 	}
 	uploads, downloads := c.slots()
 	way := c.way()
-	crowded := c.cfg.Transport.MaxInFlight() < 2
+	all, crowded := c.cfg.Transport.Slots()
 	turns := crowded || way.oneAtATime(now)
 	in := c.lanes()
 	due := c.link.dueIn(now, in)
@@ -96,7 +88,7 @@ func (c *Client) launch(now time.Time) time.Duration {
 		c.want = max(c.want, min(livelyPolls, downloads))
 	}
 	c.want = max(1, c.want)
-	for c.polls < min(c.want, downloads, max(1, c.cfg.Transport.MaxInFlight()-c.uploads)) {
+	for c.polls < min(c.want, downloads, max(1, all-c.uploads)) {
 		c.start(poll)
 	}
 	return wait
@@ -289,8 +281,10 @@ func (c *Client) start(k kind) {
 		switch {
 		case f.started.Sub(c.spoke) < lively:
 			f.asked.Hold = below(turnHold, turnHold/4)
-		case c.cfg.Transport.MaxInFlight() >= 2:
-			f.asked.Hold = hold
+		default:
+			if _, crowded := c.cfg.Transport.Slots(); !crowded {
+				f.asked.Hold = hold
+			}
 		}
 	case farewell:
 		f.asked.Close = wire.CloseDone
@@ -333,14 +327,14 @@ func (c *Client) observe(res *result) {
 	case stream:
 		c.streams--
 	}
-	c.recall.learn(&c.cfg.Path.recall, c.front(), c.link, f.kind, res.good && c.failures > 1) // recall
+	c.recall.learn(&c.cfg.Path.recall, c.cfg.Transport.Name(), c.link, f.kind, res.good && c.failures > 1) // recall
 	if res.good {
 		if c.failures > 1 {
 			c.log.Info("carrying again", "after", now.Sub(c.failingFrom).Round(time.Millisecond))
 			way.soon(now)
 		}
 		c.failures, c.foreigns, c.notBefore = 0, 0, time.Time{}
-		c.forgot.Store(false)
+		c.seemsForgotten.Store(false)
 	}
 	c.learn(res, now, way)
 	if res.err == nil {
@@ -356,22 +350,19 @@ func (c *Client) observe(res *result) {
 		c.log.Info("the path refuses large requests: sending smaller ones", "bytes", c.bodyLimit)
 		return
 	}
-	if res.retryAfter > 0 {
-		c.stayAway = now.Add(res.retryAfter)
-	}
 	if res.good || c.failures > 0 && f.started.Before(c.lastFailure) {
 		return // it brought something, or it failed together with one that was counted
 	}
 	c.lastFailure = now
 	if c.failures == 0 {
 		c.failingFrom = now
-		c.log.Info("an exchange failed", "error", res.err)
+		c.log.Info("an exchange failed", "err", res.err)
 	}
 	c.failures++
 	if res.foreign {
 		if c.foreigns++; c.foreigns >= foreignAnswers {
-			c.forgot.Store(true)
-			c.isSuspect.Do(func() { close(c.suspect) })
+			c.seemsForgotten.Store(true)
+			c.isForgotten.Do(func() { close(c.forgotten) })
 		}
 	}
 	if c.failures > 1 {

@@ -264,13 +264,13 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 	}
 	responder, hello, err := handshake.Respond(s.cfg.Key, id, msg)
 	if err != nil {
-		s.log.Debug("not a first message for this server", "error", err)
+		s.log.Debug("not a first message for this server", "err", err)
 		return nil, ask
 	}
 	now := time.Now()
 	ephemeral := [handshake.EphemeralSize]byte(msg)
 	if err := s.guard.Admit(now, hello.Time, ephemeral); err != nil {
-		s.log.Debug("first message not admitted", "error", err)
+		s.log.Debug("first message not admitted", "err", err)
 		return nil, ask
 	}
 	answer := handshake.Answer{Status: handshake.Accepted, Version: handshake.Version}
@@ -282,7 +282,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 	}
 	msg2, keys, err := responder.Answer(answer, rand.IntN(maxAnswerPad))
 	if err != nil {
-		s.log.Error("no answer to a first message", "error", err)
+		s.log.Error("no answer to a first message", "err", err)
 		return nil, ask
 	}
 	l := newLink(&s.memory)
@@ -448,7 +448,7 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 		u, err := s.link.receive.Next(body, buf.raw[:])
 		if err != nil {
 			if err != io.EOF && ours {
-				s.server.log.Debug("request cut short", "session", s.Name(), "error", err)
+				s.server.log.Debug("request cut short", "session", s.Name(), "err", err)
 			}
 			return first, ours
 		}
@@ -465,7 +465,7 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 			continue
 		}
 		if err := head.Parse(u.Payload); err != nil {
-			s.server.log.Debug("malformed head", "session", s.Name(), "error", err)
+			s.server.log.Debug("malformed head", "session", s.Name(), "err", err)
 			return first, ours
 		}
 		if !ours {

@@ -536,7 +536,7 @@ func TestRestart(t *testing.T) {
 			w.net.connect(w.server)
 			w.net.cutAll()
 			begin := time.Now()
-			<-client.Suspect()
+			<-client.Forgotten()
 			before.Close()
 			if took := time.Since(begin); took > 2*time.Second {
 				t.Errorf("noticed after %v", took)

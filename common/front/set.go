@@ -213,6 +213,18 @@ func (s *Set) Foreign(resp *http.Response) {
 	}
 }
 
+// Rest is how long all fronts have asked to be left alone (Retry-After): 0 if
+// there is one that has not.
+func (s *Set) Rest() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rest := maxAside
+	for _, m := range s.members {
+		rest = min(rest, max(0, time.Until(m.asked)))
+	}
+	return rest
+}
+
 // Close ends every connection, with the exchanges on it, and waits for them.
 // Every call then fails with an error that matches net.ErrClosed. Closing twice
 // is allowed.

@@ -213,24 +213,24 @@ func (d *Dialer) watch(s *session) {
 		<-s.client.Done() // the farewell is bounded
 		d.share.sessions.Add(-1)
 	}()
-	suspect := s.client.Suspect()
+	forgotten := s.client.Forgotten()
 	var retry <-chan time.Time
 	for {
 		select {
 		case <-s.client.Done():
 			if err := s.client.Err(); err != nil && ended(s.client.Ready()) {
-				d.log.Warn("session ended", "error", err)
+				d.log.Warn("session ended", "err", err)
 			} // else Dial, or the stream, has said why
 			return
 		case <-s.engine.Done():
 			return
 		case <-d.ctx.Done():
 			return
-		case <-suspect:
-			suspect = nil
+		case <-forgotten:
+			forgotten = nil
 		case <-retry:
 		}
-		if suspect == nil && s.client.Suspected() {
+		if forgotten == nil && s.client.SeemsForgotten() {
 			if d.replace(s) {
 				s.replaced.Store(true)
 				return
@@ -276,14 +276,16 @@ func ended(c <-chan struct{}) bool {
 	}
 }
 
-// share divides the exchanges that the way to the server has room for among
-// the sessions that use it.
+// share is a carrier.Transport that divides the exchanges that the fronts have
+// room for among the sessions that use them.
 type share struct {
 	*front.Set
 	sessions atomic.Int64
 }
 
-// MaxInFlight is a session's part, and 1 when there is less than 1 for each.
-func (s *share) MaxInFlight() int {
-	return max(1, s.Set.MaxInFlight()/max(1, int(s.sessions.Load())))
+// Slots is a session's part of the exchanges. With no more than one for each,
+// there is a crowd.
+func (s *share) Slots() (n int, crowded bool) {
+	n = s.Set.MaxInFlight() / max(1, int(s.sessions.Load()))
+	return max(1, n), n < 2
 }

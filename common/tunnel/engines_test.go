@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"testing"
+	"time"
 
 	"turbotunnel/common/carrier"
 	"turbotunnel/common/engine/enginetest"
@@ -56,7 +57,10 @@ type transport struct {
 	exchanges int
 }
 
-func (t transport) MaxInFlight() int { return t.exchanges }
+func (t transport) Slots() (n int, crowded bool) { return t.exchanges, false }
+func (transport) Name() string                   { return "" }
+func (transport) Rest() time.Duration            { return 0 }
+func (transport) Foreign(*http.Response)         {}
 
 // carry returns the ends of a session of the carrier.
 func carry(t *testing.T, name string, h2 http2, mode carrier.Mode) (client, server net.PacketConn) {

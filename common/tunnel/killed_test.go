@@ -50,7 +50,10 @@ func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 // plainTransport makes a carrier.Transport of an http.Transport.
 type plainTransport struct{ *http.Transport }
 
-func (plainTransport) MaxInFlight() int { return 6 }
+func (plainTransport) Slots() (n int, crowded bool) { return 6, false }
+func (plainTransport) Name() string                 { return "" }
+func (plainTransport) Rest() time.Duration          { return 0 }
+func (plainTransport) Foreign(*http.Response)       {}
 
 // TestKilledClient: when a client is gone without a word, its streams end after
 // the session's lifetime, with an error and not before.

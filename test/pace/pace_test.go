@@ -122,7 +122,7 @@ func (s *scene) open() (engine.Stream, error) {
 	defer s.mu.Unlock()
 	if len(s.sessions) == 0 || !s.engine.Multiplexes() {
 		c := carrier.NewClient(carrier.ClientConfig{
-			Transport: s.front, Path: &s.known, URL: s.url, Key: handshake.WellKnown.Public(), Engine: s.engine.Name(), Mode: s.mode,
+			Transport: way{s.front}, Path: &s.known, URL: s.url, Key: handshake.WellKnown.Public(), Engine: s.engine.Name(), Mode: s.mode,
 		})
 		e, err := s.engine.Client(c.Conn())
 		if err != nil {
@@ -132,6 +132,13 @@ func (s *scene) open() (engine.Stream, error) {
 	}
 	return s.sessions[len(s.sessions)-1].Open(context.Background())
 }
+
+// A way is a front as a session asks for it.
+type way struct{ *front.Front }
+
+func (w way) Slots() (n int, crowded bool) { return w.MaxInFlight(), false }
+func (way) Rest() time.Duration            { return 0 }
+func (way) Foreign(*http.Response)         {}
 
 // serve sends n bytes to each stream that asks for them by its first 8 bytes,
 // or takes them.
