@@ -3,13 +3,10 @@ package carrier
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
-	"net/http"
 	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,39 +42,8 @@ const (
 	// streams.
 	probeAge = 2 * time.Second
 
-	// overlap is the share of a stream's age after which the next one is asked
-	// for, so that one is always open.
-	overlap = 0.9
-
-	// slack is what an answer may take beyond some round trips before it means
-	// something.
-	slack = 500 * time.Millisecond
-
-	// turnHold is how long the server may wait for something to say, on a path
-	// that lets one exchange through at a time, while there is a conversation:
-	// what the client wants to say waits meanwhile.
-	turnHold = 50 * time.Millisecond
-
-	// turnPause is how long such a session that has nothing to say keeps out
-	// of the way where sessions share too few exchanges.
-	turnPause = 2 * time.Second
-
 	// manyBytes in an answer say that there is more to come.
 	manyBytes = 32 << 10
-
-	// lively is how long after something was said livelyPolls wait at the
-	// server: one for the engine's acknowledgement, one for the reply.
-	lively      = 5 * time.Second
-	livelyPolls = 2
-
-	// handshakeTime is how long a session may take to be established, and
-	// handshakeTries how many times in a row it may fail in one way.
-	handshakeTime  = 45 * time.Second
-	handshakeTries = 3
-
-	// staleHello is the age at which a first message is made anew: short of
-	// the time after which the server would refuse it.
-	staleHello = handshake.Skew / 2
 
 	// foreignAnswers in a row, from a path that was good, say that the server
 	// does not know the session any more.
@@ -86,9 +52,12 @@ const (
 	// farewellTime bounds the attempt to tell the server that a session ended.
 	farewellTime = 3 * time.Second
 
+	// A path that fails is tried again after minBackoff, then after twice as
+	// long each time, up to maxBackoff, because an outage may end any moment, or,
+	// when it has failed for lateAfter, up to lateBackoff.
 	minBackoff  = 100 * time.Millisecond
-	maxBackoff  = 700 * time.Millisecond // while an outage may end any moment
-	lateBackoff = 10 * time.Second       // after lateAfter
+	maxBackoff  = 700 * time.Millisecond
+	lateBackoff = 10 * time.Second
 	lateAfter   = time.Minute
 )
 
@@ -104,52 +73,88 @@ type ClientConfig struct {
 }
 
 // A Client is the client's side of one session. Safe for concurrent use.
+//
+// One goroutine, run, makes plans (plan.go) from what its detectors have learned
+// (detect.go) and starts exchanges (exchange.go), each in a goroutine of its own,
+// whose end comes back as a result.
 type Client struct {
-	cfg    ClientConfig
+	cfg    ClientConfig // constant, like what follows up to cancel
 	log    *slog.Logger
-	target string // URL of this session's requests; owned by run
 	blur   *blur
 	link   *link
 	conn   *Conn
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	ready          chan struct{} // closed when the server has answered
-	isReady        sync.Once
-	isForgotten    sync.Once
-	isEnding       sync.Once
-	forgotten      chan struct{} // closed when the server seems to have forgotten the session
-	seemsForgotten atomic.Bool   // likewise, and nothing good has come since
-	ending         chan struct{} // closed when the session is going to end
-	done           chan struct{}
-	hurry          *time.Timer // ends the session; set when the link is closed
-	err            error       // why it ended; set before ending is closed
-
-	results  chan *result
+	milestones
 	attempts attempts
+	hurry    *time.Timer // ends the session; set when the link is closed
+	results  chan *result
 	wg       sync.WaitGroup // exchanges
 
 	// Owned by run.
-	exchanges   uint64             // number of the next
-	flights     map[uint64]*flight // under way, by number
-	uploads     int                // of these, like polls and streams
-	polls       int
-	streams     int
-	want        int // polls that shall be in flight
-	streaming   bool
-	bodyLimit   int
-	spoke       time.Time // when records were sent last
-	turned      time.Time // when a turn began last
-	answered    time.Time // when an upload that was answered last had been started
-	passed      time.Time // when uploads passed last as soon as answers were ended
-	recall      recaller  // recall
-	suspended   time.Time // when answers were ended to see whether uploads pass without them; zero: not now
-	failures    int       // in a row
-	foreigns    int       // likewise, of answers by somebody else
-	failingFrom time.Time
-	lastFailure time.Time
-	notBefore   time.Time // the next exchange
-	failure     error     // the last one
+	target    string    // URL of the session's requests; constant once the server has answered
+	flights   flights   // exchanges under way
+	exchanges uint64    // number of the next
+	spoke     time.Time // when records were sent last
+	combined  time.Time // when a combined exchange was started last, or somewhat before
+	health    health
+	receiving receiving
+	serial    serial
+	bodies    bodies
+	polling   polling
+	recall    recaller // recall
+}
+
+// milestones are the moments of a session's life that others wait for. Safe for
+// concurrent use.
+type milestones struct {
+	ready     gate // the server has answered
+	forgotten gate // the server has seemed to have forgotten the session
+	ending    gate // the session is going to end
+	done      gate
+	err       error       // why it ended; set before ending is opened
+	seems     atomic.Bool // the server seems to have forgotten the session
+}
+
+// A gate is a channel that is closed once.
+type gate struct {
+	once sync.Once
+	c    chan struct{}
+}
+
+func (g *gate) open() { g.once.Do(func() { close(g.c) }) }
+
+// flights are exchanges under way, by number.
+type flights map[uint64]*flight
+
+// count is how many of them are of a kind.
+func (fs flights) count(k kind) (n int) {
+	for _, f := range fs {
+		if f.kind == k {
+			n++
+		}
+	}
+	return n
+}
+
+// cancel breaks off those of a kind. Their ends come as results.
+func (fs flights) cancel(k kind) {
+	for _, f := range fs {
+		if f.kind == k {
+			f.cancel(errUnneeded)
+		}
+	}
+}
+
+// carry tells whether one of them carries records.
+func (fs flights) carry() bool {
+	for _, f := range fs {
+		if len(f.records) > 0 || f.kind == farewell {
+			return true
+		}
+	}
+	return false
 }
 
 // NewClient starts a session. It does not wait for the server.
@@ -173,16 +178,14 @@ func NewClient(cfg ClientConfig) *Client {
 		conn:      newConn(l, "server", binding),
 		ctx:       ctx,
 		cancel:    cancel,
-		ready:     make(chan struct{}),
-		forgotten: make(chan struct{}),
-		ending:    make(chan struct{}),
-		done:      make(chan struct{}),
-		results:   make(chan *result, maxUploads+maxDownloads+16),
-		exchanges: 1, // 0 is the handshake
-		flights:   make(map[uint64]*flight),
-		want:      1,
-		streaming: cfg.Mode == Stream,
-		bodyLimit: MaxBody,
+		results:   make(chan *result, maxUploads+maxDownloads+16), // so that few exchanges wait for run at their ends
+		exchanges: 1,                                              // 0 is the handshake
+		flights:   make(flights),
+		receiving: receiving{mode: cfg.Mode, streams: cfg.Mode == Stream},
+		bodies:    bodies{limit: MaxBody},
+	}
+	for _, g := range []*gate{&c.ready, &c.forgotten, &c.ending, &c.done} {
+		g.c = make(chan struct{})
 	}
 	l.onClose = func() { c.hurry = time.AfterFunc(farewellTime, cancel) }
 	go c.run()
@@ -194,28 +197,34 @@ func NewClient(cfg ClientConfig) *Client {
 func (c *Client) Conn() *Conn { return c.conn }
 
 // Ready is closed when the server has answered under its key.
-func (c *Client) Ready() <-chan struct{} { return c.ready }
+func (m *milestones) Ready() <-chan struct{} { return m.ready.c }
 
 // Forgotten is closed when a path that was good answers like a web site for the
 // first time: the server may have been restarted, and does not know the session
 // any more. The session goes on trying.
-func (c *Client) Forgotten() <-chan struct{} { return c.forgotten }
+func (m *milestones) Forgotten() <-chan struct{} { return m.forgotten.c }
 
 // SeemsForgotten tells whether the path answers like a web site now.
-func (c *Client) SeemsForgotten() bool { return c.seemsForgotten.Load() }
+func (m *milestones) SeemsForgotten() bool { return m.seems.Load() }
 
 // Done is closed when the session has ended and nothing of it is left.
-func (c *Client) Done() <-chan struct{} { return c.done }
+func (m *milestones) Done() <-chan struct{} { return m.done.c }
 
 // Err says why the session has ended, or, just before that, is about to: nil
 // if this side closed it. It is set before the Conn fails.
-func (c *Client) Err() error {
-	select {
-	case <-c.ending:
-		return c.err
-	default:
+func (m *milestones) Err() error {
+	if !isClosed(m.ending.c) {
 		return nil
 	}
+	return m.err
+}
+
+// end says why the session is going to end. The first reason stays.
+func (m *milestones) end(err error) {
+	m.ending.once.Do(func() {
+		m.err = err
+		close(m.ending.c)
+	})
 }
 
 // Close ends the session without telling the server more than Conn.Close has
@@ -223,11 +232,11 @@ func (c *Client) Err() error {
 func (c *Client) Close() {
 	c.link.close()
 	c.cancel()
-	<-c.done
+	<-c.Done()
 }
 
 func (c *Client) run() {
-	defer close(c.done)
+	defer c.done.open()
 	err := c.handshake()
 	if err == nil {
 		err = c.carry()
@@ -239,194 +248,16 @@ func (c *Client) run() {
 	c.wg.Wait()
 }
 
-// end says why the session is going to end. The first reason stays.
-func (c *Client) end(err error) {
-	c.isEnding.Do(func() {
-		c.err = err
-		close(c.ending)
-	})
-}
-
-// established is called when message 2 has come.
-func (c *Client) established() {
-	c.attempts.mu.Lock()
-	c.attempts.newest, c.attempts.hello = nil, nil // they are large
-	c.attempts.mu.Unlock()
-	c.isReady.Do(func() { close(c.ready) })
-}
-
-// attempts are a session's first messages, of which only the newest is used.
-// A Transport may read a request's body after the request has failed, or after
-// it was answered: hence the lock.
-type attempts struct {
-	mu     sync.Mutex
-	newest *attempt // guarded by mu, like what follows
-	hello  []byte   // the datagrams of all of them
-}
-
-// An attempt is one first message, which is made when a connection is ready
-// to carry it and then repeated as it is until it is answered.
-type attempt struct {
-	id    handshake.ID
-	asked wire.Head // of the answer
-	ask   []byte    // its plaintext
-	size  int
-	clock time.Duration // how far the client's is behind the server's
-	date  string        // of a foreign answer to it; owned by run
-
-	// Guarded by attempts.mu. Zero before the message is made.
-	message   []byte
-	initiator *handshake.Initiator
-	made      time.Time
-}
-
-// newAttempt prepares a first message in place of the one before.
-func (c *Client) newAttempt(clock time.Duration) *attempt {
-	c.attempts.mu.Lock()
-	defer c.attempts.mu.Unlock()
-	a := &attempt{
-		id: handshake.NewID(c.cfg.Key),
-		// Room for what a TLS client says first, and no length of ours.
-		size:  2048 + mathrand.IntN(1500),
-		clock: clock,
-		asked: c.ask(),
-	}
-	a.ask = a.asked.Append(nil)
-	a.size = min(max(a.size, len(c.attempts.hello)+handshake.MinMessage1+2+len(a.ask)), handshake.MaxMessage1)
-	c.target = strings.TrimSuffix(c.cfg.URL.String(), "/") + "/" + a.id.Segment()
-	c.attempts.newest = a
-	return a
-}
-
-// ask is what the answer to a first message shall be: if the path is known to
-// stream and has room, the first of the session's streams. It tells what the path
-// has carried before, and this side begins with that, too.
-func (c *Client) ask() wire.Head {
-	way, now := c.way(), time.Now()
-	asked := wire.Head{Limit: bodyBelow(maxAnswers)}
-	c.recall.begin(&c.cfg.Path.recall, c.cfg.Transport.Name(), c.link, &asked) // recall
-	if _, crowded := c.cfg.Transport.Slots(); c.cfg.Mode != Poll && way.streaming() && !crowded && !way.oneAtATime(now) {
-		_, asked.Quiet, asked.Stream = way.lengths()
-		asked.Limit = bodyBelow(maxStream)
-	}
-	return asked
-}
-
-// message returns a's first message and makes it before if that is due.
-func (c *Client) message(a *attempt) ([]byte, error) {
-	c.attempts.mu.Lock()
-	defer c.attempts.mu.Unlock()
-	if a != c.attempts.newest {
-		return nil, errUnneeded
-	}
-	if a.message == nil {
-		hello := &c.attempts.hello
-		*hello = append(*hello, c.link.takeHello(handshake.HelloRoom(a.size, c.cfg.Engine, len(a.ask))-len(*hello))...)
-		a.made = time.Now()
-		var err error
-		a.message, a.initiator, err = handshake.Initiate(c.cfg.Key, a.id, handshake.Hello{
-			Binding:   c.conn.binding,
-			Ask:       a.ask,
-			Version:   handshake.Version,
-			Time:      a.made.Add(a.clock),
-			Engine:    c.cfg.Engine,
-			Datagrams: *hello,
-		}, a.size)
-		if err != nil {
-			return nil, err
-		}
-	}
-	return a.message, nil
-}
-
-// of returns what is known of a's message: zero values before it is made.
-func (t *attempts) of(a *attempt) (*handshake.Initiator, time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return a.initiator, a.made
-}
-
-// handshake repeats the first message until the server has answered, or until
-// it is clear that it will not.
-func (c *Client) handshake() error {
-	deadline := time.Now().Add(handshakeTime)
-	var clock time.Duration // how far ours is behind the server's
-	a := c.newAttempt(clock)
-	unreachable, foreign := 0, 0
-	for {
-		err := c.greet(a)
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, errHeldBack):
-			continue
-		case c.ctx.Err() != nil:
-			return fmt.Errorf("%w: closed before the server answered", ErrLost)
-		case errors.Is(err, ErrRefused):
-			return err
-		case errors.Is(err, ErrNotServer):
-			foreign++
-			if off, wrong := wrongClock(a.date, clock); wrong && foreign < handshakeTries {
-				if off.Abs() > handshake.Skew/2 {
-					c.log.Warn("the clock of this computer seems wrong: using the server's", "off", off.Round(time.Second))
-				}
-				clock = off
-				a = c.newAttempt(clock)
-				continue // at once
-			}
-		default:
-			unreachable++
-		}
-		if foreign >= handshakeTries || unreachable >= handshakeTries || time.Now().After(deadline) {
-			return err
-		}
-		c.log.Debug("no answer from the server yet", "err", err)
-		if !c.pause(max(backoff(foreign+unreachable, 0), min(c.cfg.Transport.Rest(), maxRest))) {
-			return fmt.Errorf("%w: closed before the server answered", ErrLost)
-		}
-		if _, made := c.attempts.of(a); !made.IsZero() && time.Since(made) > staleHello {
-			a = c.newAttempt(clock)
-		}
-	}
-}
-
-// wrongClock tells by the Date of a foreign answer how far this clock is
-// behind, and whether that differs from what clock says already by more than
-// Date's resolution of a second can explain. A second is added: a server
-// refuses what was made before it started, and its own Date is rounded down.
-func wrongClock(date string, clock time.Duration) (off time.Duration, wrong bool) {
-	t, err := http.ParseTime(date)
-	if err != nil {
-		return 0, false
-	}
-	off = time.Until(t) + time.Second
-	return off, (off - clock).Abs() > 2*time.Second
-}
-
-// refusal is the error that a server's answer means.
-func refusal(a handshake.Answer, engine string) error {
-	switch a.Status {
-	case handshake.Accepted:
-		return nil
-	case handshake.UnknownEngine:
-		return fmt.Errorf("%w: it has no engine %q, but %.200q: choose one with engine=", ErrRefused, engine, a.Text)
-	case handshake.UnknownVersion:
-		return fmt.Errorf("%w: this program speaks version %d of the protocol, the server up to %d: update the older one",
-			ErrRefused, handshake.Version, a.Version)
-	}
-	return fmt.Errorf("%w: status %d", ErrRefused, a.Status)
-}
-
-// pause waits, and tells whether the session goes on.
-func (c *Client) pause(d time.Duration) bool {
+// pause waits d, and tells whether neither channel was closed meanwhile.
+func pause(d time.Duration, stop, orStop <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
 		return true
-	case <-c.ctx.Done():
+	case <-stop:
 		return false
-	case <-c.link.closed:
+	case <-orStop:
 		return false
 	}
 }
@@ -447,7 +278,7 @@ func (c *Client) carry() error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	if c.cfg.Mode == Auto {
-		c.streaming = c.way().streaming() // as other sessions have found
+		c.receiving.streams = c.way().streaming() // as other sessions have found
 	}
 	var closed time.Time // when the server said that it has ended the session
 	for {
@@ -471,21 +302,190 @@ func (c *Client) carry() error {
 			}
 		}
 		if !closed.IsZero() && (c.link.complete() || time.Since(closed) > farewellTime) {
-			lost := fmt.Errorf("%w: ended by the server", ErrLost)
-			c.end(lost)
-			c.link.finish(0)
-			select { // the engine reads the rest and closes
-			case <-c.link.closed:
-			case <-c.ctx.Done():
-			case <-time.After(farewellTime):
-				c.link.close()
-			}
-			c.sayFarewell() // so that the server need not remember the session
-			return lost
+			return c.endedByServer()
 		}
-		if idle := time.Since(c.failingFrom); idle > Lifetime && c.failures > 0 {
-			return fmt.Errorf("%w: nothing came through for %v: %w", ErrLost, idle.Round(time.Second), c.failure)
+		if idle, err := c.health.lost(time.Now()); err != nil {
+			return fmt.Errorf("%w: nothing came through for %v: %w", ErrLost, idle.Round(time.Second), err)
 		}
+	}
+}
+
+// endedByServer lets the engine read what the server has said before it has
+// ended the session, and returns the session's error.
+func (c *Client) endedByServer() error {
+	lost := fmt.Errorf("%w: ended by the server", ErrLost)
+	c.end(lost)
+	c.link.finish(0)
+	select { // the engine reads the rest and closes
+	case <-c.link.closed:
+	case <-c.ctx.Done():
+	case <-time.After(farewellTime):
+		c.link.close()
+	}
+	c.sayFarewell() // so that the server need not remember the session
+	return lost
+}
+
+// way is what is known of the way that exchanges take now.
+func (c *Client) way() *way { return c.cfg.Path.way(c.cfg.Transport.Name()) }
+
+// launch does what is to be done now and says how long to wait before it is
+// called again, unless something happens.
+func (c *Client) launch(now time.Time) time.Duration {
+	for {
+		s := c.situation(now)
+		p := decide(&s)
+		c.act(&p, now)
+		if !p.starts() {
+			return p.again
+		}
+	}
+}
+
+// situation is what is known now.
+func (c *Client) situation(now time.Time) situation {
+	way, t := c.way(), c.cfg.Transport
+	s := situation{
+		rest:         c.health.next(now, t.Rest()),
+		failing:      c.health.failing(),
+		serial:       way.oneAtATime(now),
+		suspended:    !c.serial.suspended.IsZero(),
+		suspendedFor: now.Sub(c.serial.suspended),
+		streams:      c.receiving.streams,
+		probing:      c.cfg.Mode != Poll,
+		probeIn:      way.probeIn(now),
+		answered:     now.Sub(c.serial.answered),
+		silent:       now.Sub(c.spoke),
+		combined:     now.Sub(c.combined),
+		flights:      make([]glance, 0, len(c.flights)),
+	}
+	s.slots, s.crowded = t.Slots()
+	for _, f := range c.flights {
+		s.flights = append(s.flights, f.glance(now))
+	}
+	_, downloads := c.room()
+	s.polls = c.polling.next(s.silent < lively, downloads)
+	s.demand = c.link.demand(now, c.lanes())
+	if s.due < 0 {
+		s.due = s.news
+	}
+	return s
+}
+
+// room says how many exchanges may be under way in each direction.
+func (c *Client) room() (uploads, downloads int) {
+	n, _ := c.cfg.Transport.Slots()
+	return room(n, c.flights.count(poll)+c.flights.count(stream))
+}
+
+// lanes says what an exchange that carries records is worth.
+func (c *Client) lanes() lanes {
+	if _, crowded := c.cfg.Transport.Slots(); crowded || c.way().oneAtATime(time.Now()) {
+		return lanes{} // one exchange carries all there is
+	}
+	uploads, _ := c.room()
+	return lanes{slots: uploads}
+}
+
+// act does what a plan says.
+func (c *Client) act(p *plan, now time.Time) {
+	if p.heldBack != "" {
+		c.say(c.receiving.heldBack(now, p.heldBack, c.way()))
+	}
+	if p.suspend {
+		c.serial.suspended = now
+	}
+	if p.resume {
+		c.serial.suspended = time.Time{}
+	}
+	for k := range kinds {
+		if p.cancel[k] {
+			c.flights.cancel(k)
+		}
+		for range p.start[k] {
+			c.start(k)
+		}
+	}
+}
+
+// say logs what is new of the path, if anything is.
+func (c *Client) say(news string) {
+	if news != "" {
+		c.log.Info(news)
+	}
+}
+
+// newFlight prepares an exchange.
+func (c *Client) newFlight(number uint64, k kind) *flight {
+	f := &flight{number: number, kind: k, started: time.Now()}
+	f.ctx, f.cancel = context.WithCancelCause(c.ctx)
+	return f
+}
+
+// start makes an exchange in a goroutine of its own, which run waits for.
+func (c *Client) start(k kind) {
+	c.link.telling()
+	f := c.newFlight(c.exchanges, k)
+	c.exchanges++
+	hold, quiet, age := c.way().lengths()
+	_, downloads := c.room()
+	f.asked.Limit = bodyBelow(maxAnswers / downloads)
+	switch k {
+	case poll:
+		f.asked.Hold = hold
+	case stream:
+		f.asked.Limit, f.asked.Stream, f.asked.Quiet = bodyBelow(maxStream), age, quiet
+		if !c.receiving.streams {
+			// No room for records: they would come late if the path holds back.
+			f.probe, f.asked.Stream, f.asked.Limit = true, below(probeAge, probeAge/4), minBody/2
+		}
+	case combined:
+		c.combined = f.started.Add(-mathrand.N(crowdPause / 4)) // no period
+		if f.started.Sub(c.spoke) < lively {
+			f.asked.Hold = below(combinedHold, combinedHold/4)
+		} else if _, crowded := c.cfg.Transport.Slots(); !crowded {
+			f.asked.Hold = hold
+		}
+	case farewell:
+		f.asked.Close = wire.CloseDone
+	}
+	if k == upload || k == combined || k == farewell {
+		f.records = c.link.take(f.number, c.bodies.next(), c.lanes())
+		if len(f.records) > 0 {
+			c.spoke = f.started
+		}
+	}
+	c.flights[f.number] = f
+	c.wg.Go(func() { c.exchange(f) })
+}
+
+// observe learns from how an exchange ended.
+func (c *Client) observe(res *result) {
+	f, now, way := res.flight, time.Now(), c.way()
+	most, _ := c.room()
+	uploads := c.flights.count(upload)
+	delete(c.flights, f.number)
+	c.recall.learn(&c.cfg.Path.recall, c.cfg.Transport.Name(), c.link, f.kind, res.good && c.health.failing()) // recall
+	c.say(c.serial.observe(now, res, way))
+	shaken, back := c.health.observe(now, res)
+	if shaken {
+		c.log.Info("an exchange failed", "err", res.err)
+	}
+	if back > 0 {
+		c.log.Info("carrying again", "after", back.Round(time.Millisecond))
+		way.soon(now)
+	}
+	if c.seems.Store(c.health.forgotten()); c.health.forgotten() {
+		c.forgotten.open()
+	}
+	end, news := c.receiving.observe(now, res, way)
+	if c.say(news); end {
+		c.flights.cancel(stream) // what the server says on them would come when they end
+	}
+	c.polling.observe(res)
+	way.observe(now, res)
+	if c.bodies.observe(res, uploads, most, way) {
+		c.log.Info("the path refuses large requests: sending smaller ones", "bytes", c.bodies.limit)
 	}
 }
 
@@ -502,44 +502,22 @@ func (c *Client) sayFarewell() {
 			delete(c.flights, res.flight.number)
 			if res.flight.kind == farewell {
 				said = said || res.err == nil
-				if res.foreign || res.err != nil && !rest(ctx, minBackoff) {
+				if res.foreign || res.err != nil && !pause(minBackoff, ctx.Done(), nil) {
 					return
 				}
 			}
 			if said && !c.link.unfinished() {
 				return
 			}
-			if c.carrying() {
+			if c.flights.carry() {
 				continue
 			}
-			if said && c.link.dueIn(time.Now(), c.lanes()) < 0 {
+			if said && c.link.demand(time.Now(), c.lanes()).due < 0 {
 				return // the server has no room for the rest
 			}
 			c.start(farewell)
 		case <-ctx.Done():
 			return
 		}
-	}
-}
-
-// carrying tells whether an exchange is under way that carries records.
-func (c *Client) carrying() bool {
-	for _, f := range c.flights {
-		if len(f.records) > 0 || f.kind == farewell {
-			return true
-		}
-	}
-	return false
-}
-
-// rest waits d, and tells whether ctx goes on.
-func rest(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

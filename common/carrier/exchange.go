@@ -2,7 +2,6 @@ package carrier
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,11 +24,6 @@ const (
 	// end by the clock. Repair does not wait for it.
 	patience = 10 * time.Second
 
-	// eagerness is how long a first message waits for an answer that comes as it
-	// is written, beyond two round trips, before it is sent again for one that
-	// comes at once.
-	eagerness = 2 * time.Second
-
 	// maxRest is how long after a failure of its own a session leaves the fronts
 	// alone at most because they ask for it: a part of its Lifetime.
 	maxRest = time.Minute
@@ -43,13 +37,14 @@ const (
 	upload               // carries records and is answered at once
 	poll                 // is answered when there is something to say
 	stream               // is answered bit by bit
-	turn                 // carries records and is answered as a poll: for a path that lets one through at a time
+	combined             // carries records and is answered as a poll: for a path that lets one exchange through at a time
 	farewell             // ends the session
+	kinds                // how many there are
 )
 
 // A flight is an exchange under way.
 type flight struct {
-	number  uint64
+	number  uint64 // constant, like what follows up to started
 	kind    kind
 	asked   wire.Head
 	records []*sentRecord
@@ -67,15 +62,20 @@ type flight struct {
 
 func (f *flight) mark(what *atomic.Int64) { what.Store(max(1, int64(time.Since(f.started)))) }
 
-// since returns how long ago something was marked, or how long ago the flight
-// started.
-func (f *flight) since(now time.Time, what *atomic.Int64) time.Duration {
-	return now.Sub(f.started) - time.Duration(what.Load())
+// glance is how the flight looks now.
+func (f *flight) glance(now time.Time) glance {
+	return glance{
+		kind:   f.kind,
+		probe:  f.probe,
+		hold:   f.asked.Hold,
+		stream: f.asked.Stream,
+		age:    now.Sub(f.started),
+		begun:  time.Duration(f.begun.Load()),
+		sent:   time.Duration(f.sent.Load()),
+		first:  time.Duration(f.first.Load()),
+		heard:  time.Duration(f.heard.Load()),
+	}
 }
-
-// errHeldBack ends the wait for an answer that was to come as it is written. It
-// is no time-out: another answer will show whether there is anything amiss.
-var errHeldBack = errors.New("the answer does not come as it is written")
 
 // errUnneeded ends an exchange that is not wanted any more.
 var errUnneeded = errors.New("not wanted any more")
@@ -92,6 +92,10 @@ type result struct {
 	size     int64
 	closed   bool // the server has ended the session
 }
+
+// refusesBody tells whether the path has refused the exchange for its size. Of
+// the smallest body that says nothing: no smaller one can be tried.
+func (r *result) refusesBody() bool { return r.tooLarge && r.size > minBody }
 
 // body is a request's body: a head and records, of known length. The records
 // are sealed when they are read.
@@ -318,116 +322,4 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 			res.closed = true
 		}
 	}
-}
-
-// greet sends the first message once and returns nil if the server accepted.
-// The rest of the answer is then taken in by the flight's goroutine.
-func (c *Client) greet(a *attempt) error {
-	f := c.newFlight(0, greeting)
-	initiator, _ := c.attempts.of(a)
-	if initiator == nil && a.asked.Stream > 0 {
-		// What repeats a message is answered briefly.
-		f.kind, f.asked = stream, a.asked
-	}
-	accepted := false
-	defer func() {
-		if !accepted {
-			f.cancel(nil)
-		}
-	}()
-	wait := below(patience, patience/4)
-	watchdog := time.AfterFunc(wait, func() {
-		f.cancel(fmt.Errorf("no answer within %v: %w", wait.Round(time.Second), os.ErrDeadlineExceeded))
-	})
-	eager := time.AfterFunc(time.Hour, func() { f.cancel(errHeldBack) })
-	defer eager.Stop()
-	resp, err := c.post(f.ctx, io.NopCloser(&lazyReader{make: func() ([]byte, error) {
-		if f.kind == stream {
-			// The path may hold answers back by now: then it comes with the next try.
-			eager.Reset(below(eagerness, eagerness/4) + 2*a.asked.Trip)
-		}
-		return c.message(a)
-	}}), int64(a.size))
-	if err != nil {
-		watchdog.Stop()
-		if f.ctx.Err() != nil {
-			err = context.Cause(f.ctx)
-		}
-		return fmt.Errorf("%w: %w", ErrUnreachable, err)
-	}
-	defer func() {
-		if !accepted {
-			watchdog.Stop()
-			resp.Body.Close()
-		}
-	}()
-	res := result{flight: f}
-	if err := c.foreign(resp, &res); err != nil {
-		a.date = resp.Header.Get("Date")
-		if !res.foreign {
-			return fmt.Errorf("%w: %w", ErrUnreachable, err)
-		}
-		return fmt.Errorf("%w: %w", ErrNotServer, err)
-	}
-	var answer handshake.Answer
-	var keys handshake.Keys
-	err = handshake.ErrNotNoise // from who answered before the message was read
-	if initiator, _ = c.attempts.of(a); initiator != nil {
-		answer, keys, err = initiator.Finish(resp.Body)
-	}
-	if err != nil && !somebodyElses(resp, err) {
-		return fmt.Errorf("%w: answer cut short: %w", ErrUnreachable, err)
-	}
-	if err != nil {
-		a.date = resp.Header.Get("Date")
-		c.cfg.Transport.Foreign(resp)
-		return fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
-	}
-	if err := refusal(answer, c.cfg.Engine); err != nil {
-		return err
-	}
-	accepted = true
-	f.mark(&f.first)
-	c.link.send, c.link.receive = keys.Send, keys.Receive
-	c.established()
-	c.flights[0] = f
-	if f.kind == stream {
-		c.streams++
-		wait += f.asked.Quiet
-		watchdog.Reset(wait)
-		c.link.tell() // the server takes the session for a stranger's until then
-	}
-	c.wg.Go(func() {
-		defer f.cancel(nil)
-		defer resp.Body.Close()
-		defer watchdog.Stop()
-		res.err = c.takeIn(resp.Body, resp, &res, func() {
-			watchdog.Reset(wait)
-			f.mark(&f.heard)
-		})
-		if res.err != nil && f.ctx.Err() != nil {
-			res.err = context.Cause(f.ctx)
-		}
-		c.link.endExchange(0)
-		c.results <- &res
-	})
-	return nil
-}
-
-// lazyReader reads what make returns, which is called when the first byte is
-// wanted: the connection is ready then.
-type lazyReader struct {
-	make func() ([]byte, error)
-	r    *bytes.Reader
-}
-
-func (l *lazyReader) Read(p []byte) (int, error) {
-	if l.r == nil {
-		b, err := l.make()
-		if err != nil {
-			return 0, err
-		}
-		l.r = bytes.NewReader(b)
-	}
-	return l.r.Read(p)
 }

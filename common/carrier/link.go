@@ -95,12 +95,26 @@ func (l *link) takeHello(room int) []byte {
 	return l.out.takeHello(room)
 }
 
-// dueIn says how long to wait before it is worth to take something for an
-// exchange: 0 if now, and negative if there is nothing.
-func (l *link) dueIn(now time.Time, in lanes) time.Duration {
+// A demand is what a link asks of exchanges at one moment.
+type demand struct {
+	due  time.Duration // until it is worth an exchange to take records; negative: there are none
+	news time.Duration // until the client has to tell what has come; negative: nothing has
+	room bool          // the other side waits to hear that its records have room again
+	owed time.Duration // for so long records have been missing that exist
+	trip trip          // as measured or assumed
+}
+
+// demand is what is asked now, if exchanges share the window in lanes.
+func (l *link) demand(now time.Time, in lanes) demand {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.out.dueIn(now, in)
+	return demand{
+		due:  l.out.dueIn(now, in),
+		news: l.in.newsIn(now),
+		room: l.in.room,
+		owed: l.in.owedFor(now),
+		trip: l.heads.trip.assumed(),
+	}
 }
 
 // take gives records for exchange e to carry, of at most limit bytes. The
@@ -186,13 +200,6 @@ func (l *link) sample(rtt time.Duration, size int64) {
 	l.heads.trip.sample(rtt)
 }
 
-// trip is what is known, or assumed, of the round-trip time.
-func (l *link) trip() trip {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.heads.trip.assumed()
-}
-
 // received takes in record n, which has come in b, of which the link becomes an
 // owner if it returns true; if not, it is a duplicate or there is no room for it.
 func (l *link) received(n uint64, b *buffer) bool {
@@ -244,26 +251,11 @@ func (l *link) owe(number uint64) {
 	l.in.owe(number, time.Now())
 }
 
-// owedFor says for how long records have been missing that exist.
-func (l *link) owedFor(now time.Time) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.in.owedFor(now)
-}
-
 // complete tells whether all records have come that the other side has spoken of.
 func (l *link) complete() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.in.complete()
-}
-
-// newsIn says how long the client may still keep the news that records came;
-// negative if there is none.
-func (l *link) newsIn(now time.Time) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.in.newsIn(now)
 }
 
 // tell has the client tell soon what it has, though nothing has come.
@@ -278,14 +270,6 @@ func (l *link) telling() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.in.newsAt = time.Time{}
-}
-
-// hasRoom tells whether the other side waits to hear that its records have
-// room again.
-func (l *link) hasRoom() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.in.room
 }
 
 // unfinished tells whether something waits to be sent or acknowledged.

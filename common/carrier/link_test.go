@@ -132,7 +132,7 @@ func TestUnacknowledgedIsBounded(t *testing.T) {
 				t.Fatalf("%d bytes held for %d datagrams of a byte", held, e)
 			}
 		}
-		if due := a.dueIn(time.Now(), lanes{}); due >= 0 {
+		if due := a.demand(time.Now(), lanes{}).due; due >= 0 {
 			t.Errorf("due in %v, and nothing can be sent", due)
 		}
 	})

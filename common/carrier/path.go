@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"errors"
 	"sync"
 	"time"
 )
@@ -129,6 +130,20 @@ func (w *way) soon(now time.Time) {
 	defer w.mu.Unlock()
 	if w.known {
 		w.probeAt, w.probeAfter = now, 0
+	}
+}
+
+// observe learns from how an exchange ended how long the way lets answers wait,
+// be silent and stay open.
+func (w *way) observe(now time.Time, res *result) {
+	f := res.flight
+	age := now.Sub(f.started)
+	unneeded := errors.Is(res.err, errUnneeded)
+	switch {
+	case f.kind == poll && res.err != nil && !res.good && !unneeded:
+		w.cut(false, age, age)
+	case f.kind == stream && !f.probe && res.good && !unneeded && age < f.asked.Stream*9/10 && res.received < maxStream/2:
+		w.cut(true, age, age-time.Duration(f.heard.Load()))
 	}
 }
 

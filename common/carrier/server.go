@@ -569,19 +569,19 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, in lanes, hold
 			signal(s.link.wake) // for whose turn it is then
 			return nil
 		}
-		due := s.link.dueIn(time.Now(), in)
-		if due == 0 {
+		d := s.link.demand(time.Now(), in)
+		if d.due == 0 {
 			return s.link.take(e, limit, in)
 		}
-		if s.link.hasRoom() {
+		if d.room {
 			return nil
 		}
 		wait := time.Until(until)
 		if wait <= 0 {
 			return nil
 		}
-		if due > 0 {
-			wait = min(wait, due)
+		if d.due > 0 {
+			wait = min(wait, d.due)
 		}
 		timer.Reset(wait)
 		select {

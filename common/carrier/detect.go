@@ -1,0 +1,222 @@
+package carrier
+
+import (
+	"errors"
+	"time"
+)
+
+// What a client learns of its path. Each detector learns one thing: observe
+// takes in how an exchange ended, next says what a plan may take for granted.
+// What other sessions need to know, too, is kept in the way (path.go). All of
+// them are owned by Client.run.
+
+// health learns whether exchanges come through.
+//
+//	       a failure             another one
+//	well -------------> shaken --------------> failing: one exchange at a time,
+//	  ^                    |                      |     after pauses that grow
+//	  +--------------------+----------------------+
+//	   an answer of the server's, or its beginning
+//
+// Several that fail together count once.
+type health struct {
+	failures int       // in a row
+	foreigns int       // of them: answers by somebody else
+	since    time.Time // the first of them
+	last     time.Time // the last one
+	until    time.Time // until then nothing is started
+	err      error     // why an exchange has failed last
+}
+
+// observe learns from how an exchange ended, and tells whether it is the first
+// to fail, or the first not to after the path was failing, since when.
+func (h *health) observe(now time.Time, res *result) (shaken bool, back time.Duration) {
+	if res.good {
+		if h.failing() {
+			back = now.Sub(h.since)
+		}
+		h.failures, h.foreigns, h.until = 0, 0, time.Time{}
+	}
+	if res.err == nil || errors.Is(res.err, errUnneeded) {
+		return false, back
+	}
+	h.err = res.err
+	if res.refusesBody() || res.good || h.failures > 0 && res.flight.started.Before(h.last) {
+		return false, back // it brought something, or it failed together with one that was counted
+	}
+	h.last = now
+	if h.failures == 0 {
+		h.since = now
+	}
+	h.failures++
+	if res.foreign {
+		h.foreigns++
+	}
+	if h.failing() {
+		h.until = now.Add(backoff(h.failures-1, now.Sub(h.since)))
+	}
+	return h.failures == 1, back
+}
+
+func (h *health) failing() bool { return h.failures > 1 }
+
+// forgotten tells whether the server seems not to know the session any more.
+func (h *health) forgotten() bool { return h.foreigns >= foreignAnswers }
+
+// next says how long nothing is to be started, where the Transport asks for a
+// rest.
+func (h *health) next(now time.Time, rest time.Duration) time.Duration {
+	return max(h.until.Sub(now), min(rest, h.last.Add(maxRest).Sub(now)))
+}
+
+// lost is the error of a session that nothing has come through to for its
+// Lifetime; nil before.
+func (h *health) lost(now time.Time) (time.Duration, error) {
+	if idle := now.Sub(h.since); h.failures > 0 && idle > Lifetime {
+		return idle, h.err
+	}
+	return 0, nil
+}
+
+// receiving learns whether the path delivers answers as they are written.
+//
+//	         the first answer or a probe came as it was written
+//	      +------------------------------------------------------+
+//	      |                                                      v
+//	by polls: a probe now and then,                          by streams
+//	each time after twice as long                                |
+//	      ^                                                      |
+//	      +------------------------------------------------------+
+//	         a probe was held back; or a stream said nothing at its beginning
+//	         while uploads were answered, or stopped while records were owed
+type receiving struct {
+	mode    Mode // constant
+	streams bool // the client receives by streams
+}
+
+// observe learns from how an exchange ended. It tells whether streams that are
+// open are to be ended, and what is new.
+func (r *receiving) observe(now time.Time, res *result, w *way) (end bool, news string) {
+	f := res.flight
+	age := now.Sub(f.started)
+	spread := age - time.Duration(f.first.Load()) // between the answer's first unit and its end
+	var streams bool
+	switch {
+	case r.mode == Poll:
+		return false, ""
+	case f.kind == greeting:
+		streams = spread >= firstStream/2
+	case f.kind == stream && f.probe:
+		streams = res.good && spread >= f.asked.Stream/2
+	default:
+		return false, ""
+	}
+	r.streams = streams
+	switch changed := w.saw(now, streams); {
+	case !changed:
+	case streams:
+		news = "receiving by streams: answers come as they are written"
+	default:
+		news = "receiving by polls: answers come when they are complete"
+	}
+	return !streams, news
+}
+
+// heldBack notes that a stream does not come as it is written. Of several that
+// show the same, the first counts: each more would put off the next probe.
+func (r *receiving) heldBack(now time.Time, why string, w *way) (news string) {
+	if r.streams && w.saw(now, false) {
+		news = "receiving by polls: " + why
+	}
+	r.streams = false
+	return news
+}
+
+// serial learns whether the path lets one exchange through at a time.
+//
+//	            uploads wait long, none was answered         late is over
+//	parallel -----------------------------------> suspended ------------> parallel
+//	    ^                                             |
+//	    |                                             | they pass at once
+//	    |   after 30 s, then each time                v
+//	    +--- after twice as long --- serial <---- the second time within 30 s;
+//	                                              once may be the end of an outage
+//
+// While it is suspended, answers that wait are ended and none is asked for.
+type serial struct {
+	suspended time.Time // since then; zero: it is not
+	passed    time.Time // when uploads passed last as soon as answers were ended
+	answered  time.Time // when the upload that was answered last had been started
+}
+
+// observe learns from how an exchange ended, and tells what is new.
+func (s *serial) observe(now time.Time, res *result, w *way) (news string) {
+	f := res.flight
+	if f.kind != upload {
+		return ""
+	}
+	if res.good && f.started.After(s.answered) {
+		s.answered = f.started
+	}
+	sent, first := f.started.Add(time.Duration(f.sent.Load())), f.started.Add(time.Duration(f.first.Load()))
+	if f.sent.Load() == 0 || f.first.Load() == 0 || !sent.Before(s.suspended) || !first.After(s.suspended) {
+		return ""
+	}
+	s.suspended = time.Time{}
+	if now.Sub(s.passed) < firstProbe {
+		w.setSerial(now)
+		news = "the path lets one request through at a time: sending and receiving by turns"
+	}
+	s.passed = now
+	return news
+}
+
+// bodies learns how large a body the path takes. It grows to twice the size
+// where full bodies use all exchanges that there can be, and shrinks to half of
+// one that was refused, of which the way remembers the size.
+type bodies struct{ limit int } // bytes
+
+// observe learns from how an exchange ended, of uploads that were under way, of
+// which there can be most. It tells whether the path has refused a body.
+func (b *bodies) observe(res *result, uploads, most int, w *way) (refused bool) {
+	switch {
+	case res.flight.kind == upload && res.good && uploads >= most && int(res.size) > b.limit*3/4 && w.takesBody(2*b.limit):
+		b.limit *= 2
+	case res.err != nil && !errors.Is(res.err, errUnneeded) && res.refusesBody():
+		b.limit = max(minBody, min(b.limit, int(res.size/2)))
+		w.refusedBody(int(res.size))
+		return true
+	}
+	return false
+}
+
+// next is the limit of a body's records.
+func (b *bodies) next() int { return bodyBelow(b.limit) - headRoom }
+
+// polling learns how many answers it is worth to wait for: one in silence, two
+// in a conversation, and as many as there can be in a transfer.
+type polling struct{ want int }
+
+// observe learns from how a poll ended.
+func (p *polling) observe(res *result) {
+	switch {
+	case res.flight.kind != poll || res.err != nil:
+	case res.received >= res.flight.asked.Limit/8:
+		p.want = maxDownloads // a transfer: one after the other they would take round trips
+	case res.backlog > 0 || res.received >= manyBytes:
+		p.want = min(p.want*2, maxDownloads)
+	case res.received == 0:
+		p.want /= 2
+	default:
+		p.want--
+	}
+}
+
+// next is how many polls are worth it, of downloads that there can be.
+func (p *polling) next(conversation bool, downloads int) int {
+	if conversation {
+		p.want = max(p.want, min(livelyPolls, downloads))
+	}
+	p.want = max(1, p.want)
+	return p.want
+}

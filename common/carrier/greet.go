@@ -1,0 +1,319 @@
+package carrier
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"turbotunnel/common/handshake"
+	"turbotunnel/common/wire"
+)
+
+const (
+	// handshakeTime is how long a session may take to be established, and
+	// handshakeTries how many times in a row it may fail in one way.
+	handshakeTime  = 45 * time.Second
+	handshakeTries = 3
+
+	// staleHello is the age at which a first message is made anew: short of
+	// the time after which the server would refuse it.
+	staleHello = handshake.Skew / 2
+
+	// eagerness is how long a first message waits for an answer that comes as it
+	// is written, beyond two round trips, before it is sent again for one that
+	// comes at once.
+	eagerness = 2 * time.Second
+)
+
+// errHeldBack ends the wait for an answer that was to come as it is written. It
+// is no time-out: another answer will show whether there is anything amiss.
+var errHeldBack = errors.New("the answer does not come as it is written")
+
+// attempts are a session's first messages, of which only the newest is used.
+// A Transport may read a request's body after the request has failed, or after
+// it was answered: hence the lock.
+type attempts struct {
+	mu     sync.Mutex
+	newest *attempt // guarded by mu, like what follows
+	hello  []byte   // the datagrams of all of them
+}
+
+// An attempt is one first message, which is made when a connection is ready
+// to carry it and then repeated as it is until it is answered.
+type attempt struct {
+	id    handshake.ID
+	asked wire.Head // of the answer
+	ask   []byte    // its plaintext
+	size  int
+	clock time.Duration // how far the client's is behind the server's
+	date  string        // of a foreign answer to it; owned by run
+
+	// Guarded by attempts.mu. Zero before the message is made.
+	message   []byte
+	initiator *handshake.Initiator
+	made      time.Time
+}
+
+// newAttempt prepares a first message in place of the one before.
+func (c *Client) newAttempt(clock time.Duration) *attempt {
+	c.attempts.mu.Lock()
+	defer c.attempts.mu.Unlock()
+	a := &attempt{
+		id: handshake.NewID(c.cfg.Key),
+		// Room for what a TLS client says first, and no length of ours.
+		size:  2048 + mathrand.IntN(1500),
+		clock: clock,
+		asked: c.ask(),
+	}
+	a.ask = a.asked.Append(nil)
+	a.size = min(max(a.size, len(c.attempts.hello)+handshake.MinMessage1+2+len(a.ask)), handshake.MaxMessage1)
+	c.target = strings.TrimSuffix(c.cfg.URL.String(), "/") + "/" + a.id.Segment()
+	c.attempts.newest = a
+	return a
+}
+
+// ask is what the answer to a first message shall be: if the path is known to
+// stream and has room, the first of the session's streams. It tells what the path
+// has carried before, and this side begins with that, too.
+func (c *Client) ask() wire.Head {
+	way, now := c.way(), time.Now()
+	asked := wire.Head{Limit: bodyBelow(maxAnswers)}
+	c.recall.begin(&c.cfg.Path.recall, c.cfg.Transport.Name(), c.link, &asked) // recall
+	if _, crowded := c.cfg.Transport.Slots(); c.cfg.Mode != Poll && way.streaming() && !crowded && !way.oneAtATime(now) {
+		_, asked.Quiet, asked.Stream = way.lengths()
+		asked.Limit = bodyBelow(maxStream)
+	}
+	return asked
+}
+
+// message returns a's first message and makes it before if that is due.
+func (c *Client) message(a *attempt) ([]byte, error) {
+	c.attempts.mu.Lock()
+	defer c.attempts.mu.Unlock()
+	if a != c.attempts.newest {
+		return nil, errUnneeded
+	}
+	if a.message == nil {
+		hello := &c.attempts.hello
+		*hello = append(*hello, c.link.takeHello(handshake.HelloRoom(a.size, c.cfg.Engine, len(a.ask))-len(*hello))...)
+		a.made = time.Now()
+		var err error
+		a.message, a.initiator, err = handshake.Initiate(c.cfg.Key, a.id, handshake.Hello{
+			Binding:   c.conn.binding,
+			Ask:       a.ask,
+			Version:   handshake.Version,
+			Time:      a.made.Add(a.clock),
+			Engine:    c.cfg.Engine,
+			Datagrams: *hello,
+		}, a.size)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return a.message, nil
+}
+
+// end gives up what is needed no more when the server has answered: it is large.
+func (t *attempts) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.newest, t.hello = nil, nil
+}
+
+// of returns what is known of a's message: zero values before it is made.
+func (t *attempts) of(a *attempt) (*handshake.Initiator, time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return a.initiator, a.made
+}
+
+// handshake repeats the first message until the server has answered, or until
+// it is clear that it will not.
+func (c *Client) handshake() error {
+	deadline := time.Now().Add(handshakeTime)
+	var clock time.Duration // how far ours is behind the server's
+	a := c.newAttempt(clock)
+	unreachable, foreign := 0, 0
+	for {
+		err := c.greet(a)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errHeldBack):
+			continue
+		case c.ctx.Err() != nil:
+			return fmt.Errorf("%w: closed before the server answered", ErrLost)
+		case errors.Is(err, ErrRefused):
+			return err
+		case errors.Is(err, ErrNotServer):
+			foreign++
+			if off, wrong := wrongClock(a.date, clock); wrong && foreign < handshakeTries {
+				if off.Abs() > handshake.Skew/2 {
+					c.log.Warn("the clock of this computer seems wrong: using the server's", "off", off.Round(time.Second))
+				}
+				clock = off
+				a = c.newAttempt(clock)
+				continue // at once
+			}
+		default:
+			unreachable++
+		}
+		if foreign >= handshakeTries || unreachable >= handshakeTries || time.Now().After(deadline) {
+			return err
+		}
+		c.log.Debug("no answer from the server yet", "err", err)
+		if !pause(max(backoff(foreign+unreachable, 0), min(c.cfg.Transport.Rest(), maxRest)), c.ctx.Done(), c.link.closed) {
+			return fmt.Errorf("%w: closed before the server answered", ErrLost)
+		}
+		if _, made := c.attempts.of(a); !made.IsZero() && time.Since(made) > staleHello {
+			a = c.newAttempt(clock)
+		}
+	}
+}
+
+// wrongClock tells by the Date of a foreign answer how far this clock is
+// behind, and whether that differs from what clock says already by more than
+// Date's resolution of a second can explain. A second is added: a server
+// refuses what was made before it started, and its own Date is rounded down.
+func wrongClock(date string, clock time.Duration) (off time.Duration, wrong bool) {
+	t, err := http.ParseTime(date)
+	if err != nil {
+		return 0, false
+	}
+	off = time.Until(t) + time.Second
+	return off, (off - clock).Abs() > 2*time.Second
+}
+
+// refusal is the error that a server's answer means.
+func refusal(a handshake.Answer, engine string) error {
+	switch a.Status {
+	case handshake.Accepted:
+		return nil
+	case handshake.UnknownEngine:
+		return fmt.Errorf("%w: it has no engine %q, but %.200q: choose one with engine=", ErrRefused, engine, a.Text)
+	case handshake.UnknownVersion:
+		return fmt.Errorf("%w: this program speaks version %d of the protocol, the server up to %d: update the older one",
+			ErrRefused, handshake.Version, a.Version)
+	}
+	return fmt.Errorf("%w: status %d", ErrRefused, a.Status)
+}
+
+// greet sends the first message once and returns nil if the server accepted.
+// The rest of the answer is then taken in by the flight's goroutine.
+func (c *Client) greet(a *attempt) error {
+	f := c.newFlight(0, greeting)
+	initiator, _ := c.attempts.of(a)
+	if initiator == nil && a.asked.Stream > 0 {
+		// What repeats a message is answered briefly.
+		f.kind, f.asked = stream, a.asked
+	}
+	accepted := false
+	defer func() {
+		if !accepted {
+			f.cancel(nil)
+		}
+	}()
+	wait := below(patience, patience/4)
+	watchdog := time.AfterFunc(wait, func() {
+		f.cancel(fmt.Errorf("no answer within %v: %w", wait.Round(time.Second), os.ErrDeadlineExceeded))
+	})
+	eager := time.AfterFunc(time.Hour, func() { f.cancel(errHeldBack) })
+	defer eager.Stop()
+	resp, err := c.post(f.ctx, io.NopCloser(&lazyReader{make: func() ([]byte, error) {
+		if f.kind == stream {
+			// The path may hold answers back by now: then it comes with the next try.
+			eager.Reset(below(eagerness, eagerness/4) + 2*a.asked.Trip)
+		}
+		return c.message(a)
+	}}), int64(a.size))
+	if err != nil {
+		watchdog.Stop()
+		if f.ctx.Err() != nil {
+			err = context.Cause(f.ctx)
+		}
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	defer func() {
+		if !accepted {
+			watchdog.Stop()
+			resp.Body.Close()
+		}
+	}()
+	res := result{flight: f}
+	if err := c.foreign(resp, &res); err != nil {
+		a.date = resp.Header.Get("Date")
+		if !res.foreign {
+			return fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
+		return fmt.Errorf("%w: %w", ErrNotServer, err)
+	}
+	var answer handshake.Answer
+	var keys handshake.Keys
+	err = handshake.ErrNotNoise // from who answered before the message was read
+	if initiator, _ = c.attempts.of(a); initiator != nil {
+		answer, keys, err = initiator.Finish(resp.Body)
+	}
+	if err != nil && !somebodyElses(resp, err) {
+		return fmt.Errorf("%w: answer cut short: %w", ErrUnreachable, err)
+	}
+	if err != nil {
+		a.date = resp.Header.Get("Date")
+		c.cfg.Transport.Foreign(resp)
+		return fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
+	}
+	if err := refusal(answer, c.cfg.Engine); err != nil {
+		return err
+	}
+	accepted = true
+	f.mark(&f.first)
+	c.link.send, c.link.receive = keys.Send, keys.Receive
+	c.attempts.end()
+	c.ready.open()
+	c.flights[0] = f
+	if f.kind == stream {
+		wait += f.asked.Quiet
+		watchdog.Reset(wait)
+		c.link.tell() // the server takes the session for a stranger's until then
+	}
+	c.wg.Go(func() {
+		defer f.cancel(nil)
+		defer resp.Body.Close()
+		defer watchdog.Stop()
+		res.err = c.takeIn(resp.Body, resp, &res, func() {
+			watchdog.Reset(wait)
+			f.mark(&f.heard)
+		})
+		if res.err != nil && f.ctx.Err() != nil {
+			res.err = context.Cause(f.ctx)
+		}
+		c.link.endExchange(0)
+		c.results <- &res
+	})
+	return nil
+}
+
+// lazyReader reads what make returns, which is called when the first byte is
+// wanted: the connection is ready then.
+type lazyReader struct {
+	make func() ([]byte, error)
+	r    *bytes.Reader
+}
+
+func (l *lazyReader) Read(p []byte) (int, error) {
+	if l.r == nil {
+		b, err := l.make()
+		if err != nil {
+			return 0, err
+		}
+		l.r = bytes.NewReader(b)
+	}
+	return l.r.Read(p)
+}

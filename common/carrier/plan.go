@@ -1,0 +1,299 @@
+package carrier
+
+import "time"
+
+const (
+	// overlap is the share of a stream's age after which the next one is asked
+	// for, so that one is always open.
+	overlap = 0.9
+
+	// slack is what an answer may take beyond some round trips before it means
+	// something.
+	slack = 500 * time.Millisecond
+
+	// combinedHold is how long the server may wait for something to say, on a
+	// path that lets one exchange through at a time, while there is a
+	// conversation: what the client wants to say waits meanwhile.
+	combinedHold = 50 * time.Millisecond
+
+	// crowdPause is how long a session that has nothing to say keeps out of the
+	// way where sessions share too few exchanges.
+	crowdPause = 2 * time.Second
+
+	// lively is how long after something was said livelyPolls wait at the
+	// server: one for the engine's acknowledgement, one for the reply.
+	lively      = 5 * time.Second
+	livelyPolls = 2
+
+	// longest is how long a client waits at most before it plans anew.
+	longest = 30 * time.Second
+)
+
+// A glance is an exchange under way as it is seen at one moment.
+type glance struct {
+	kind   kind
+	probe  bool          // see flight
+	hold   time.Duration // as asked
+	stream time.Duration // likewise
+	age    time.Duration // since it was started
+
+	// The age at which something was seen, or 0: not yet. See flight.
+	begun, sent, first, heard time.Duration
+}
+
+// since is how long ago something was seen at an age, or how long ago the
+// exchange was started.
+func (g *glance) since(age time.Duration) time.Duration { return g.age - age }
+
+// A situation is all that a plan is made from.
+type situation struct {
+	flights []glance // under way, in no order
+
+	// What the Transport allows.
+	slots   int
+	crowded bool
+
+	// What the detectors have found of the path.
+	rest         time.Duration // until something may be started
+	failing      bool          // it does not carry
+	serial       bool          // it lets one exchange through at a time
+	suspended    bool          // answers were ended to see whether it does
+	suspendedFor time.Duration
+	streams      bool          // it delivers answers as they are written
+	probing      bool          // whether it does is worth a probe
+	probeIn      time.Duration // when it is
+	polls        int           // answers that it is worth to wait for; see polling
+	answered     time.Duration // since the upload was started that was answered last
+
+	// What there is to say and to hear.
+	demand                 // of which due counts the news, too
+	silent   time.Duration // since records were sent
+	combined time.Duration // since a combined exchange was started
+}
+
+// late is the age at which an answer that was to come at once is late.
+func (s *situation) late() time.Duration { return 2*s.trip.smoothed + 4*s.trip.variation + slack }
+
+// count is how many exchanges of a kind are under way.
+func (s *situation) count(k kind) (n int) {
+	for i := range s.flights {
+		if s.flights[i].kind == k {
+			n++
+		}
+	}
+	return n
+}
+
+// sending is how many uploads have yet to hand their last byte to a connection.
+// One that takes long may be on a connection that is dead, and does not count.
+func (s *situation) sending() (n int) {
+	for i := range s.flights {
+		if f := &s.flights[i]; f.kind == upload && f.sent == 0 && f.age < 2*s.trip.smoothed+slack {
+			n++
+		}
+	}
+	return n
+}
+
+// room says how many exchanges may be under way in each direction. A third of
+// all is kept for uploads, which may also have all but one of those that no
+// download uses, as over HTTP/1.1, where there are few.
+func room(slots, downloading int) (uploads, downloads int) {
+	if slots < 2 {
+		return 1, 1
+	}
+	third := max(1, slots/3)
+	return min(maxUploads, max(third, slots-1-downloading)), min(maxDownloads, slots-third)
+}
+
+// A plan is what a client does in a situation.
+type plan struct {
+	start  [kinds]int    // exchanges, by kind
+	cancel [kinds]bool   // exchanges under way, by kind
+	again  time.Duration // when to plan anew, if nothing happens before
+
+	// What the exchanges under way show of the path.
+	heldBack string // why answers do not come as they are written; empty: it does not show
+	suspend  bool   // uploads may wait for the answers that are open
+	resume   bool   // they do not
+}
+
+// starts tells whether the plan starts anything. Then it is not all: what is
+// started changes what is due.
+func (p *plan) starts() bool { return p.start != [kinds]int{} }
+
+// within has the next plan made after a time, or before.
+func (p *plan) within(d time.Duration) { p.again = min(p.again, max(d, time.Millisecond)) }
+
+// waitDue has the next plan made when something is due.
+func (p *plan) waitDue(s *situation) {
+	if s.due > 0 {
+		p.again = min(p.again, s.due)
+	}
+}
+
+// decide makes a plan. It is a pure function: what it knows is s, and it starts
+// one upload at a time, after which there is another plan.
+func decide(s *situation) (p plan) {
+	p.again = longest
+	switch {
+	case s.rest > 0:
+		p.again = s.rest
+	case s.failing:
+		// One exchange that is answered at once shows whether the path is back.
+		if s.count(upload) == 0 {
+			p.start[upload] = 1
+		}
+	case s.serial || s.crowded:
+		s.combine(&p)
+	default:
+		if s.say(&p); p.starts() {
+			return p
+		}
+		s.judgeStreams(&p)
+		s.judgeUploads(&p)
+		s.hear(&p)
+	}
+	return p
+}
+
+// combine keeps one exchange under way, which carries both directions. When
+// there is something to say while the server has nothing to say, it is broken
+// off. In a crowd an idle session is silent now and then.
+func (s *situation) combine(p *plan) {
+	if len(s.flights) == 0 {
+		if s.crowded && s.silent >= lively && s.due < 0 && s.combined < crowdPause {
+			p.within(crowdPause - s.combined)
+		} else {
+			p.start[combined] = 1
+		}
+		return
+	}
+	if s.due != 0 {
+		p.waitDue(s)
+		return
+	}
+	for i := range s.flights {
+		f := &s.flights[i]
+		held := f.kind == poll || f.kind == stream || f.kind == combined && f.hold > combinedHold
+		if held && f.sent > 0 && f.first == 0 || f.kind == stream {
+			p.cancel[f.kind] = true
+		}
+	}
+}
+
+// say starts an upload if one is due.
+func (s *situation) say(p *plan) {
+	most, _ := room(s.slots, s.count(poll)+s.count(stream))
+	switch {
+	case s.due != 0:
+		p.waitDue(s)
+	case s.count(upload) >= most: // the end of one is a result
+	case s.sending() < maxSending:
+		p.start[upload] = 1
+	default:
+		p.within(slack) // then one of them may count no more
+	}
+}
+
+// judgeStreams draws from the streams under way whether they come as they are
+// written.
+func (s *situation) judgeStreams(p *plan) {
+	late := s.late()
+	for i := range s.flights {
+		f := &s.flights[i]
+		if f.kind != stream {
+			continue
+		}
+		if in := f.renewal() - f.age; in >= 0 {
+			p.within(in)
+		}
+		silent := f.since(f.heard)
+		missing := min(s.owed, silent)
+		switch {
+		case f.probe: // its end shows it
+		case f.first == 0 && silent <= late:
+			p.within(late - silent)
+		case f.first == 0 && s.answered < f.age:
+			// The server says something at once, and others got through.
+			p.heldBack = "an answer did not come as it was written"
+		case f.first == 0 && s.count(upload) == 0:
+			p.start[upload] = 1 // to see whether others get through
+		case f.first == 0:
+		case missing > late:
+			p.heldBack = "an answer stopped coming as it was written"
+		case s.owed > 0:
+			p.within(late - missing)
+		}
+	}
+	p.cancel[stream] = p.heldBack != ""
+}
+
+// renewal is the age at which the stream that follows this one is asked for.
+func (g *glance) renewal() time.Duration { return time.Duration(float64(g.stream) * overlap) }
+
+// judgeUploads draws from the uploads that wait for their answers whether they
+// may be waiting for a stream or a poll that is open. If they pass as soon as
+// nothing else is open, they were.
+func (s *situation) judgeUploads(p *plan) {
+	late, waiting := s.late(), time.Duration(-1) // of the one that has waited longest, if one does
+	for i := range s.flights {
+		// One whose body is under way is not waiting.
+		if f := &s.flights[i]; f.kind == upload && f.first == 0 && (f.sent > 0 || f.begun == 0) {
+			waiting = max(waiting, f.since(f.sent))
+		}
+	}
+	switch {
+	case s.suspended && s.suspendedFor > late:
+		p.resume = true
+		p.within(0)
+	case s.suspended:
+		p.within(late - s.suspendedFor)
+	case waiting < 0 || s.answered <= 2*late:
+	case waiting > 2*late:
+		p.suspend = true
+		p.cancel[poll], p.cancel[stream], p.cancel[combined] = true, true, true
+		p.within(late)
+	default:
+		p.within(2*late - waiting)
+	}
+}
+
+// hear starts what brings answers: streams where the path delivers them, else
+// polls, and now and then a probe.
+func (s *situation) hear(p *plan) {
+	streams := s.streams && p.heldBack == ""
+	if s.probing && !s.streams && s.silent < lively {
+		if s.probeIn > 0 {
+			p.within(s.probeIn)
+		} else if s.count(stream) == 0 {
+			p.start[stream] = 1 // a probe
+		}
+	}
+	if s.suspended && !p.resume || p.suspend {
+		return
+	}
+	if streams {
+		p.start[stream] = max(0, s.wantedStreams()-s.count(stream))
+		return
+	}
+	uploads := s.count(upload) + p.start[upload]
+	_, downloads := room(s.slots, 0)
+	p.start[poll] = max(0, min(s.polls, downloads, max(1, s.slots-uploads))-s.count(poll))
+}
+
+// wantedStreams is 1, and 2 while the older one is about to end. A probe that is
+// still open has no room for records: it does not count.
+func (s *situation) wantedStreams() int {
+	n, probes := 1, 0
+	for i := range s.flights {
+		switch f := &s.flights[i]; {
+		case f.kind != stream:
+		case f.probe:
+			probes++
+		case f.age > f.renewal():
+			n = 2
+		}
+	}
+	return n + probes
+}
