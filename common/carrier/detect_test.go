@@ -1,0 +1,220 @@
+package carrier
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+// ended is how an exchange ended that was started ago before now.
+func ended(now time.Time, k kind, ago time.Duration, change func(*result)) *result {
+	res := &result{flight: &flight{kind: k, started: now.Add(-ago)}}
+	if change != nil {
+		change(res)
+	}
+	return res
+}
+
+func fails(res *result)     { res.err = errReset }
+func succeeds(res *result)  { res.good = true }
+func isForeign(res *result) { res.err, res.foreign = &errForeign{404, "text/html"}, true }
+
+func TestHealth(t *testing.T) {
+	type step struct {
+		after  time.Duration
+		ago    time.Duration
+		how    func(*result)
+		shaken bool
+	}
+	for _, c := range []struct {
+		why                string
+		steps              []step
+		failing, forgotten bool
+	}{
+		{"one failure may be chance", []step{{0, ms, fails, true}}, false, false},
+		{"two are not", []step{{0, ms, fails, true}, {time.Second, ms, fails, false}}, true, false},
+		{"two that fail together are one", []step{{0, ms, fails, true}, {ms, time.Second, fails, false}}, false, false},
+		{"success ends it", []step{{0, ms, fails, true}, {time.Second, ms, fails, false}, {time.Second, ms, succeeds, false}}, false, false},
+		{"what was not wanted did not fail", []step{{0, ms, func(r *result) { r.err = errUnneeded }, false}}, false, false},
+		{"nor what brought something", []step{{0, ms, func(r *result) { r.good, r.err = true, errReset }, false}}, false, false},
+		{"nor what was too large", []step{{0, ms, func(r *result) { r.err, r.tooLarge, r.size = errReset, true, MaxBody }, false}}, false, false},
+		{"unless nothing smaller can be tried", []step{{0, ms, func(r *result) { r.err, r.tooLarge, r.size = errReset, true, minBody }, true}}, false, false},
+		{"two foreign answers are not enough", []step{{0, ms, isForeign, true}, {time.Second, ms, isForeign, false}}, true, false},
+		{"three are: the server does not know the session", []step{{0, ms, isForeign, true}, {time.Second, ms, isForeign, false}, {time.Second, ms, isForeign, false}}, true, true},
+		{"others between them do not hide it", []step{{0, ms, isForeign, true}, {time.Second, ms, fails, false}, {time.Second, ms, isForeign, false}, {time.Second, ms, isForeign, false}}, true, true},
+		{"an answer of the server's does", []step{{0, ms, isForeign, true}, {time.Second, ms, isForeign, false}, {time.Second, ms, succeeds, false}, {time.Second, ms, isForeign, true}}, false, false},
+	} {
+		var h health
+		now := time.Now()
+		for i, s := range c.steps {
+			now = now.Add(s.after)
+			if shaken, _ := h.observe(now, ended(now, upload, s.ago, s.how)); shaken != s.shaken {
+				t.Errorf("%s: after step %d shaken is %v", c.why, i, shaken)
+			}
+		}
+		if h.failing() != c.failing || h.forgotten() != c.forgotten || (h.next(now, 0) > 0) != c.failing {
+			t.Errorf("%s: failing %v, forgotten %v, next in %v", c.why, h.failing(), h.forgotten(), h.next(now, 0))
+		}
+	}
+}
+
+// A rest is kept after a failure of the session's own, and not for ever.
+func TestHealthRests(t *testing.T) {
+	var h health
+	now := time.Now()
+	if got := h.next(now, time.Minute); got > 0 {
+		t.Errorf("a session that has not failed rests for %v", got)
+	}
+	h.observe(now, ended(now, upload, ms, fails))
+	for _, c := range []struct{ after, rest, want time.Duration }{
+		{0, 20 * time.Second, 20 * time.Second},
+		{0, time.Hour, maxRest},
+		{maxRest - ms, time.Hour, ms},
+		{maxRest, time.Hour, 0},
+	} {
+		if got := h.next(now.Add(c.after), c.rest); max(0, got) != c.want {
+			t.Errorf("%v after a failure, asked for %v: %v, want %v", c.after, c.rest, got, c.want)
+		}
+	}
+	if _, err := h.lost(now.Add(Lifetime)); err != nil {
+		t.Error("lost too soon")
+	}
+	if _, err := h.lost(now.Add(Lifetime + 1)); !errors.Is(err, errReset) {
+		t.Errorf("after its lifetime: %v", err)
+	}
+}
+
+func TestReceiving(t *testing.T) {
+	probe := func(age, first time.Duration, good bool) func(*result) {
+		return func(r *result) {
+			r.flight.probe, r.flight.asked.Stream, r.good = true, probeAge, good
+			r.flight.first.Store(int64(first))
+		}
+	}
+	for _, c := range []struct {
+		why       string
+		mode      Mode
+		kind      kind
+		ago       time.Duration
+		how       func(*result)
+		from, end bool // end: streams are to be ended
+		to        bool
+	}{
+		{"the first answer came bit by bit", Auto, greeting, 150 * ms, func(r *result) { r.flight.first.Store(int64(80 * ms)) }, false, false, true},
+		{"it came at once", Auto, greeting, 150 * ms, func(r *result) { r.flight.first.Store(int64(149 * ms)) }, false, true, false},
+		{"who is told to poll learns nothing", Poll, greeting, 150 * ms, func(r *result) { r.flight.first.Store(int64(80 * ms)) }, false, false, false},
+		{"a probe came bit by bit", Auto, stream, probeAge, probe(probeAge, 50*ms, true), false, false, true},
+		{"it was held back", Auto, stream, probeAge, probe(probeAge, probeAge-ms, true), true, true, false},
+		{"it failed", Auto, stream, probeAge, probe(probeAge, 50*ms, false), false, true, false},
+		{"the end of a stream shows nothing", Auto, stream, time.Minute, succeeds, true, false, true},
+		{"nor does a poll", Auto, poll, time.Minute, fails, true, false, true},
+	} {
+		now, w := time.Now(), new(Path).way("")
+		r := receiving{mode: c.mode, streams: c.from}
+		if end, _ := r.observe(now, ended(now, c.kind, c.ago, c.how), w); end != c.end || r.streams != c.to {
+			t.Errorf("%s: streams are ended %v, received %v; want %v, %v", c.why, end, r.streams, c.end, c.to)
+		}
+	}
+	// What is seen again and again is no news, and puts off the next probe.
+	now, w := time.Now(), new(Path).way("")
+	r := receiving{mode: Auto, streams: true}
+	w.saw(now, true)
+	for i, want := range []time.Duration{firstProbe, firstProbe, firstProbe} {
+		if news := r.heldBack(now, "why", w); (news != "") != (i == 0) {
+			t.Errorf("%d: news %q", i, news)
+		}
+		if in := w.probeIn(now); in > want || in < want*3/4 {
+			t.Errorf("%d: the next probe is in %v", i, in)
+		}
+	}
+}
+
+func TestSerial(t *testing.T) {
+	now := time.Now()
+	upload := func(s *serial, w *way, sent, first time.Duration) string {
+		return s.observe(now, ended(now, upload, 3*time.Second, func(r *result) {
+			r.good = true
+			r.flight.sent.Store(int64(sent))
+			r.flight.first.Store(int64(first))
+		}), w)
+	}
+	for _, c := range []struct {
+		why         string
+		sent, first time.Duration
+		passed      time.Duration // ago
+		suspended   bool          // afterwards
+		serial      bool
+	}{
+		{"it passed as soon as answers were ended, as before", time.Second, 2100 * ms, 10 * time.Second, false, true},
+		{"for the first time in long", time.Second, 2100 * ms, time.Hour, false, false},
+		{"it was answered before", time.Second, 1900 * ms, 10 * time.Second, true, false},
+		{"it was sent since", 2050 * ms, 2100 * ms, 10 * time.Second, true, false},
+		{"it has no answer", time.Second, 0, 10 * time.Second, true, false},
+	} {
+		s, w := serial{suspended: now.Add(-time.Second), passed: now.Add(-c.passed)}, new(Path).way("")
+		news := upload(&s, w, c.sent, c.first)
+		if s.suspended.IsZero() == c.suspended || w.oneAtATime(now) != c.serial || (news != "") != c.serial {
+			t.Errorf("%s: suspended %v, serial %v, news %q", c.why, !s.suspended.IsZero(), w.oneAtATime(now), news)
+		}
+	}
+}
+
+func TestBodies(t *testing.T) {
+	full := func(size int64) func(*result) { return func(r *result) { r.good, r.size = true, size } }
+	refused := func(size int64) func(*result) {
+		return func(r *result) { r.err, r.tooLarge, r.size = errReset, true, size }
+	}
+	for _, c := range []struct {
+		why          string
+		how          func(*result)
+		uploads, max int
+		tooLarge     int // for the way, as known before
+		want         int
+	}{
+		{"full bodies in all slots", full(MaxBody), 2, 2, 0, 2 * MaxBody},
+		{"there are more slots", full(MaxBody), 1, 2, 0, MaxBody},
+		{"bodies are not full", full(MaxBody / 2), 2, 2, 0, MaxBody},
+		{"the way has refused such a one", full(MaxBody), 2, 2, 2 * MaxBody, MaxBody},
+		{"one was refused", refused(200 << 10), 1, 2, 0, 100 << 10},
+		{"a small one was", refused(minBody + 1), 1, 2, 0, minBody},
+		{"the smallest one was", refused(minBody), 1, 2, 0, MaxBody},
+	} {
+		now, w := time.Now(), new(Path).way("")
+		w.tooLarge = c.tooLarge
+		b := bodies{limit: MaxBody}
+		b.observe(ended(now, upload, time.Second, c.how), c.uploads, c.max, w)
+		if b.limit != c.want {
+			t.Errorf("%s: %d, want %d", c.why, b.limit, c.want)
+		}
+	}
+}
+
+func TestPolling(t *testing.T) {
+	poll := func(received, backlog int) *result {
+		return ended(time.Now(), poll, time.Second, func(r *result) {
+			r.flight.asked.Limit, r.received, r.backlog = 1<<20, received, backlog
+		})
+	}
+	for _, c := range []struct {
+		why  string
+		res  *result
+		want int // of 4 before
+	}{
+		{"an answer that was full", poll(1<<20, 0), maxDownloads},
+		{"one that leaves something behind", poll(1000, 1), 8},
+		{"one that is large", poll(manyBytes, 0), 8},
+		{"one that is small", poll(1000, 0), 3},
+		{"an empty one", poll(0, 0), 2},
+		{"one that failed", ended(time.Now(), poll(0, 0).flight.kind, time.Second, fails), 4},
+		{"another exchange", ended(time.Now(), upload, time.Second, succeeds), 4},
+	} {
+		p := polling{want: 4}
+		if p.observe(c.res); p.next(false, maxDownloads) != c.want {
+			t.Errorf("%s: %d, want %d", c.why, p.want, c.want)
+		}
+	}
+	var p polling
+	if a, b := p.next(false, 16), p.next(true, 16); a != 1 || b != livelyPolls {
+		t.Errorf("%d in silence, %d in a conversation", a, b)
+	}
+}

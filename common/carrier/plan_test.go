@@ -1,0 +1,179 @@
+package carrier
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// text is what a plan does, in words.
+func (p *plan) text() string {
+	names := [kinds]string{"greeting", "upload", "poll", "stream", "combined", "farewell"}
+	var does []string
+	for k, n := range p.start {
+		if n > 0 {
+			does = append(does, fmt.Sprintf("start %d %s", n, names[k]))
+		}
+	}
+	for k, yes := range p.cancel {
+		if yes {
+			does = append(does, "cancel "+names[k])
+		}
+	}
+	for what, yes := range map[string]bool{"held back": p.heldBack != "", "suspend": p.suspend, "resume": p.resume} {
+		if yes {
+			does = append(does, what)
+		}
+	}
+	return strings.Join(does, ", ")
+}
+
+func TestPlans(t *testing.T) {
+	const never = time.Hour
+	path := trip{100 * ms, 10 * ms}
+	const late = 2*100*ms + 4*10*ms + slack
+	// A calm session has nothing to say and polls on a path with many slots.
+	calm := func() situation {
+		return situation{
+			slots: 100, polls: 1, probing: true, probeIn: never, answered: never, silent: never, combined: never,
+			demand: demand{due: -1, news: -1, trip: path},
+		}
+	}
+	polled := glance{kind: poll, hold: 28 * time.Second, age: time.Second, begun: ms, sent: 2 * ms}
+	streamed := glance{kind: stream, stream: time.Minute, age: time.Second, begun: ms, sent: 2 * ms, first: 102 * ms, heard: 102 * ms}
+	written := glance{kind: upload, age: 50 * ms, begun: ms, sent: 2 * ms}
+	writing := glance{kind: upload, age: 50 * ms, begun: ms}
+	for _, c := range []struct {
+		why   string
+		do    func(s *situation)
+		want  string
+		again time.Duration // 0: at the latest
+	}{
+		{"a session without anything open wants one answer", func(*situation) {}, "start 1 poll", 0},
+		{"one poll is enough in silence", func(s *situation) { s.flights = []glance{polled} }, "", 0},
+		{"in a transfer there are as many as are worth it", func(s *situation) { s.flights, s.polls = []glance{polled}, 16 }, "start 15 poll", 0},
+		{"a third of few slots is kept for uploads", func(s *situation) { s.slots, s.polls = 6, 16 }, "start 4 poll", 0},
+		{"uploads under way leave what is left", func(s *situation) {
+			s.slots, s.polls, s.flights = 6, 16, []glance{written, written, written}
+		}, "start 3 poll", 0},
+		{"what is due leaves before anything else is planned", func(s *situation) { s.due = 0 }, "start 1 upload", 0},
+		{"what gathers is waited for", func(s *situation) { s.due, s.flights = 2*ms, []glance{polled} }, "", 2 * ms},
+		{"a second upload may be written beside the first", func(s *situation) { s.due, s.flights = 0, []glance{polled, writing} }, "start 1 upload", 0},
+		{"not a third one", func(s *situation) { s.due, s.flights = 0, []glance{polled, writing, writing} }, "", slack},
+		{"unless two stand still: their connection may be dead", func(s *situation) {
+			dead := glance{kind: upload, age: 2*100*ms + slack}
+			s.due, s.flights, s.answered = 0, []glance{polled, dead, dead}, 0
+		}, "start 1 upload", 0},
+		{"any number may wait for their answers", func(s *situation) { s.due, s.flights = 0, []glance{polled, written, written, written} }, "start 1 upload", 0},
+		{"as many as there are slots", func(s *situation) {
+			s.slots, s.due, s.flights = 3, 0, []glance{polled, written}
+		}, "", 2*late - 48*ms},
+		{"a path that asks for a rest gets it", func(s *situation) { s.rest, s.due = 7*time.Second, 0 }, "", 7 * time.Second},
+		{"a failing path is asked by one exchange", func(s *situation) { s.failing = true }, "start 1 upload", 0},
+		{"and by no second one", func(s *situation) { s.failing, s.due, s.flights = true, 0, []glance{written} }, "", 0},
+
+		{"where answers come as they are written, one stream is open", func(s *situation) { s.streams = true }, "start 1 stream", 0},
+		{"and no second one", func(s *situation) { s.streams, s.flights = true, []glance{streamed} }, "", 53 * time.Second},
+		{"but the next before it ends", func(s *situation) {
+			old := streamed
+			old.age = 55 * time.Second
+			s.streams, s.flights = true, []glance{old}
+		}, "start 1 stream", 0},
+		{"a stream that says nothing at first is waited for", func(s *situation) {
+			s.streams, s.flights = true, []glance{{kind: stream, stream: time.Minute, age: 100 * ms}}
+		}, "", late - 100*ms},
+		{"then an upload asks whether others get through", func(s *situation) {
+			s.streams, s.flights = true, []glance{{kind: stream, stream: time.Minute, age: time.Second}}
+		}, "start 1 upload", 0},
+		{"they do: it is held back, and polls take its place", func(s *situation) {
+			s.streams, s.answered, s.flights = true, 500*ms, []glance{{kind: stream, stream: time.Minute, age: time.Second}}
+		}, "start 1 poll, cancel stream, held back", 0},
+		{"a stream may be silent if nothing is owed", func(s *situation) {
+			quiet := streamed
+			quiet.age = 20 * time.Second
+			s.streams, s.flights = true, []glance{quiet}
+		}, "", 34 * time.Second},
+		{"one that stops while records are owed is held back", func(s *situation) {
+			quiet := streamed
+			quiet.age = 20 * time.Second
+			s.streams, s.owed, s.flights = true, time.Second, []glance{quiet}
+		}, "start 1 poll, cancel stream, held back", 0},
+		{"records owed for a moment mean nothing yet", func(s *situation) { s.streams, s.owed, s.flights = true, 100*ms, []glance{streamed} }, "", late - 100*ms},
+
+		{"a conversation by polls makes a probe when it is time", func(s *situation) {
+			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled}
+		}, "start 1 stream", 0},
+		{"and looks again when it will be", func(s *situation) {
+			s.silent, s.probeIn, s.flights = time.Second, 3*time.Second, []glance{polled}
+		}, "", 3 * time.Second},
+		{"silence makes none", func(s *situation) { s.probeIn, s.flights = 0, []glance{polled} }, "", 0},
+		{"nor does a client that was told to poll", func(s *situation) {
+			s.silent, s.probing, s.probeIn, s.flights = time.Second, false, 0, []glance{polled}
+		}, "", 0},
+		{"one probe at a time, which ends no poll", func(s *situation) {
+			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled, {kind: stream, probe: true, stream: 2 * time.Second, age: time.Second}}
+		}, "", 800 * ms},
+
+		{"an upload that waits long may wait for the poll", func(s *situation) {
+			waiting := written
+			waiting.age = 2*late + 3*ms
+			s.flights = []glance{polled, waiting}
+		}, "cancel poll, cancel stream, cancel combined, suspend", late},
+		{"not if one was answered lately", func(s *situation) {
+			waiting := written
+			waiting.age = 2*late + 3*ms
+			s.answered, s.flights = late, []glance{polled, waiting}
+		}, "", 0},
+		{"one whose body is under way does not wait", func(s *situation) {
+			slow := writing
+			slow.age = time.Minute
+			s.flights = []glance{polled, slow}
+		}, "", 0},
+		{"while answers are ended none is asked for", func(s *situation) { s.suspended, s.suspendedFor = true, 100*ms }, "", late - 100*ms},
+		{"for a while", func(s *situation) { s.suspended, s.suspendedFor = true, late+1 }, "start 1 poll, resume", ms},
+
+		{"one at a time, one exchange carries both directions", func(s *situation) { s.serial = true }, "start 1 combined", 0},
+		{"and no second one", func(s *situation) {
+			s.serial, s.flights = true, []glance{{kind: combined, hold: 20 * ms, age: 10 * ms, sent: ms}}
+		}, "", 0},
+		{"what is to be said ends one that waits long", func(s *situation) {
+			s.serial, s.due, s.flights = true, 0, []glance{{kind: combined, hold: 28 * time.Second, age: time.Second, sent: ms}}
+		}, "cancel combined", 0},
+		{"not one that is answered soon", func(s *situation) {
+			s.serial, s.due, s.flights = true, 0, []glance{{kind: combined, hold: combinedHold, age: 10 * ms, sent: ms}}
+		}, "", 0},
+		{"nor one that is being answered", func(s *situation) {
+			s.serial, s.due, s.flights = true, 0, []glance{{kind: combined, hold: 28 * time.Second, age: time.Second, sent: ms, first: 900 * ms}}
+		}, "", 0},
+		{"in a crowd who has nothing to say pauses", func(s *situation) { s.slots, s.crowded, s.combined = 1, true, time.Second }, "", crowdPause - time.Second},
+		{"and looks now and then", func(s *situation) { s.slots, s.crowded, s.combined = 1, true, crowdPause }, "start 1 combined", 0},
+		{"who has something to say does not", func(s *situation) { s.slots, s.crowded, s.combined, s.due = 1, true, time.Second, 0 }, "start 1 combined", 0},
+	} {
+		s := calm()
+		c.do(&s)
+		p := decide(&s)
+		if c.again == 0 {
+			c.again = longest
+		}
+		if got := p.text(); got != c.want || !p.starts() && p.again != min(c.again, longest) {
+			t.Errorf("%s: %q, and again in %v; want %q, %v", c.why, got, p.again, c.want, c.again)
+		}
+	}
+}
+
+func TestRoom(t *testing.T) {
+	for _, c := range []struct{ slots, downloading, uploads, downloads int }{
+		{1, 0, 1, 1},
+		{2, 0, 1, 1},
+		{2, 1, 1, 1},
+		{6, 0, 5, 4}, // HTTP/1.1
+		{6, 1, 4, 4},
+		{6, 4, 2, 4},
+		{100, 1, maxUploads, maxDownloads},
+	} {
+		if u, d := room(c.slots, c.downloading); u != c.uploads || d != c.downloads {
+			t.Errorf("%d slots, %d downloading: room for %d and %d, want %d and %d", c.slots, c.downloading, u, d, c.uploads, c.downloads)
+		}
+	}
+}
