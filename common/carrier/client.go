@@ -178,7 +178,7 @@ func NewClient(cfg ClientConfig) *Client {
 		conn:      newConn(l, "server", binding),
 		ctx:       ctx,
 		cancel:    cancel,
-		results:   make(chan *result, maxUploads+maxDownloads+16), // so that few exchanges wait for run at their ends
+		results:   make(chan *result, maxUploads+maxDownloads+16), // all that can be under way, and some farewells
 		exchanges: 1,                                              // 0 is the handshake
 		flights:   make(flights),
 		receiving: receiving{mode: cfg.Mode, streams: cfg.Mode == Stream},

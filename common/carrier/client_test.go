@@ -37,7 +37,7 @@ func say(t *testing.T, from, to *Conn, text string) {
 		t.Errorf("%q is not taken: %v", text, err)
 		return
 	}
-	buf := make([]byte, wire.MaxDatagram)
+	buf := make([]byte, wire.RecordRoom)
 	if n, _, err := to.ReadFrom(buf); err != nil || string(buf[:n]) != text {
 		t.Errorf("instead of %q came %q, %v", text, buf[:n], err)
 	}
@@ -419,7 +419,7 @@ func TestClientClose(t *testing.T) {
 				if name != "good network" && name != "lossy network" {
 					return
 				}
-				buf := make([]byte, wire.MaxDatagram)
+				buf := make([]byte, wire.RecordRoom)
 				for i := range 100 {
 					if n, _, err := session.Conn().ReadFrom(buf); err != nil || !bytes.Equal(buf[:n], datagram(i)) {
 						t.Fatalf("datagram %d: %d bytes, %v", i, n, err)
@@ -495,7 +495,7 @@ func TestServerEnds(t *testing.T) {
 					}
 				}
 				session.Conn().Close()
-				buf := make([]byte, wire.MaxDatagram)
+				buf := make([]byte, wire.RecordRoom)
 				for i := range 100 {
 					if n, _, err := client.Conn().ReadFrom(buf); err != nil || !bytes.Equal(buf[:n], datagram(i)) {
 						t.Fatalf("datagram %d: %d bytes, %v", i, n, err)
@@ -561,7 +561,7 @@ func TestConnDeadlines(t *testing.T) {
 		conn.SetDeadline(time.Time{})
 		say(t, client.Conn(), session.Conn(), "without a deadline")
 		say(t, session.Conn(), client.Conn(), "without a deadline")
-		if _, err := conn.WriteTo(make([]byte, wire.MaxDatagram+1), nil); err == nil {
+		if _, err := conn.WriteTo(make([]byte, wire.RecordRoom+1), nil); err == nil {
 			t.Error("a datagram that is too large is taken")
 		}
 	})

@@ -29,7 +29,7 @@ var errTimeout = fmt.Errorf("carrier: %w", os.ErrDeadlineExceeded)
 // net.PacketConn; its only peer is the session's other end. Datagrams arrive
 // unaltered, once, in order, and practically always.
 //
-// WriteTo copies its argument, takes at most wire.MaxDatagram bytes, ignores
+// WriteTo copies its argument, takes at most wire.RecordRoom bytes, ignores
 // the address, and blocks while more waits than the window has room for
 // (link.allowance). ReadFrom cuts off what does not fit. Close unblocks both,
 // drops what was not read, and leaves it to the session to send what was
@@ -97,8 +97,8 @@ func (c *Conn) WaitRead() {
 // WriteTo queues a datagram. Its errors match net.ErrClosed after Close, and
 // os.ErrDeadlineExceeded after the deadline.
 func (c *Conn) WriteTo(p []byte, _ net.Addr) (int, error) {
-	if len(p) > wire.MaxDatagram {
-		return 0, fmt.Errorf("carrier: a datagram of %d bytes; %d at most", len(p), wire.MaxDatagram)
+	if len(p) > wire.RecordRoom {
+		return 0, fmt.Errorf("carrier: a datagram of %d bytes; %d at most", len(p), wire.RecordRoom)
 	}
 	if len(p) == 0 {
 		return 0, nil // says nothing, and is not on the wire

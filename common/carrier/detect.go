@@ -165,7 +165,7 @@ func (s *serial) observe(now time.Time, res *result, w *way) (news string) {
 	s.suspended = time.Time{}
 	if now.Sub(s.passed) < firstProbe {
 		w.setSerial(now)
-		news = "the path lets one request through at a time: sending and receiving by turns"
+		news = "the path lets one request through at a time: sending and receiving in turns"
 	}
 	s.passed = now
 	return news

@@ -316,7 +316,6 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 		}
 		res.good = true
 		res.backlog = head.Backlog
-		c.link.owe(head.Sent)
 		c.link.opened(u.Number, &head, false)
 		if head.Close != 0 && head.Backlog == 0 {
 			res.closed = true

@@ -178,8 +178,10 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 	if timed && rtt >= 0 {
 		// Before the acknowledgements: what they let go depends on the delay that
 		// they came with.
-		l.sample(rtt, 0)
+		l.out.window.took(rtt, 0)
+		l.heads.trip.sample(rtt)
 	}
+	l.in.owe(h.Sent, now)
 	l.out.opened(h, newest, now)
 	if newest {
 		l.out.window.found.hear(h, &l.out.window, l.heads.trip, now) // recall
@@ -191,11 +193,6 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 func (l *link) measured(rtt time.Duration, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.sample(rtt, size)
-}
-
-// sample takes note of a round-trip time. mu is held.
-func (l *link) sample(rtt time.Duration, size int64) {
 	l.out.window.took(rtt, size)
 	l.heads.trip.sample(rtt)
 }
@@ -242,13 +239,6 @@ func (l *link) get(p []byte) (n int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.in.get(p, time.Now())
-}
-
-// owe notes that records below number exist.
-func (l *link) owe(number uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.in.owe(number, time.Now())
 }
 
 // complete tells whether all records have come that the other side has spoken of.

@@ -53,7 +53,7 @@ func tell(t *testing.T, from, to *link, e uint64) {
 
 // got reads everything that is ready.
 func (l *link) all() (texts []string) {
-	buf := make([]byte, wire.MaxDatagram)
+	buf := make([]byte, wire.RecordRoom)
 	for {
 		n, ok := l.get(buf)
 		if !ok {

@@ -805,7 +805,7 @@ func datagram(i int) []byte {
 	case 7:
 		size = 8
 	case 23:
-		size = wire.MaxDatagram
+		size = wire.RecordRoom
 	}
 	p := slices.Clone(noise[i%1000:][:size])
 	binary.BigEndian.PutUint64(p, uint64(i))
@@ -814,7 +814,7 @@ func datagram(i int) []byte {
 
 // noise is what datagrams are cut from.
 var noise = func() []byte {
-	p := make([]byte, wire.MaxDatagram+1000)
+	p := make([]byte, wire.RecordRoom+1000)
 	rand.NewChaCha8([32]byte{}).Read(p)
 	return p
 }()
@@ -836,7 +836,7 @@ func transfer(t *testing.T, name string, from, to *Conn, n int) (finished chan s
 	}()
 	go func() {
 		defer close(finished)
-		buf := make([]byte, wire.MaxDatagram)
+		buf := make([]byte, wire.RecordRoom)
 		for i := range n {
 			k, _, err := to.ReadFrom(buf)
 			if err != nil {
@@ -863,7 +863,7 @@ func transfer(t *testing.T, name string, from, to *Conn, n int) (finished chan s
 func quiet(t *testing.T, name string, c *Conn) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(time.Minute))
-	if n, _, err := c.ReadFrom(make([]byte, wire.MaxDatagram)); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if n, _, err := c.ReadFrom(make([]byte, wire.RecordRoom)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%s: %d bytes more, %v", name, n, err)
 	}
 	c.SetReadDeadline(time.Time{})

@@ -426,7 +426,7 @@ func TestStalledSession(t *testing.T) {
 			stalled, session := w.pair(Poll)
 			go func() {
 				for {
-					if _, err := stalled.Conn().WriteTo(make([]byte, wire.MaxDatagram), nil); err != nil {
+					if _, err := stalled.Conn().WriteTo(make([]byte, wire.RecordRoom), nil); err != nil {
 						return
 					}
 				}
@@ -487,7 +487,7 @@ func TestMemoryPressure(t *testing.T) {
 		healthy, healthySession := w.pair(Poll)
 		go func() {
 			for {
-				if _, err := stalled.Conn().WriteTo(make([]byte, wire.MaxDatagram), nil); err != nil {
+				if _, err := stalled.Conn().WriteTo(make([]byte, wire.RecordRoom), nil); err != nil {
 					return
 				}
 			}

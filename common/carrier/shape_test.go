@@ -285,7 +285,7 @@ func TestPaddingCostsLittle(t *testing.T) {
 								time.Sleep(pause)
 							}
 						}()
-						buf := make([]byte, wire.MaxDatagram)
+						buf := make([]byte, wire.RecordRoom)
 						for range n {
 							if _, _, err := d[1].ReadFrom(buf); err != nil {
 								t.Fatal(err)

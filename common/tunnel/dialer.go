@@ -170,7 +170,7 @@ func (d *Dialer) session() (*session, error) {
 	if !d.engine.Multiplexes() {
 		return d.start()
 	}
-	if d.current == nil || ended(d.current.engine.Done()) || d.current.client.Err() != nil {
+	if d.current == nil || isClosed(d.current.engine.Done()) || d.current.client.Err() != nil {
 		s, err := d.start()
 		if err != nil {
 			return nil, err
@@ -218,7 +218,7 @@ func (d *Dialer) watch(s *session) {
 	for {
 		select {
 		case <-s.client.Done():
-			if err := s.client.Err(); err != nil && ended(s.client.Ready()) {
+			if err := s.client.Err(); err != nil && isClosed(s.client.Ready()) {
 				d.log.Warn("session ended", "err", err)
 			} // else Dial, or the stream, has said why
 			return
@@ -267,7 +267,7 @@ func (d *Dialer) replace(old *session) bool {
 	return true
 }
 
-func ended(c <-chan struct{}) bool {
+func isClosed(c <-chan struct{}) bool {
 	select {
 	case <-c:
 		return true

@@ -62,9 +62,10 @@ const (
 
 // Reasons to close a session.
 const (
-	CloseDone    = 1 // nothing more to do
-	CloseExpired = 2 // the other side was silent too long
-	CloseRoom    = 3 // too much memory held for a peer that takes nothing
+	CloseDone = 1 // nothing more to do
+	// 2 says that the other side was silent too long. Nobody sends it: who was
+	// silent does not hear it.
+	CloseRoom = 3 // too much memory held for a peer that takes nothing
 )
 
 const (

@@ -66,8 +66,9 @@ const (
 	// MaxPlaintext is the size in bytes of the largest plaintext.
 	MaxPlaintext = MaxUnit - Overhead
 
-	// MaxDatagram is the size in bytes of the largest datagram in a record.
-	MaxDatagram = MaxPlaintext - 2
+	// RecordRoom is the size in bytes of the largest datagram for which a record
+	// has room. Engines get by with half of that (engine.MaxDatagram).
+	RecordRoom = MaxPlaintext - 2
 
 	// BufferSize is the capacity in bytes of a buffer in which any unit can be
 	// sealed or opened in place: the unit and room for the cipher's working
@@ -188,7 +189,7 @@ func (k *Key) Next(r io.Reader, buf []byte) (Unit, error) {
 }
 
 // AppendDatagram appends p to the plaintext of a record. len(p) must be from 1
-// to MaxDatagram.
+// to RecordRoom.
 func AppendDatagram(b, p []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(len(p)))
 	return append(b, p...)

@@ -172,7 +172,7 @@ func TestDatagrams(t *testing.T) {
 		{"too long", []byte{0, 3, 1, 2}, 0, ErrMalformed},
 		{"one and padding", []byte{0, 1, 9, 0, 0}, 1, io.EOF},
 		{"one and half a length", []byte{0, 1, 9, 0}, 1, ErrMalformed},
-		{"largest", AppendDatagram(nil, make([]byte, MaxDatagram)), 1, io.EOF},
+		{"largest", AppendDatagram(nil, make([]byte, RecordRoom)), 1, io.EOF},
 	} {
 		n, rest := 0, c.plain
 		var err error
@@ -188,7 +188,7 @@ func TestDatagrams(t *testing.T) {
 			t.Errorf("%s: %d datagrams, %v", c.name, n, err)
 		}
 	}
-	if n := HeaderSize + len(AppendDatagram(nil, make([]byte, MaxDatagram))); n != HeaderSize+MaxPlaintext {
+	if n := HeaderSize + len(AppendDatagram(nil, make([]byte, RecordRoom))); n != HeaderSize+MaxPlaintext {
 		t.Errorf("the largest datagram makes a plaintext of %d bytes", n-HeaderSize)
 	}
 }

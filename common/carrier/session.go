@@ -1,0 +1,477 @@
+package carrier
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"turbotunnel/common/handshake"
+	"turbotunnel/common/wire"
+)
+
+const (
+	// firstStream is how long at least, and one and a half times of it how long
+	// at most, the answer to a first message stays open for what the server's
+	// side says first, which saves it a round trip, unless the client asks for
+	// another time. It is what a path that buffers costs a new session.
+	firstStream = 60 * time.Millisecond
+
+	// bodyPatience is how long a request's body may stand still.
+	bodyPatience = 30 * time.Second
+
+	// maxHold and maxAge bound what a client may ask for.
+	maxHold = 2 * time.Minute
+	maxAge  = 10 * time.Minute
+
+	// minQuiet bounds how often a silent streamed answer says something.
+	minQuiet = time.Second
+
+	// farewellLife is how long a session that this side has ended still says so.
+	farewellLife = 30 * time.Second
+)
+
+// Session is the server's side of one session. Safe for concurrent use.
+type Session struct {
+	server    *Server // constant, like what follows up to gone
+	id        handshake.ID
+	engine    string
+	ephemeral [handshake.EphemeralSize]byte
+	answer    []byte // message 2
+	refused   bool   // the answer says no
+	looks     appearance
+	blur      *blur
+	link      *link
+	conn      *Conn
+	taker     chan struct{} // holds a token of the one answer that may take what comes next
+	gone      chan struct{} // closed when the session is forgotten
+
+	started bool // Serve was called; guarded by the server's mu
+
+	mu        sync.Mutex
+	confirmed bool     // guarded by mu, like what follows
+	seen      wire.Set // exchanges of which a request has come
+	client    netip.Addr
+	requests  int // being answered
+	lastSeen  time.Time
+	ended     time.Time     // when either side ended it
+	finishing bool          // the client did
+	relieved  chan struct{} // closed when a stream makes the polls that wait superfluous; nil: none waits
+	reason    uint64        // why, as heads say it
+	forgotten bool
+}
+
+// Conn is the engine's pipe.
+func (s *Session) Conn() *Conn { return s.conn }
+
+// Engine is the engine that the client has chosen.
+func (s *Session) Engine() string { return s.engine }
+
+// Name is a short name for the log. It tells nothing about the client.
+func (s *Session) Name() string { return s.id.String()[:6] }
+
+// Client is the address from which the client was heard last, or the zero Addr.
+func (s *Session) Client() netip.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.client
+}
+
+// run hands the session to Serve and ends it afterwards.
+func (s *Session) run() {
+	s.server.opened.Add(1)
+	s.server.cfg.Serve(s)
+	s.end(wire.CloseDone)
+	s.mu.Lock()
+	finishing := s.finishing
+	s.mu.Unlock()
+	if finishing {
+		s.forget()
+	}
+}
+
+// confirm is called when something under the session's key has come.
+func (s *Session) confirm() {
+	s.mu.Lock()
+	first := !s.confirmed
+	s.confirmed = true
+	s.mu.Unlock()
+	if !first || s.refused {
+		return
+	}
+	v := s.server
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if s.started {
+		v.settle(s)
+	} else if !v.closed && v.sessions[s.id] == s {
+		s.started = true
+		v.wg.Go(s.run)
+	}
+}
+
+// note takes note of a request.
+func (s *Session) note(from netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastSeen = time.Now()
+	if from.IsValid() {
+		s.client = from
+	}
+}
+
+// busy counts requests that are being answered. That it is the client who asks
+// is not known yet.
+func (s *Session) busy(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests += n
+}
+
+// serve answers a request of an open session.
+func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.ResponseController, body *bufio.Reader) bool {
+	s.busy(1)
+	defer s.busy(-1)
+	extend := func() {
+		control.SetReadDeadline(time.Now().Add(bodyPatience)) //nolint:errcheck // in tests there is no connection
+	}
+	extend()
+	s.mu.Lock()
+	confirmed := s.confirmed
+	s.mu.Unlock()
+	if !confirmed {
+		begin, _ := body.Peek(handshake.EphemeralSize)
+		if string(begin) == string(s.ephemeral[:]) {
+			// The first message again. That it is the same one needs no proof:
+			// the answer is of use only to who made it.
+			if _, err := io.Copy(io.Discard, io.LimitReader(body, handshake.MaxMessage1)); err != nil {
+				return false
+			}
+			s.note(s.server.clientAddr(r))
+			s.reply(r.Context(), w, s.answer, 0, wire.Head{Limit: maxAnswer})
+			return true
+		}
+	}
+	if s.refused {
+		return false
+	}
+	head, ours := s.takeIn(body, extend)
+	if !ours {
+		return false
+	}
+	control.SetReadDeadline(time.Time{}) //nolint:errcheck // likewise
+	s.note(s.server.clientAddr(r))
+	s.mu.Lock()
+	repeated := !s.seen.Add(head.Exchange)
+	s.mu.Unlock()
+	if repeated {
+		head.Hold, head.Stream = 0, 0
+		head.Limit = headRoom
+	}
+	s.reply(r.Context(), w, nil, head.Exchange, head)
+	s.note(netip.Addr{}) // it lived while it was answered
+	return true
+}
+
+// takeIn takes in a request's body and returns its first head. ours is false
+// if the body does not begin with a head of this session.
+func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours bool) {
+	buf := newBuffer()
+	defer func() { buf.release() }()
+	closing, end := false, uint64(0)
+	defer func() {
+		if closing {
+			s.finish(end)
+		}
+	}()
+	var head wire.Head
+	for {
+		u, err := s.link.receive.Next(body, buf.raw[:])
+		if err != nil {
+			if err != io.EOF && ours {
+				s.server.log.Debug("request cut short", "session", s.Name(), "err", err)
+			}
+			return first, ours
+		}
+		extend()
+		if u.Kind == wire.RecordKind {
+			if !ours {
+				return first, false
+			}
+			s.blur.moved(len(u.Payload))
+			buf.b = u.Payload
+			if s.link.received(u.Number, buf) {
+				buf = newBuffer()
+			}
+			continue
+		}
+		if err := head.Parse(u.Payload); err != nil {
+			s.server.log.Debug("malformed head", "session", s.Name(), "err", err)
+			return first, ours
+		}
+		if !ours {
+			ours = true
+			s.confirm()
+			first = head
+			first.Acks, first.Ended = wire.Set{}, wire.Set{}
+		}
+		s.link.opened(u.Number, &head, true)
+		if head.Close != 0 { // for good, whatever other head has overtaken this one
+			closing, end = true, head.Sent
+		}
+	}
+}
+
+// reply answers exchange e as the request's head asks, with prefix before
+// everything else.
+func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byte, e uint64, ask wire.Head) {
+	header := w.Header()
+	header.Set("Content-Type", s.looks.contentType)
+	header.Set("Cache-Control", s.looks.cacheControl)
+	header.Set("X-Accel-Buffering", "no")
+	limit := ask.Limit
+	if limit == 0 {
+		limit = maxAnswer
+	}
+	limit -= headRoom
+	if ask.Stream > 0 {
+		if limit >= wire.MaxUnit { // no probe
+			s.relieve()
+		}
+		s.stream(ctx, w, prefix, e, min(ask.Stream, maxAge), max(ask.Quiet, minQuiet), limit)
+		return
+	}
+	in := lanes{polls: maxAnswers / max(limit, minBody)} // as the client divides it
+	records := s.await(ctx, e, limit, in, min(ask.Hold, maxHold), s.relief())
+	size := len(prefix) + sizeOf(records)
+	head := s.link.head(e, s.fields(), s.blur.pad(size))
+	header.Set("Content-Length", strconv.Itoa(size+len(head)))
+	// An answer that cannot be written is an exchange that has failed: the
+	// client reports it, and what was in it is repaired.
+	w.Write(prefix) //nolint:errcheck
+	w.Write(head)   //nolint:errcheck
+	s.write(w, e, records)
+}
+
+// write writes records as exchange e's last ones so far.
+func (s *Session) write(w io.Writer, e uint64, records []*sentRecord) (err error) {
+	for _, r := range records {
+		if err == nil {
+			_, err = w.Write(r.unit(s.link.send))
+		}
+		r.buf.release()
+	}
+	if len(records) > 0 {
+		s.link.wrote(e)
+	}
+	return err
+}
+
+// fields are the values of a head that the session knows.
+func (s *Session) fields() wire.Head {
+	var h wire.Head
+	s.link.stampFound(&h) // recall
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h.Close = s.reason
+	return h
+}
+
+// await waits at most hold for records for exchange e. Of several answers that
+// wait only one, the taker, takes what comes; so each carries as much as there
+// is. It waits no longer when relieved is closed.
+func (s *Session) await(ctx context.Context, e uint64, limit int, in lanes, hold time.Duration, relieved <-chan struct{}) []*sentRecord {
+	if hold <= 0 {
+		return s.link.take(e, limit, in)
+	}
+	until := time.Now().Add(hold)
+	timer := time.NewTimer(hold)
+	defer timer.Stop()
+	taker := s.taker
+	if limit < wire.MaxUnit {
+		taker = nil // this one takes nothing: it must not keep others from it
+	}
+	select {
+	case taker <- struct{}{}:
+		defer func() { <-s.taker }()
+	case <-timer.C:
+		return nil
+	case <-relieved:
+		return nil
+	case <-ctx.Done():
+		return nil
+	case <-s.link.closed:
+		return s.link.take(e, limit, in)
+	case <-s.gone:
+		return nil
+	}
+	for {
+		if s.link.isUnheard(e) {
+			signal(s.link.wake) // for the next taker
+			return nil
+		}
+		d := s.link.demand(time.Now(), in)
+		if d.due == 0 {
+			return s.link.take(e, limit, in)
+		}
+		if d.room {
+			return nil
+		}
+		wait := time.Until(until)
+		if wait <= 0 {
+			return nil
+		}
+		if d.due > 0 {
+			wait = min(wait, d.due)
+		}
+		timer.Reset(wait)
+		select {
+		case <-s.link.wake:
+		case <-timer.C:
+		case <-relieved:
+			return nil
+		case <-ctx.Done():
+			return nil
+		case <-s.link.closed:
+			return s.link.take(e, limit, in)
+		case <-s.gone:
+			return nil
+		}
+	}
+}
+
+// relief is closed when the polls that wait now need to wait no longer.
+func (s *Session) relief() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.relieved == nil {
+		s.relieved = make(chan struct{})
+	}
+	return s.relieved
+}
+
+// relieve answers the polls that wait: what comes goes into a stream.
+func (s *Session) relieve() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.relieved != nil {
+		close(s.relieved)
+		s.relieved = nil
+	}
+}
+
+// stream answers exchange e bit by bit, with prefix before everything else.
+func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []byte, e uint64, age, quiet time.Duration, limit int) {
+	control := http.NewResponseController(w)
+	end := time.Now().Add(age)
+	say := func(records []*sentRecord) error {
+		size := len(prefix) + sizeOf(records)
+		head := s.link.head(e, s.fields(), s.blur.pad(size))
+		limit -= size + len(head)
+		_, err := w.Write(slices.Concat(prefix, head))
+		prefix = nil
+		if e := s.write(w, e, records); err == nil {
+			err = e
+		}
+		if err == nil {
+			err = control.Flush()
+		}
+		return err
+	}
+	if say(nil) != nil { // the client sees at once whether answers arrive as they are written
+		return
+	}
+	// A client that leaves no room for a record wants to see heads.
+	room := limit >= wire.MaxUnit
+	for !room || limit >= wire.MaxUnit {
+		left := time.Until(end)
+		if left <= 0 {
+			return
+		}
+		records := s.await(ctx, e, limit, lanes{}, min(left, below(quiet, quiet/4)), nil)
+		if ctx.Err() != nil {
+			for _, r := range records {
+				r.buf.release()
+			}
+			return
+		}
+		if len(records) == 0 && s.link.isUnheard(e) {
+			return
+		}
+		if say(records) != nil || isClosed(s.link.closed) || isClosed(s.gone) {
+			return
+		}
+	}
+}
+
+// end ends the session from this side: it still answers for a while, so that
+// the client learns of it.
+func (s *Session) end(reason uint64) {
+	s.mu.Lock()
+	if s.ended.IsZero() {
+		s.ended, s.reason = time.Now(), reason
+	}
+	s.mu.Unlock()
+	s.link.close()
+}
+
+// finish says that the client has ended the session and sends no record from
+// number end on: the engine reads those before it, and the session is forgotten
+// when it is done with that.
+func (s *Session) finish(end uint64) {
+	s.mu.Lock()
+	if s.ended.IsZero() {
+		s.ended, s.reason = time.Now(), wire.CloseDone
+	}
+	s.finishing = true
+	s.mu.Unlock()
+	s.link.finish(end)
+	s.server.mu.Lock()
+	started := s.started
+	s.server.mu.Unlock()
+	if !started || isClosed(s.link.closed) {
+		s.forget()
+	}
+}
+
+// forget removes the session. What is in flight is dropped.
+func (s *Session) forget() {
+	v := s.server
+	v.mu.Lock()
+	if v.sessions[s.id] == s {
+		delete(v.sessions, s.id)
+	}
+	s.mu.Lock()
+	first := !s.forgotten
+	if first {
+		s.forgotten = true
+		if s.started && !s.confirmed {
+			v.settle(s)
+			s.confirmed = true // counted
+		}
+		close(s.gone)
+	}
+	s.mu.Unlock()
+	v.mu.Unlock()
+	s.link.drop()
+}
+
+// isOld tells whether the session's time has come.
+func (s *Session) isOld(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case !s.ended.IsZero() && now.Sub(s.ended) > farewellLife:
+		return true
+	case s.requests > 0:
+		return false
+	case !s.confirmed:
+		return now.Sub(s.lastSeen) > unconfirmedLife
+	}
+	return now.Sub(s.lastSeen) > Lifetime
+}
