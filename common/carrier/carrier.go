@@ -18,6 +18,28 @@
 // Exchanges are numbered by the client, from 0. The head of a request says
 // what the answer shall be: at once (Hold 0), later if there is nothing to say
 // yet (a poll), or written bit by bit (a stream).
+//
+// Where things are:
+//
+//	engine                                            engine
+//	  |  Conn (conn.go)                                 |  Conn
+//	link (link.go)                                    link
+//	  outgoing: queue, repair, window (window.go)       the same
+//	  incoming: order, gaps, news
+//	  heads: numbers of heads, round trip
+//	  |                                                 |
+//	Client (client.go)                                Server (server.go)
+//	  greet: the first message                          |
+//	  detect, path: what the path does                Session (session.go)
+//	  plan: what to start, cancel and wait for          |
+//	  exchange: one exchange                            |
+//	  |                                                 |
+//	Transport ----------------- HTTP ---------------> ServeHTTP
+//
+// A link does no I/O; its halves and the plan know no time but what they are
+// told. So each decision is a function that a table tests. shape.go has what both
+// sides do so that lengths and times tell nothing, recall.go what sessions tell
+// each other.
 package carrier
 
 import (

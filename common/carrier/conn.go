@@ -31,7 +31,7 @@ var errTimeout = fmt.Errorf("carrier: %w", os.ErrDeadlineExceeded)
 //
 // WriteTo copies its argument, takes at most wire.RecordRoom bytes, ignores
 // the address, and blocks while more waits than the window has room for
-// (link.allowance). ReadFrom cuts off what does not fit. Close unblocks both,
+// (outgoing.allowance). ReadFrom cuts off what does not fit. Close unblocks both,
 // drops what was not read, and leaves it to the session to send what was
 // written. Safe for concurrent use.
 type Conn struct {

@@ -22,7 +22,8 @@ import (
 //	100 ms, 100 Mbit/s   0.96 and 0.85   0.91 and 0.87
 //	200 ms, 500 Mbit/s   0.98 and 0.73   0.91 and 0.75
 //
-// To do without, delete this file, its test, and the lines marked "recall".
+// To do without, delete this file, its test, and the twelve lines elsewhere that
+// end in "// recall".
 
 const (
 	// paceLife is how long what one session has found of a path counts for
