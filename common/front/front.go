@@ -39,6 +39,8 @@ import (
 	"sync"
 	"time"
 
+	"turbotunnel/common/proxy"
+
 	"golang.org/x/net/idna"
 )
 
@@ -82,8 +84,8 @@ type Front struct {
 	name    string   // the front's domain
 	addr    string   // host:port to dial
 	browser *browser
-	tls     *handshaker  // nil: in clear
-	proxy   *proxyDialer // nil: direct
+	tls     *handshaker   // nil: in clear
+	proxy   *proxy.Dialer // nil: direct
 	netDial func(ctx context.Context, network, addr string) (net.Conn, error)
 	wires   *wireMaker
 
@@ -140,7 +142,11 @@ func New(cfg Config) (*Front, error) {
 	}
 	f.addr = net.JoinHostPort(f.name, port)
 	if cfg.Addr != "" {
-		if err := checkHostPort(cfg.Addr); err != nil {
+		host, _, err := proxy.SplitHostPort(cfg.Addr)
+		if err == nil {
+			err = proxy.CheckHost(host)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("addr: %w; accepted: host:port", err)
 		}
 		f.addr = cfg.Addr
@@ -157,11 +163,9 @@ func New(cfg Config) (*Front, error) {
 		f.netDial = (&net.Dialer{KeepAlive: keepAlive}).DialContext
 	}
 	if cfg.Proxy != nil {
-		if f.proxy, err = newProxyDialer(cfg.Proxy); err != nil {
-			return nil, err
+		if f.proxy, err = proxy.New(cfg.Proxy, f.netDial, browser.agent); err != nil {
+			return nil, fmt.Errorf("proxy: %w", err)
 		}
-		f.proxy.dial = f.netDial
-		f.proxy.agent = browser.agent
 	}
 	look := browser
 	if cfg.UTLS == ownHello {
@@ -186,7 +190,7 @@ func hostAndPort(text, defaultPort string) (host, port string, err error) {
 		return ip.String(), port, nil
 	}
 	if strings.Contains(text, ":") {
-		if _, _, err := splitHostPort(text); err != nil {
+		if _, _, err := proxy.SplitHostPort(text); err != nil {
 			return "", "", err
 		}
 		host, port, _ = net.SplitHostPort(text)
@@ -196,33 +200,12 @@ func hostAndPort(text, defaultPort string) (host, port string, err error) {
 	}
 	host, err = idna.Lookup.ToASCII(host)
 	if err == nil {
-		err = checkHost(host)
+		err = proxy.CheckHost(host)
 	}
 	if err != nil {
 		return "", "", fmt.Errorf("%q is not a host name: %w", text, err)
 	}
 	return host, port, nil
-}
-
-// checkHost returns nil for an IP address and for a host name in ASCII.
-func checkHost(host string) error {
-	if _, err := netip.ParseAddr(host); err == nil {
-		return nil
-	}
-	if host == "" || len(host) > 253 {
-		return errors.New("a host name has 1 to 253 characters")
-	}
-	for label := range strings.SplitSeq(strings.TrimSuffix(host, "."), ".") {
-		if label == "" || len(label) > 63 {
-			return errors.New("each part of a host name has 1 to 63 characters")
-		}
-		for _, c := range label {
-			if (c < 'a' || 'z' < c) && (c < 'A' || 'Z' < c) && (c < '0' || '9' < c) && c != '-' && c != '_' {
-				return fmt.Errorf("a host name cannot hold %q", c)
-			}
-		}
-	}
-	return nil
 }
 
 // authority is the Host header's form of a host and a port.
@@ -390,7 +373,7 @@ func (f *Front) open(ctx context.Context, addr string, at func(Op)) (*conn, bool
 	var err error
 	if f.proxy != nil {
 		at(OpProxy)
-		raw, err = f.proxy.dialThrough(ctx, addr)
+		raw, err = f.proxy.Dial(ctx, addr)
 	} else {
 		at(OpConnect)
 		raw, err = f.netDial(ctx, "tcp", addr)
