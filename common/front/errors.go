@@ -59,6 +59,15 @@ type Error struct {
 	Err error
 }
 
+func newError(front string, op Op, err error) *Error {
+	return &Error{Op: op, Front: front, Unsent: op != OpHTTP, Err: err}
+}
+
+// errClosed is the cause of what fails because a Front was closed.
+var errClosed = fmt.Errorf("front closed: %w", net.ErrClosed)
+
+func closedError(front string) *Error { return newError(front, OpWait, errClosed) }
+
 func (e *Error) Error() string {
 	return fmt.Sprintf("front %q: %s: %v", e.Front, e.Op, e.Err)
 }

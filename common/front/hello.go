@@ -67,6 +67,22 @@ func Hellos() []string {
 	return names
 }
 
+// helloNamed returns the ClientHello that the argument utls= names, nil for Go's
+// own.
+func helloNamed(name string) (*hello, error) {
+	switch name {
+	case ownHello:
+		return nil, nil
+	case "":
+		name = "chrome"
+	}
+	known, ok := hellos[name]
+	if !ok {
+		return nil, fmt.Errorf("utls: unknown name %q; accepted: %s", name, strings.Join(Hellos(), ", "))
+	}
+	return &known, nil
+}
+
 // trustAnchors is the content of the extension of that number, from
 // draft-ietf-tls-trust-anchor-ids: the names of the certificate authorities
 // that the captured Chromium takes without a chain.
@@ -214,23 +230,6 @@ type handshaker struct {
 	hello      *hello // nil: crypto/tls
 	sessions   sessions[tls.ClientSessionState]
 	usessions  sessions[utls.ClientSessionState]
-}
-
-// newHandshaker returns a handshaker and the browser that it looks like.
-func newHandshaker(name, serverName string, roots *x509.CertPool) (*handshaker, *browser, error) {
-	h := &handshaker{serverName: serverName, roots: roots}
-	if name == ownHello {
-		return h, &chrome, nil
-	}
-	if name == "" {
-		name = "chrome"
-	}
-	known, ok := hellos[name]
-	if !ok {
-		return nil, nil, fmt.Errorf("utls: unknown name %q; accepted: %s", name, strings.Join(Hellos(), ", "))
-	}
-	h.hello = &known
-	return h, known.browser, nil
 }
 
 // handshake returns a TLS connection over conn and the protocol that ALPN

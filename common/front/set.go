@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -155,40 +156,35 @@ func (s *Set) carrier() *member {
 // comes without that header: the Set stays away from the front.
 func (s *Set) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
-	hasBody := req.Body != nil && req.Body != http.NoBody
-	body := newRequestBody(http.NoBody)
-	if hasBody {
-		body = newRequestBody(req.Body)
-	}
-	for tries := 1; ; tries++ {
-		m, err := s.choose(ctx, tries > 1)
-		if err != nil {
-			body.close()
-			return nil, err
-		}
-		out := req.WithContext(context.WithValue(ctx, memberKey{}, m))
-		lent := &attempt{req: body}
-		if hasBody {
-			out.Body = lent
-		}
-		begun := time.Now()
-		resp, err := m.front.RoundTrip(out)
-		if err == nil {
-			lent.settle()
-			if err := s.judge(m, resp); err != nil {
-				resp.Body.Close()
+	var m *member // that has the request
+	var begun time.Time
+	tries := 0
+	resp, err := lend(req.Body, func(body io.ReadCloser) (*http.Response, error) {
+		if m == nil {
+			tries++
+			var err error
+			if m, err = s.choose(ctx, tries > 1); err != nil {
 				return nil, err
 			}
-			return resp, nil
+			begun = time.Now()
 		}
-		untouched := lent.takeBack()
-		s.failed(m, ctx, begun, err)
-		var e *Error
-		if !untouched || !errors.As(err, &e) || !e.Unsent || tries >= len(s.members) || ctx.Err() != nil || s.ctx.Err() != nil {
-			body.close()
-			return nil, err
+		return m.front.exchange(context.WithValue(ctx, memberKey{}, m), req, body)
+	}, func(e *Error) bool {
+		if m == nil || goesAgain(ctx, e) {
+			return m != nil
 		}
+		s.failed(m, ctx, begun, e)
+		m = nil
+		return e.Unsent && tries < len(s.members) && ctx.Err() == nil && s.ctx.Err() == nil
+	})
+	if err != nil {
+		return nil, err
 	}
+	if err := s.judge(m, resp); err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	return resp, nil
 }
 
 // Foreign is to be told that resp, which RoundTrip returned, was not the
@@ -240,10 +236,10 @@ func (s *Set) choose(ctx context.Context, again bool) (*member, error) {
 		s.mu.Lock()
 		if s.closed {
 			s.mu.Unlock()
-			return nil, s.members[0].front.errClosed()
+			return nil, closedError(s.members[0].front.Name())
 		}
 		now := time.Now()
-		if m := s.current; m != nil && m.aside.IsZero() && m.front.connected() {
+		if m := s.current; m != nil && m.aside.IsZero() && m.front.pool.connected() {
 			s.mu.Unlock()
 			return m, nil
 		}
@@ -276,7 +272,7 @@ func (s *Set) choose(ctx context.Context, again bool) (*member, error) {
 		case <-r.done:
 			return r.winner, r.err
 		case <-ctx.Done():
-			return nil, s.carrier().front.waitErr(ctx)
+			return nil, s.carrier().front.pool.waitErr(ctx)
 		}
 	}
 }
@@ -360,7 +356,7 @@ func (s *Set) run(r *race) {
 		busy, tried = append(busy, m), append(tried, m)
 		s.running.Go(func() {
 			begun := time.Now()
-			err := m.front.connect(ctx)
+			err := m.front.pool.connect(ctx)
 			results <- result{m, time.Since(begun), err}
 		})
 		next.Reset(delay)
@@ -392,7 +388,7 @@ func (s *Set) run(r *race) {
 	}
 	for _, m := range tried {
 		if m != r.winner {
-			m.front.abandon()
+			m.front.pool.abandon()
 		}
 	}
 	s.mu.Lock()
@@ -431,7 +427,7 @@ func (s *Set) failed(m *member, ctx context.Context, begun time.Time, err error)
 		// It works: one exchange did not.
 	case m.struck.After(begun):
 		// It failed together with one that was counted: a connection ended.
-	case e.Op != OpHTTP, e.Timeout(), !e.Reused && !m.front.connected():
+	case e.Op != OpHTTP, e.Timeout(), !e.Reused && !m.front.pool.connected():
 		s.leaveLocked(m, err, 0)
 	default:
 		s.strikeLocked(m, err)
@@ -457,10 +453,10 @@ func (s *Set) judge(m *member, resp *http.Response) error {
 	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
 		stayAway = retryAfter(resp.Header.Get("Retry-After"))
 	}
-	said := func() error { return m.front.err(OpHTTP, fmt.Errorf("answered with status %d", status)) }
+	said := func() error { return newError(m.front.Name(), OpHTTP, fmt.Errorf("answered with status %d", status)) }
 	switch {
 	case status == http.StatusMisdirectedRequest:
-		err := m.front.err(OpHTTP, ErrFrontingRefused)
+		err := newError(m.front.Name(), OpHTTP, ErrFrontingRefused)
 		s.leaveLocked(m, err, refusedAside)
 		return err
 	case status == http.StatusForbidden, status == http.StatusUnavailableForLegalReasons:
@@ -485,7 +481,7 @@ func (s *Set) judge(m *member, resp *http.Response) error {
 // says why: who makes the exchanges has a back-off of its own.
 func (s *Set) leaveLocked(m *member, err error, atLeast time.Duration) {
 	if len(s.members) == 1 {
-		s.log.Info("the front fails", "front", m.front.Name(), "number", m.number, "error", err)
+		s.log.Info("the front fails", "front", m.front.Name(), "number", m.number, "err", err)
 		return
 	}
 	if m.aside.IsZero() { // else the exchange was begun before it was left
@@ -504,13 +500,13 @@ func (s *Set) putAsideLocked(m *member, err error, atLeast time.Duration) {
 	}
 	aside := min(minAside<<min(m.failures-1, 20), maxAside)
 	m.aside = now.Add(max(atLeast, aside/2+rand.N(aside/2+1)))
-	s.log.Info("leaving a front", "front", m.front.Name(), "number", m.number, "for_at_least", m.aside.Sub(now).Round(time.Second), "error", err)
+	s.log.Info("leaving a front", "front", m.front.Name(), "number", m.number, "for_at_least", m.aside.Sub(now).Round(time.Second), "err", err)
 }
 
 // downLocked is the error when no front works.
 func (s *Set) downLocked() error {
 	if s.closed {
-		return s.members[0].front.errClosed()
+		return closedError(s.members[0].front.Name())
 	}
 	var errs []error
 	for _, m := range s.members {

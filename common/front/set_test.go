@@ -190,7 +190,7 @@ func TestSetDeadAtStart(t *testing.T) {
 			t.Errorf("%d dials to the third", n)
 		}
 		// The dial that lost was ended: nothing comes of it.
-		if f := x.set.members[0].front; f.connected() || len(f.dialing) != 0 {
+		if f := x.set.members[0].front; f.pool.connected() || len(f.pool.dials.underWay) != 0 {
 			t.Error("the loser is still being connected")
 		}
 	})
