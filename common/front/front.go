@@ -24,8 +24,8 @@
 //	          ├ life        whether it is alive, found out by a watch
 //	          └ wire1 (net/http) -> h1Mask, or wire2 (x/net/http2) -> h2Mask
 //
-// A health, a pool, a life and the streams of an h2Mask have a lock each, which
-// is taken in this order and never held while the network is waited for. A
+// A Set, a health, a pool, a life and the streams of an h2Mask have a lock each,
+// taken in this order and never held while the network is waited for. A
 // request's body is lent to one connection after another by lend, which alone
 // decides whether there may be another attempt.
 //

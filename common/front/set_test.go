@@ -427,11 +427,11 @@ func TestSetBackOff(t *testing.T) {
 // How long a front is left alone doubles, with jitter, up to a limit.
 func TestSetAsideGrows(t *testing.T) {
 	inSet(t, "a b", func(t *testing.T, x *setTest) {
-		m := x.set.members[0]
+		h := x.set.members[0].health
 		seen := make(map[time.Duration]bool)
 		for i := range 40 {
-			x.set.putAsideLocked(m, errors.New("test"), 0)
-			aside := time.Until(m.aside)
+			h.unreachable(errors.New("test"))
+			aside := time.Until(h.aside)
 			most := min(minAside<<min(i, 20), maxAside)
 			if aside < most/2 || aside > most {
 				t.Errorf("after %d failures aside for %v", i+1, aside)

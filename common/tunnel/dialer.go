@@ -219,7 +219,7 @@ func (d *Dialer) watch(s *session) {
 		select {
 		case <-s.client.Done():
 			if err := s.client.Err(); err != nil && ended(s.client.Ready()) {
-				d.log.Warn("session ended", "error", err)
+				d.log.Warn("session ended", "err", err)
 			} // else Dial, or the stream, has said why
 			return
 		case <-s.engine.Done():

@@ -91,7 +91,7 @@ func (s *Server) serve(c *carrier.Session) {
 	}
 	sess, err := e.Server(c.Conn())
 	if err != nil {
-		s.log.Error("engine did not start", "engine", c.Engine(), "error", err)
+		s.log.Error("engine did not start", "engine", c.Engine(), "err", err)
 		return
 	}
 	defer sess.Close()
