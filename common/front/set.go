@@ -113,8 +113,9 @@ func (s *Set) carrier() *member {
 // error is an *Error or holds one for each front; one that the CDN's answer 421
 // caused matches ErrFrontingRefused.
 //
-// An answer that asks to stay away (Retry-After) while another front works
-// comes without that header: the Set stays away from the front.
+// An answer that asks to stay away (Retry-After) comes as it is, and is obeyed
+// here as far as other fronts work: whoever makes the exchanges need not look at
+// the header, but asks StayAway.
 func (s *Set) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	var m *member // that has the request
@@ -144,11 +145,6 @@ func (s *Set) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := m.health.answered(resp); err != nil {
 		resp.Body.Close()
 		return nil, err
-	}
-	if m.health.askedFor(time.Now()) > 0 && len(s.members) > 1 {
-		if _, wait := s.next(time.Now(), []*member{m}); wait == 0 {
-			resp.Header.Del("Retry-After")
-		}
 	}
 	return resp, nil
 }

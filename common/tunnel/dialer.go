@@ -283,7 +283,13 @@ type share struct {
 	sessions atomic.Int64
 }
 
+// Slots is a session's part, of which crowded says that it is less than two.
+func (s *share) Slots() (each int, crowded bool) {
+	return s.Set.Slots(int(s.sessions.Load()))
+}
+
 // MaxInFlight is a session's part, and 1 when there is less than 1 for each.
 func (s *share) MaxInFlight() int {
-	return max(1, s.Set.MaxInFlight()/max(1, int(s.sessions.Load())))
+	each, _ := s.Slots()
+	return each
 }
