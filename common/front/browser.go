@@ -29,7 +29,7 @@ type browser struct {
 	h2 h2Look
 }
 
-// Chrome is the Chromium captured for this project, whose every value test/
+// These are the browsers that can be imitated. Chrome is the Chromium captured for this project, whose every value test/
 // fingerprint compares with it. The brand list follows from the version by a
 // rule in Chromium's source (user_agent_utils.cc). Firefox is the one captured
 // for this project (test/fingerprint/testdata). Safari is 17.0 on macOS as

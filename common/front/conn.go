@@ -119,8 +119,8 @@ type place struct {
 	conn   *conn
 	ctx    context.Context // the exchange's
 	reused bool            // other exchanges have been answered on the connection
-	begun  time.Time
-	before int64 // octets that had been sent on the connection by then
+	begun  time.Time       // when the place was given
+	before int64           // octets that had been sent on the connection by then
 	left   sync.Once
 }
 

@@ -134,6 +134,7 @@ func (w *h2Writer) passes() bool {
 	return true
 }
 
+// payloadLen is how many bytes follow the head with which frame begins.
 func payloadLen(frame []byte) int {
 	return int(frame[0])<<16 | int(frame[1])<<8 | int(frame[2])
 }
@@ -146,11 +147,13 @@ func (w *h2Writer) put(kind http2.FrameType, flags byte, stream uint32, length i
 	w.out = binary.BigEndian.AppendUint32(w.out, stream)
 }
 
+// putWindowUpdate says that a stream, or the connection, has room for n bytes more.
 func (w *h2Writer) putWindowUpdate(stream uint32, n int) {
 	w.put(http2.FrameWindowUpdate, 0, stream, 4)
 	w.out = binary.BigEndian.AppendUint32(w.out, uint32(n))
 }
 
+// putWeight appends the priority with which a HEADERS frame's payload begins.
 func (w *h2Writer) putWeight(p http2.PriorityParam) {
 	parent := p.StreamDep
 	if p.Exclusive {

@@ -232,8 +232,8 @@ func (h *health) foreign() {
 	}
 }
 
-// apply draws the consequences of a verdict; the methods above call it with mu
-// held. The only front carries on: who makes the exchanges has a back-off of its
+// apply draws the consequences of a verdict, with mu held by the methods that do
+// the judging. The only front carries on: who makes the exchanges has a back-off of its
 // own.
 func (h *health) apply(v verdict) {
 	now := time.Now()

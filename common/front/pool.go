@@ -34,8 +34,8 @@ type pool struct {
 	conns    connList
 	waiters  []*waiter
 	dials    dials
-	asks     asks // on all connections, over HTTP/1.1, like watching
-	watching bool
+	asks     asks // on all connections, over HTTP/1.1
+	watching bool // watchAll runs, over HTTP/1.1
 }
 
 // A waiter is an exchange that waits for a connection.

@@ -93,11 +93,12 @@ var wireMakers = map[*browser]func() (*wireMaker, error){
 // is nil.
 func wireMakerFor(b *browser) (*wireMaker, error) { return wireMakers[b]() }
 
+// onceWireMaker puts off the making until somebody wants it.
 func onceWireMaker(b *browser) func() (*wireMaker, error) {
 	return sync.OnceValues(func() (*wireMaker, error) { return newWireMaker(b) })
 }
 
-// newWireMaker makes one.
+// newWireMaker returns a wireMaker for b, without sharing it.
 func newWireMaker(b *browser) (*wireMaker, error) {
 	t1 := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
