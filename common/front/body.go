@@ -18,28 +18,59 @@ import (
 // another connection.
 var errTaken = errors.New("front: request moved to another connection")
 
-// A requestBody lends a request's body to one connection after another until
-// one of them reads from it. It is closed once, as http.RoundTripper promises.
+// lend gives body to one call of send after another, until one of them has an
+// answer, has begun to read it, or again says no. The error that again is asked
+// about, and that lend returns, says by Unsent whether the body was read. Nobody
+// else decides whether a request is sent again.
+//
+// body is closed once, as http.RoundTripper promises, perhaps after lend has
+// returned. Nil is an empty one. Each send's error is an *Error, or one that
+// leaves nothing to be tried.
+func lend(body io.ReadCloser, send func(body io.ReadCloser) (*http.Response, error), again func(*Error) bool) (*http.Response, error) {
+	if body == nil {
+		body = http.NoBody
+	}
+	lent := &requestBody{body: body, close: sync.OnceValue(body.Close)}
+	for {
+		a := &attempt{req: lent}
+		resp, err := send(a)
+		if err == nil {
+			a.settle()
+			return resp, nil
+		}
+		e, ok := err.(*Error)
+		untouched := a.takeBack()
+		if ok && e.Unsent != untouched {
+			said := *e // others may have the same
+			said.Unsent = untouched
+			e, err = &said, &said
+		}
+		if !ok || !again(e) || !untouched {
+			lent.close()
+			return nil, err
+		}
+	}
+}
+
+// A requestBody is lent to one connection after another until one of them reads
+// from it.
 type requestBody struct {
 	body  io.ReadCloser
 	close func() error // closes body once
-}
-
-func newRequestBody(body io.ReadCloser) *requestBody {
-	return &requestBody{body: body, close: sync.OnceValue(body.Close)}
 }
 
 // An attempt is the body as one connection sees it.
 type attempt struct {
 	req *requestBody
 
-	mu     sync.Mutex
-	read   bool // Read was called: the body is this connection's for good
-	closed bool // Close was called before any Read
-	gone   bool // taken back
-	final  bool // there will be no other attempt
+	mu     sync.Mutex // guards what follows
+	read   bool       // Read was called: the body is this connection's for good
+	closed bool       // Close was called before any Read
+	gone   bool       // taken back
+	final  bool       // there will be no other attempt
 }
 
+// Read reads the body, in pieces that each fit into an HTTP/2 frame.
 func (a *attempt) Read(p []byte) (int, error) {
 	a.mu.Lock()
 	if a.gone || a.closed {
@@ -83,12 +114,11 @@ func (a *attempt) settle() {
 	}
 }
 
-// A responseBody gives its connection back when it has been read or closed,
-// and says in its errors which front they come from.
+// A responseBody gives its place on a connection back when it has been read or
+// closed, and says in its errors which front they come from.
 type responseBody struct {
-	body io.ReadCloser
-	wrap func(error) error
-	end  func(error) // called once or more; nil at the body's proper end
+	body  io.ReadCloser
+	place *place
 }
 
 func (b *responseBody) Read(p []byte) (int, error) {
@@ -96,19 +126,19 @@ func (b *responseBody) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 	case err == io.EOF:
-		b.end(nil)
+		b.place.leave(nil)
 	default:
-		b.end(err)
-		err = b.wrap(err)
+		b.place.leave(err)
+		err = b.place.err(err)
 	}
 	return n, err
 }
 
 func (b *responseBody) Close() error {
 	err := b.body.Close()
-	b.end(nil)
+	b.place.leave(nil)
 	if err != nil {
-		return b.wrap(err)
+		return b.place.err(err)
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ type browser struct {
 	h2 h2Look
 }
 
-// Chrome is the Chromium captured for this project, whose every value test/
+// These are the browsers that can be imitated. Chrome is the Chromium captured for this project, whose every value test/
 // fingerprint compares with it. The brand list follows from the version by a
 // rule in Chromium's source (user_agent_utils.cc). Firefox is the one captured
 // for this project (test/fingerprint/testdata). Safari is 17.0 on macOS as
@@ -137,7 +137,7 @@ var (
 
 // dress adds to h the headers of a request to origin that the caller did not
 // set: an empty slice under a name keeps that header away.
-func (b *browser) dress(h http.Header, origin *url.URL, hasBody bool) {
+func (b *browser) dress(h http.Header, origin *url.URL) {
 	set := func(name string, values ...string) {
 		if _, taken := h[name]; !taken {
 			h[name] = values
@@ -156,10 +156,8 @@ func (b *browser) dress(h http.Header, origin *url.URL, hasBody bool) {
 	set("Accept-Encoding", "gzip, deflate")
 	// The page whose script this would be is the site's first.
 	set("Referer", origin.Scheme+"://"+origin.Host+"/")
-	if hasBody {
-		set("Origin", origin.Scheme+"://"+origin.Host)
-		set("Content-Type", "application/octet-stream")
-	}
+	set("Origin", origin.Scheme+"://"+origin.Host)
+	set("Content-Type", "application/octet-stream")
 }
 
 // A fieldOrder gives each header of a browser, by its name in small letters,

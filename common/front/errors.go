@@ -21,7 +21,7 @@ const (
 	OpConnect Op = "connect"
 
 	// OpProxy: the configured proxy cannot be reached or refused; with a
-	// *ProxyError inside when the proxy answered. Nothing was sent.
+	// *proxy.Error inside when the proxy answered. Nothing was sent.
 	OpProxy Op = "proxy"
 
 	// OpTLS: the handshake failed, or the certificate is not the front's.
@@ -59,6 +59,15 @@ type Error struct {
 	Err error
 }
 
+func newError(front string, op Op, err error) *Error {
+	return &Error{Op: op, Front: front, Unsent: op != OpHTTP, Err: err}
+}
+
+// errClosed is the cause of what fails because a Front was closed.
+var errClosed = fmt.Errorf("front closed: %w", net.ErrClosed)
+
+func closedError(front string) *Error { return newError(front, OpWait, errClosed) }
+
 func (e *Error) Error() string {
 	return fmt.Sprintf("front %q: %s: %v", e.Front, e.Op, e.Err)
 }
@@ -83,13 +92,3 @@ func isTimeout(err error) bool {
 
 // Timeout reports whether time ran out.
 func (e *Error) Timeout() bool { return e.Is(os.ErrDeadlineExceeded) }
-
-// ProxyError is a proxy's refusal, in its own words.
-type ProxyError struct {
-	Scheme string // http, socks4a, socks5
-	Answer string // what it answered: octets of the proxy are quoted
-}
-
-func (e *ProxyError) Error() string {
-	return fmt.Sprintf("%s proxy answered %s", e.Scheme, e.Answer)
-}

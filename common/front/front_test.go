@@ -364,8 +364,8 @@ func TestHostHeader(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if f.origin.Host != c.host || f.addr != c.dial {
-			t.Errorf("%s by %q: Host %q, dials %q", c.url, c.front, f.origin.Host, f.addr)
+		if f.origin.Host != c.host || f.pool.dials.connector.addr != c.dial {
+			t.Errorf("%s by %q: Host %q, dials %q", c.url, c.front, f.origin.Host, f.pool.dials.connector.addr)
 		}
 		f.Close()
 	}
@@ -393,17 +393,17 @@ func TestNewRefuses(t *testing.T) {
 		{func(c *Config) { c.Addr = ":443" }, "addr: "},
 		{func(c *Config) { c.Addr = "192.0.2.1:https" }, "addr: "},
 		{func(c *Config) { c.UTLS = "netscape" }, `utls: unknown name "netscape"; accepted: chrome, `},
-		{func(c *Config) { c.Proxy = &url.URL{Scheme: "https", Host: "192.0.2.1:1"} }, `proxy: scheme "https"; accepted: http, socks4a, socks5`},
+		{func(c *Config) { c.Proxy = &url.URL{Scheme: "https", Host: "192.0.2.1:1"} }, `proxy: proxy type "https" is not supported; use http, socks4a or socks5`},
 		{func(c *Config) { c.Proxy = &url.URL{Scheme: "http", Host: "192.0.2.1"} }, "proxy: "},
 		{func(c *Config) { c.Proxy = &url.URL{Scheme: "http", Host: "192.0.2.1:1", Path: "/x"} }, "proxy: "},
 		{func(c *Config) {
 			c.Proxy = &url.URL{Scheme: "socks5", Host: "192.0.2.1:1", User: url.UserPassword(strings.Repeat("u", 256), "p")}
-		}, "proxy: SOCKS5"},
+		}, "proxy: a socks5"},
 		{func(c *Config) {
 			c.Proxy = &url.URL{Scheme: "socks4a", Host: "192.0.2.1:1", User: url.UserPassword("u", "p")}
-		}, "proxy: SOCKS4a"},
-		{func(c *Config) { c.Proxy = &url.URL{Scheme: "socks4a", Host: "192.0.2.1:1", User: url.User("u\x00")} }, "proxy: a SOCKS4a"},
-		{func(c *Config) { c.Proxy = &url.URL{Scheme: "http", Host: "192.0.2.1:1", User: url.User("a:b")} }, "proxy: an HTTP"},
+		}, "proxy: a socks4a"},
+		{func(c *Config) { c.Proxy = &url.URL{Scheme: "socks4a", Host: "192.0.2.1:1", User: url.User("u\x00")} }, "proxy: a socks4a"},
+		{func(c *Config) { c.Proxy = &url.URL{Scheme: "http", Host: "192.0.2.1:1", User: url.User("a:b")} }, "proxy: an http"},
 	} {
 		cfg := Config{URL: &url.URL{Scheme: "https", Host: originName}}
 		c.change(&cfg)
@@ -659,9 +659,9 @@ func TestBodyIsReadLate(t *testing.T) {
 			if len(s.sni()) == 0 && !opts.clear {
 				t.Error("read before the handshake")
 			}
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			if len(f.dialing) != 0 || len(f.conns) != 1 {
+			f.pool.mu.Lock()
+			defer f.pool.mu.Unlock()
+			if len(f.pool.dials.underWay) != 0 || len(f.pool.conns) != 1 {
 				t.Error("read before the dial had ended")
 			}
 		}
@@ -714,13 +714,13 @@ func TestWaitingBodyIsNotRead(t *testing.T) {
 	all.Wait()
 }
 
-// eventually polls until state holds; it is called with f locked.
+// eventually polls until state holds; it is called with the pool locked.
 func eventually(t *testing.T, f *Front, what string, state func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
-		f.mu.Lock()
+		f.pool.mu.Lock()
 		ok := state()
-		f.mu.Unlock()
+		f.pool.mu.Unlock()
 		if ok {
 			return
 		}
@@ -731,7 +731,7 @@ func eventually(t *testing.T, f *Front, what string, state func() bool) {
 // idleIsSeen waits until f has noticed that its idle connections have ended.
 func idleIsSeen(t *testing.T, f *Front) {
 	t.Helper()
-	eventually(t, f, "end of the connection noticed", func() bool { return f.pickLocked() == nil })
+	eventually(t, f, "end of the connection noticed", func() bool { return f.pool.conns.pick() == nil })
 }
 
 // A server that ends idle connections costs nothing.
@@ -797,23 +797,10 @@ func TestStaleConnection(t *testing.T) {
 		f, armed := breakableFront(t, s, change)
 		exchange(t, f, "x")
 
-		armed.Store(true)
-		req := post(t.Context(), "")
-		req.Method, req.Body = http.MethodGet, nil
-		resp, err := f.RoundTrip(req)
-		if err != nil {
-			t.Fatalf("a GET is safe to repeat: %v", err)
-		}
-		resp.Body.Close()
-		if n := s.conns.Load(); n != 2 {
-			t.Errorf("%d connections", n)
-		}
-
-		exchange(t, f, "x")
 		before := s.conns.Load()
 		armed.Store(true)
 		body := &watchedBody{Reader: strings.NewReader("again")}
-		resp, err = f.RoundTrip(postBody(t.Context(), body, 5))
+		resp, err := f.RoundTrip(postBody(t.Context(), body, 5))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -1117,7 +1104,7 @@ func TestDialFailureIsShared(t *testing.T) {
 	for range exchanges {
 		all.Go(func() { failure(t, f, t.Context(), OpConnect) })
 	}
-	eventually(t, f, "all wait", func() bool { return len(f.waiters) == exchanges })
+	eventually(t, f, "all wait", func() bool { return len(f.pool.waiters) == exchanges })
 	close(fail)
 	all.Wait()
 	if n := dials.Load(); n != 1 {

@@ -179,6 +179,44 @@ func TestH2MaskHeaderTable(t *testing.T) {
 	}
 }
 
+// A body's octets are not copied on their way, or once where a Write ends inside
+// their frame.
+func TestH2MaskCopiesBodiesOnceAtMost(t *testing.T) {
+	m := newMaskTest(t, &chrome)
+	m.request(1)
+	m.sent()
+	var frames bytes.Buffer
+	f := http2.NewFramer(&frames, nil)
+	f.WriteData(1, false, make([]byte, dataFrame))
+	f.WriteData(1, true, nil)
+	to := &lastWrite{Conn: m.tape}
+	m.mask.out.to = to
+	if _, err := m.mask.Write(frames.Bytes()); err != nil || &to.p[0] != &frames.Bytes()[0] || len(to.p) != frames.Len() {
+		t.Errorf("whole frames were copied, or cut: %v", err)
+	}
+	to.p = nil
+	half := frames.Len() / 2
+	m.mask.Write(frames.Bytes()[:half])
+	if w := m.mask.out; to.p != nil || len(w.out) != half || len(w.frame) != 0 {
+		t.Errorf("half a frame: %d octets wait to leave, and %d in another place, want %d and 0", len(w.out), len(w.frame), half)
+	}
+	m.mask.Write(frames.Bytes()[half:])
+	if !bytes.Equal(to.p, frames.Bytes()) {
+		t.Error("the frame's halves do not leave together")
+	}
+}
+
+// A lastWrite keeps what was written last, not a copy of it.
+type lastWrite struct {
+	net.Conn
+	p []byte
+}
+
+func (w *lastWrite) Write(p []byte) (int, error) {
+	w.p = p
+	return len(p), nil
+}
+
 // A head of more than a frame holds goes in more than one.
 func TestH2MaskLongHead(t *testing.T) {
 	m := newMaskTest(t, &chrome)
@@ -273,8 +311,8 @@ func FuzzH2Mask(f *testing.F) {
 		if !bytes.Equal(in, out) {
 			t.Errorf("%x came as %x", in, out)
 		}
-		if len(m.inParam) > maxPayload || m.table > maxHeaderTable {
-			t.Errorf("%d octets of SETTINGS kept, table of %d", len(m.inParam), m.table)
+		if len(m.in.param) > maxPayload || m.in.streams.table > maxHeaderTable {
+			t.Errorf("%d octets of SETTINGS kept, table of %d", len(m.in.param), m.in.streams.table)
 		}
 	})
 }

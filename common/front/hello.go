@@ -28,8 +28,8 @@ type hello struct {
 // hellos maps what the argument utls= accepts to ClientHellos: browsers whose
 // TLS 1.3 ClientHello offers both h2 and http/1.1. "none" is not in it.
 //
-// "chrome", "firefox" and the PSK ones offer a session of an earlier connection, which the
-// others do only under TLS 1.2.
+// "chrome", "firefox" and the PSK ones offer a session of an earlier connection,
+// which the others do only under TLS 1.2.
 var hellos = map[string]hello{
 	"chrome":            {utls.HelloCustom, &chrome, chromeHello},
 	"chrome_100":        {utls.HelloChrome_100, &chrome, nil},
@@ -65,6 +65,22 @@ func Hellos() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// helloNamed returns the ClientHello that the argument utls= names, nil for Go's
+// own.
+func helloNamed(name string) (*hello, error) {
+	switch name {
+	case ownHello:
+		return nil, nil
+	case "":
+		name = "chrome"
+	}
+	known, ok := hellos[name]
+	if !ok {
+		return nil, fmt.Errorf("utls: unknown name %q; accepted: %s", name, strings.Join(Hellos(), ", "))
+	}
+	return &known, nil
 }
 
 // trustAnchors is the content of the extension of that number, from
@@ -162,7 +178,7 @@ type sessions[T any] struct {
 	kept []*T // newest last
 }
 
-// Get takes out the newest.
+// Get takes out the newest session.
 func (s *sessions[T]) Get(string) (*T, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -175,7 +191,7 @@ func (s *sessions[T]) Get(string) (*T, bool) {
 	return newest, true
 }
 
-// Put keeps one more. A nil session, which means that the one last taken was
+// Put keeps one more session. A nil one, which means that the one last taken was
 // of no use, changes nothing.
 func (s *sessions[T]) Put(_ string, session *T) {
 	if session == nil {
@@ -196,14 +212,14 @@ type offer struct {
 	kept    *sessions[utls.ClientSessionState]
 }
 
-// Get takes it out.
+// Get takes out the session that the handshake may resume.
 func (o *offer) Get(string) (*utls.ClientSessionState, bool) {
 	s := o.session
 	o.session = nil
 	return s, s != nil
 }
 
-// Put keeps one for later handshakes.
+// Put keeps a session for later handshakes.
 func (o *offer) Put(name string, s *utls.ClientSessionState) { o.kept.Put(name, s) }
 
 // A handshaker makes TLS connections to one server name. It is safe for
@@ -214,23 +230,6 @@ type handshaker struct {
 	hello      *hello // nil: crypto/tls
 	sessions   sessions[tls.ClientSessionState]
 	usessions  sessions[utls.ClientSessionState]
-}
-
-// newHandshaker returns a handshaker and the browser that it looks like.
-func newHandshaker(name, serverName string, roots *x509.CertPool) (*handshaker, *browser, error) {
-	h := &handshaker{serverName: serverName, roots: roots}
-	if name == ownHello {
-		return h, &chrome, nil
-	}
-	if name == "" {
-		name = "chrome"
-	}
-	known, ok := hellos[name]
-	if !ok {
-		return nil, nil, fmt.Errorf("utls: unknown name %q; accepted: %s", name, strings.Join(Hellos(), ", "))
-	}
-	h.hello = &known
-	return h, known.browser, nil
 }
 
 // handshake returns a TLS connection over conn and the protocol that ALPN

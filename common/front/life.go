@@ -1,9 +1,8 @@
 package front
 
 import (
-	"context"
 	"fmt"
-	"slices"
+	"sync"
 	"time"
 )
 
@@ -37,44 +36,51 @@ const (
 // minutes. Silence alone is no evidence: a poll is held, a stream has nothing
 // to say. So it goes in steps, over HTTP/2:
 //
-//  1. When a second exchange begins since the last octet came (the first may
-//     be one that is held), or the first of all, or while a long body is under
-//     way, and nothing comes for half of due, a ping is sent. Its answer is due
-//     at once, whatever becomes of the exchanges. While nothing new is asked no
-//     ping is sent, and none when answers come: a quiet session stays quiet,
-//     and so does a busy one that works. A ping goes along with an exchange at
-//     once only if the connection was quiet, as Chrome does it.
-//  2. When nothing has come another half of due later, the connection is
-//     doubted: it takes no new exchange, and another one is dialled beside it.
-//  3. When the other one is ready, the path works. The first is closed then, if
-//     nothing has come on it and the ping has had the time that it may have
-//     needed behind a long request on a slow path. The exchanges on it fail.
-//     Without another connection it is closed after lost.
+//		trusted --(1)--> pinged --(2)--> doubted --(3)--> dead --> closed
+//		   ^                |               |               |
+//		   +----------------+---------------+---------------+   something comes
 //
-// Whatever comes on a doubted connection ends the doubt.
+//	 1. When a second exchange begins since the last octet came (the first may
+//	    be one that is held), or the first of all, or while a long body is under
+//	    way, and nothing comes for half of due, a ping is sent. Its answer is due
+//	    at once, whatever becomes of the exchanges. While nothing new is asked no
+//	    ping is sent, and none when answers come: a quiet session stays quiet,
+//	    and so does a busy one that works. A ping goes along with an exchange at
+//	    once only if the connection was quiet, as Chrome does it.
+//	 2. When nothing has come another half of due later, the connection is
+//	    doubted: it takes no new exchange, and another one is dialled beside it.
+//	 3. When the other one is ready, the path works. The first is closed then, if
+//	    nothing has come on it and the ping has had the time that it may have
+//	    needed behind a long request on a slow path. The exchanges on it fail.
+//	    Without another connection it is closed after lost.
 //
-// Over HTTP/1.1, which has no ping, the connections of a Front are judged
+// Over HTTP/1.1, which has no ping, the connections of a pool are judged
 // together: when nothing has come on any of them for the time due after two
 // exchanges began, those without an exchange are closed, and the others
 // doubted. They are closed when an exchange on a new connection is answered; an
 // answer on one of them is an answer for all.
 //
-// Front.mu guards the fields.
+// A life is safe for concurrent use.
 type life struct {
-	asks      asks
-	long      int   // exchanges with a long body that are not answered yet
-	watched   bool  // a goroutine is at step 1 to 3
-	suspect   bool  // at step 2
-	gotThen   int64 // octets that had come by then
-	dead      bool  // at step 3: closed when there is another one
-	suspected time.Time
-	room      time.Duration // from then to step 3
-	gone      error         // why it was closed
+	sock *sock
+	wire wire // for pings
 
-	proved   int64     // octets sent of which answers have shown that they arrived
-	provedAt time.Time // when that was measured, and
-	measured int64     // what it was then
-	rate     float64   // the fastest that proved has grown, in octets per second
+	mu      sync.Mutex // guards what follows
+	asks    asks
+	long    int  // exchanges with a long body that are not answered yet
+	watched bool // a watch is at step 1 to 3
+	doubt   doubt
+	gone    error // why it was closed; nil: it was not, or not for being dead
+	pace    pace
+}
+
+// A doubt is about whether a connection is alive.
+type doubt struct {
+	active bool          // at step 2
+	dead   bool          // at step 3: closed when there is another one
+	got    int64         // octets that had come when it began
+	since  time.Time     // when it began
+	room   time.Duration // from then to step 3
 }
 
 // asks counts exchanges begun since the last octet came.
@@ -93,220 +99,188 @@ func (a *asks) add(got int64) int {
 	return a.n
 }
 
-// doubted tells whether c takes no new exchange because it may be dead.
-func (c *conn) doubted() bool { return c.life.suspect && c.sock.got.Load() == c.life.gotThen }
-
-// due is the time after which something should have come.
-func (s *sock) due() time.Duration {
-	return min(max(minDue, dueRounds*time.Duration(s.rtt.Load())), maxDue)
+// A pace is what answers show of how fast a path takes what is sent.
+type pace struct {
+	proved   int64     // octets sent of which answers have shown that they arrived
+	at       time.Time // when that was measured, and
+	measured int64     // what it was then
+	rate     float64   // the fastest that proved has grown, in octets per second
 }
 
 // prove is told that the octets sent before a moment have arrived.
-func (c *conn) prove(before int64) {
-	l := &c.life
-	l.proved = max(l.proved, before)
-	took := time.Since(l.provedAt)
+func (p *pace) prove(before int64) {
+	p.proved = max(p.proved, before)
+	took := time.Since(p.at)
 	if took < 100*time.Millisecond { // too short to measure anything
 		return
 	}
-	if !l.provedAt.IsZero() {
-		l.rate = max(l.rate, float64(l.proved-l.measured)/took.Seconds())
+	if !p.at.IsZero() {
+		p.rate = max(p.rate, float64(p.proved-p.measured)/took.Seconds())
 	}
-	l.provedAt, l.measured = time.Now(), l.proved
+	p.at, p.measured = time.Now(), p.proved
 }
 
-// queued is how long a ping may be on its way behind what was sent before.
-func (c *conn) queued() time.Duration {
-	waits := float64(max(0, c.sock.put.Load()-c.life.proved))
-	return min(lost, time.Duration(waits/max(slowest, c.life.rate)*float64(time.Second)))
+// queued is how long a ping may be on its way behind what was sent before, which
+// is put octets in all.
+func (p *pace) queued(put int64) time.Duration {
+	waits := float64(max(0, put-p.proved))
+	return min(lost, time.Duration(waits/max(slowest, p.rate)*float64(time.Second)))
 }
 
-// begunLocked is told that an exchange begins on c.
-func (f *Front) begunLocked(c *conn) {
-	if !f.h2 {
-		var got int64
-		due := minDue
-		for _, c := range f.conns {
-			got += c.sock.got.Load()
-			due = max(due, c.sock.due())
-		}
-		if f.asks.add(got) >= 2 && !f.watching {
-			f.watching = true
-			f.running.Go(func() { f.watchAll(due) })
-		}
-		return
-	}
-	due := c.sock.due()
-	n := c.life.asks.add(c.sock.got.Load())
+// doubted tells whether the connection takes no new exchange because it may be
+// dead.
+func (l *life) doubted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.doubt.holds(l.sock)
+}
+
+// holds tells whether nothing has come on s since the doubt began. Whatever
+// comes ends it.
+func (d *doubt) holds(s *sock) bool { return d.active && s.got.Load() == d.got }
+
+// begin is told that an exchange begins, over HTTP/2, on a connection that has
+// served others or not. It returns who is to watch the connection from now on;
+// nil is nobody, or somebody does already.
+func (l *life) begin(served bool) *watch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	due := l.sock.due()
+	n := l.asks.add(l.sock.got.Load())
 	switch {
-	case c.life.watched:
-	case c.sock.silence() >= quiet:
-		f.watchLocked(c, 0, due)
-	case n >= 2 || !c.served:
-		f.watchLocked(c, due/2, due/2)
+	case l.watched:
+	case l.sock.silence() >= quiet:
+		l.watched = true
+		return newWatch(l, 0, due)
+	case n >= 2 || !served:
+		l.watched = true
+		return newWatch(l, due/2, due/2)
 	}
+	return nil
 }
 
-// longLocked is told that a long body is going to be sent on c.
-func (f *Front) longLocked(c *conn) {
-	c.life.long++
-	if due := c.sock.due(); f.h2 && !c.life.watched {
-		f.watchLocked(c, due/2, due/2)
+// beginLong is told that a long body is going to be sent. It returns a watch as
+// begin does.
+func (l *life) beginLong() *watch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.long++
+	if l.watched {
+		return nil
 	}
+	l.watched = true
+	due := l.sock.due()
+	return newWatch(l, due/2, due/2)
 }
 
-// answeredLocked is told that the head of an answer has come on c, to a request
-// that began at a time, after so many octets had been sent.
-func (f *Front) answeredLocked(c *conn, begun time.Time, before int64) {
-	c.prove(before)
+// endLong is told that an exchange with a long body is answered, or has failed.
+func (l *life) endLong() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.long--
+}
+
+// late is told that an exchange ended by its deadline, having waited so long. If
+// nothing came from the server in all that time, the connection is doubted. It
+// returns a watch as begin does.
+func (l *life) late(waited time.Duration) *watch {
+	if l.sock.silence() < min(waited, quiet) {
+		return nil
+	}
+	l.suspect(l.sock.got.Load())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.watched {
+		return nil
+	}
+	l.watched = true
+	return newWatch(l, 0, l.sock.due())
+}
+
+// answered is told that the head of an answer has come, so long after its
+// request began. before octets had been sent by then.
+func (l *life) answered(took time.Duration, before int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pace.prove(before)
 	// A handshake that began in an outage seems to show a long way.
-	c.sock.rtt.Store(min(c.sock.rtt.Load(), int64(time.Since(begun))))
-	if f.h2 {
-		return
-	}
-	alive := c.life.suspect
-	for _, other := range f.conns {
-		l := &other.life
-		if alive {
-			l.suspect = false
-		}
-		if other.doubted() && l.suspected.Before(c.sock.born) && time.Since(l.suspected) >= l.room {
-			l.dead = true
-		}
-	}
-	f.buryLocked()
+	l.sock.rtt.Store(min(l.sock.rtt.Load(), int64(took)))
 }
 
-// suspectLocked takes c to step 2, unless more has come on it than got octets.
-func (f *Front) suspectLocked(c *conn, got int64) {
-	l := &c.life
-	l.suspect, l.dead, l.gotThen = true, false, got
-	l.suspected, l.room = time.Now(), c.queued()
+// suspect lets the connection be doubted, unless more has come on it than got
+// octets. It returns the time until step 3.
+func (l *life) suspect(got int64) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.doubt = doubt{active: true, got: got, since: time.Now(), room: l.pace.queued(l.sock.put.Load())}
+	return l.doubt.room
 }
 
-// buryLocked closes the connections that are dead as far as can be known, if
-// there is another one.
-func (f *Front) buryLocked() {
-	if !slices.ContainsFunc(f.conns, f.servesLocked) {
-		return
-	}
-	for _, c := range slices.Clone(f.conns) {
-		if c.life.dead && c.doubted() {
-			f.closeSilentLocked(c)
-		}
-	}
+// condemn takes a connection that is doubted to step 3.
+func (l *life) condemn() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.doubt.dead = true
 }
 
-func (f *Front) closeSilentLocked(c *conn) {
-	c.life.gone = fmt.Errorf("the connection died: nothing has come on it for %v", c.sock.silence().Round(time.Millisecond))
-	f.removeLocked(c)
+// trust ends the doubt. It tells whether there was one that something may have
+// ended before.
+func (l *life) trust() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.doubt.active
+	l.doubt.active = false
+	return was
 }
 
-// doubt is told that an exchange ended by its deadline, begun long ago. When
-// nothing came from the server in all that time, the connection gets no further
-// exchange until something comes.
-func (f *Front) doubt(c *conn, begun time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.h2 && !f.closed && c.sock.silence() >= min(time.Since(begun), quiet) {
-		f.suspectLocked(c, c.sock.got.Load())
-		if !c.life.watched {
-			f.watchLocked(c, 0, c.sock.due())
-		}
+// outlived is told that an exchange was answered on another connection, over
+// HTTP/1.1, which was born at a time: one that is younger than the doubt shows
+// that the path works.
+func (l *life) outlived(born time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := &l.doubt
+	if d.holds(l.sock) && d.since.Before(born) && time.Since(d.since) >= d.room {
+		d.dead = true
 	}
 }
 
-// watchLocked lets c be watched: it is pinged if nothing comes in the time
-// after, and doubted if nothing comes in the time wait after that. This begins
-// anew, and each time later, while a long body is under way.
-func (f *Front) watchLocked(c *conn, after, wait time.Duration) {
-	c.life.watched = true
-	got := c.sock.got.Load()
-	f.running.Go(func() {
-		pause := after
-		for again := true; again; got = c.sock.got.Load() {
-			if f.pause(pause) && c.sock.got.Load() == got {
-				f.watch(c, got, wait)
-				pause = min(max(2*pause, wait), maxDue)
-			} else {
-				pause = max(after, wait)
-			}
-			f.mu.Lock()
-			again = c.life.long > 0 && !f.closed && c.life.gone == nil
-			c.life.watched, c.life.suspect, c.life.dead = again, false, false
-			if !f.closed {
-				f.serveLocked()
-			}
-			f.mu.Unlock()
-		}
-	})
+// settle is told that a watch is over, and tells whether another one follows it
+// because a long body is under way.
+func (l *life) settle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.watched = l.long > 0 && l.gone == nil
+	l.doubt.active, l.doubt.dead = false, false
+	return l.watched
 }
 
-// watch returns when something has come on c, or c is closed.
-func (f *Front) watch(c *conn, got int64, wait time.Duration) {
-	// answered tells whether something has come before a time has passed, or c
-	// has ended.
-	begun := time.Now()
-	answered := func(in time.Duration) bool {
-		ctx, cancel := context.WithTimeout(f.ctx, in)
-		defer cancel()
-		err := c.wire.ping(ctx)
-		return err == nil || ctx.Err() == nil || f.ctx.Err() != nil || c.sock.got.Load() != got
+// over tells whether the connection is to be closed as a dead one. replaced says
+// that there is another one, which is the last thing that one at step 3 lacks.
+func (l *life) over(replaced bool) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone == nil && replaced && l.doubt.dead && l.doubt.holds(l.sock) {
+		l.gone = death(l.sock)
 	}
-	if answered(wait) {
-		return
-	}
-	f.mu.Lock()
-	f.suspectLocked(c, got)
-	room := c.life.room
-	f.serveLocked()
-	f.mu.Unlock()
-	if room > 0 && answered(min(room, lost-wait)) {
-		return
-	}
-	f.mu.Lock()
-	c.life.dead = true
-	f.buryLocked()
-	f.mu.Unlock()
-	if left := lost - time.Since(begun); left > 0 && answered(left) {
-		return
-	}
-	f.mu.Lock()
-	f.closeSilentLocked(c)
-	f.mu.Unlock()
+	return l.gone != nil
 }
 
-// watchAll judges all connections, over HTTP/1.1.
-func (f *Front) watchAll(due time.Duration) {
-	f.mu.Lock()
-	asks := f.asks
-	f.mu.Unlock()
-	f.pause(due)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.watching = false
-	var got int64
-	for _, c := range f.conns {
-		got += c.sock.got.Load()
-	}
-	if f.closed || got != asks.got {
-		return
-	}
-	f.closeIdleLocked()
-	for _, c := range f.conns {
-		f.suspectLocked(c, c.sock.got.Load())
-	}
-	f.serveLocked()
+// die lets the connection be closed as a dead one, whether there is another one
+// or not.
+func (l *life) die() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gone = death(l.sock)
 }
 
-// pause waits, and tells whether the Front is open still.
-func (f *Front) pause(d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-f.ctx.Done():
-		return false
-	}
+func death(s *sock) error {
+	return fmt.Errorf("the connection died: nothing has come on it for %v", s.silence().Round(time.Millisecond))
+}
+
+// died is why the connection was closed as a dead one, nil if it was not.
+func (l *life) died() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.gone
 }

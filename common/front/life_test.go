@@ -132,9 +132,9 @@ func TestDeadInUpload(t *testing.T) {
 	inMemory(t, holding, func(t *testing.T, f *Front, m *memory) {
 		m.delay = 50 * time.Millisecond
 		exchange(t, f, "x")
-		f.mu.Lock()
-		f.conns[0].sock.rtt.Store(int64(time.Minute)) // as after a handshake in an outage
-		f.mu.Unlock()
+		f.pool.mu.Lock()
+		f.pool.conns[0].sock.rtt.Store(int64(time.Minute)) // as after a handshake in an outage
+		f.pool.mu.Unlock()
 		exchange(t, f, "x")
 		m.goDark()
 		s := send(t.Context(), f, strings.Repeat("x", longBody))
@@ -244,10 +244,10 @@ func TestPingsAreRare(t *testing.T) {
 	inMemory(t, holding, func(t *testing.T, f *Front, m *memory) {
 		m.delay = 50 * time.Millisecond
 		exchange(t, f, "x")
-		f.mu.Lock()
-		w := &countedPings{wire: f.conns[0].wire}
-		f.conns[0].wire = w
-		f.mu.Unlock()
+		f.pool.mu.Lock()
+		w := &countedPings{wire: f.pool.conns[0].wire}
+		f.pool.conns[0].life.wire = w
+		f.pool.mu.Unlock()
 		for range 3 { // an idle session
 			send(t.Context(), f, "hold").wait()
 		}

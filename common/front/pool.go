@@ -3,23 +3,39 @@ package front
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 )
 
-// idleTimeout is how long a connection without exchanges is kept. Servers and
-// CDNs end idle ones after 60 to 120 s.
-const idleTimeout = 90 * time.Second
+const (
+	// idleTimeout is how long a connection without exchanges is kept. Servers and
+	// CDNs end idle ones after 60 to 120 s.
+	idleTimeout = 90 * time.Second
 
-// A conn is a connection and what the pool knows of it. All fields but the
-// first two are guarded by Front.mu.
-type conn struct {
-	wire wire
-	sock *sock
+	// maxConns is how many HTTP/1.1 connections a Front opens: what browsers
+	// open to one host. RFC 9112 section 9.4 leaves the number open.
+	maxConns = 6
+)
 
-	busy   int  // exchanges in flight
-	served bool // an exchange has been answered on it
-	idle   *time.Timer
-	life   life
+// A pool has the connections of one front, and gives exchanges places on them,
+// first come first served. It decides how many connections there should be, and
+// leaves it to dials to get them, and to each conn's life to know whether it is
+// alive. It is safe for concurrent use, and must be closed.
+type pool struct {
+	name    string // the front's
+	ctx     context.Context
+	cancel  context.CancelFunc // by close
+	running sync.WaitGroup     // dials, watches, exchanges before their response
+
+	mu       sync.Mutex // guards what follows
+	closed   bool
+	h1       bool // the newest connection speaks HTTP/1.1
+	inFlight int  // what maxInFlight returns
+	conns    connList
+	waiters  []*waiter
+	dials    dials
+	asks     asks // on all connections, over HTTP/1.1
+	watching bool // watchAll runs, over HTTP/1.1
 }
 
 // A waiter is an exchange that waits for a connection.
@@ -27,189 +43,293 @@ type waiter struct {
 	granted chan grant // holds one
 }
 
-// A grant is a connection of which one exchange is the waiter's, or an error.
+// A grant is a connection with a place for the waiter, or an error.
 type grant struct {
 	conn   *conn
 	reused bool // other exchanges have been answered on it before
 	err    *Error
 }
 
-// acquire returns a connection with a place for one exchange, which release
-// gives back. It waits while all are busy, or until ctx ends.
-func (f *Front) acquire(ctx context.Context) (grant, *Error) {
-	f.mu.Lock()
-	if f.closed {
-		f.mu.Unlock()
-		return grant{}, f.errClosed()
+func newPool(name string, c *connector) *pool {
+	p := &pool{name: name, inFlight: maxConns}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.dials = dials{connector: c, pool: p}
+	return p
+}
+
+// maxInFlight is Front.MaxInFlight.
+func (p *pool) maxInFlight() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.inFlight
+}
+
+// enter keeps close from returning until running.Done is called. It tells
+// whether the pool is open.
+func (p *pool) enter() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.running.Add(1)
 	}
+	return !p.closed
+}
+
+// take returns a place on a connection for the exchange of ctx. It waits while
+// all are busy, or until ctx ends. Its errors are *Errors.
+func (p *pool) take(ctx context.Context) (*place, error) {
 	if err := context.Cause(ctx); err != nil {
-		f.mu.Unlock()
-		return grant{}, f.err(OpWait, err)
+		return nil, newError(p.name, OpWait, err)
 	}
 	w := &waiter{granted: make(chan grant, 1)}
-	f.waiters = append(f.waiters, w)
-	f.serveLocked()
-	f.mu.Unlock()
-
+	if !p.change(func() { p.waiters = append(p.waiters, w) }) {
+		return nil, closedError(p.name)
+	}
+	var g grant
 	select {
-	case g := <-w.granted:
-		return g, g.err
+	case g = <-w.granted:
 	case <-ctx.Done():
+		if err := p.withdraw(ctx, w); err != nil {
+			return nil, err
+		}
+		g = <-w.granted // in the same moment
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	i := slices.Index(f.waiters, w)
+	if g.err != nil {
+		return nil, g.err
+	}
+	return &place{pool: p, conn: g.conn, ctx: ctx, reused: g.reused, begun: time.Now(), before: g.conn.sock.put.Load()}, nil
+}
+
+// withdraw takes w, whose context has ended, out of the queue. It returns nil if
+// w has been granted something.
+func (p *pool) withdraw(ctx context.Context, w *waiter) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.Index(p.waiters, w)
 	if i < 0 {
-		// Granted in the same moment.
-		g := <-w.granted
-		return g, g.err
+		return nil
 	}
-	f.waiters = slices.Delete(f.waiters, i, i+1)
-	return grant{}, f.waitErrLocked(ctx)
+	p.waiters = slices.Delete(p.waiters, i, i+1)
+	return newError(p.name, p.dials.step(), context.Cause(ctx))
 }
 
-// waitErrLocked is the error of an exchange whose context ended while it waited
-// for a connection.
-func (f *Front) waitErrLocked(ctx context.Context) *Error {
-	op := OpWait
-	if len(f.dialing) > 0 {
-		op = f.dialing[0].step
+// waitErr is the error of an exchange whose context ended while it waited for a
+// connection.
+func (p *pool) waitErr(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return newError(p.name, p.dials.step(), context.Cause(ctx))
+}
+
+// change lets f change the pool, unless that is closed, and draws the
+// consequences: what is of no use any more is closed, who waits gets what is
+// there, and dials are begun for the others. It tells whether the pool is open.
+func (p *pool) change(f func()) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
 	}
-	return f.err(op, context.Cause(ctx))
-}
-
-func (f *Front) waitErr(ctx context.Context) *Error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.waitErrLocked(ctx)
-}
-
-// connect returns nil when there is a connection that takes exchanges.
-func (f *Front) connect(ctx context.Context) error {
-	g, failed := f.acquire(ctx)
-	if failed != nil {
-		return failed
-	}
-	f.release(g.conn)
-	return nil
-}
-
-// connected reports whether there is a connection that takes exchanges, now or
-// when one of those on it ends, as far as this side knows.
-func (f *Front) connected() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.ContainsFunc(f.conns, f.servesLocked)
-}
-
-// abandon ends the dials that nobody waits for, and closes the connections that
-// carry no exchange.
-func (f *Front) abandon() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed {
-		return
-	}
-	if len(f.waiters) == 0 {
-		f.stopDialsLocked(func(*dialing) bool { return true })
-	}
-	f.closeIdleLocked()
-}
-
-// serveLocked gives connections to waiters, first come first served, and
-// starts dials for those who are left.
-func (f *Front) serveLocked() {
-	for len(f.waiters) > 0 {
-		c := f.pickLocked()
+	f()
+	p.conns.bury()
+	p.conns.closeIf(func(c *conn) bool { return c.busy == 0 && !c.wire.usable() })
+	for len(p.waiters) > 0 {
+		c := p.conns.pick()
 		if c == nil {
 			break
 		}
-		w := f.waiters[0]
-		f.waiters = slices.Delete(f.waiters, 0, 1)
-		c.busy++
-		if c.idle != nil {
-			c.idle.Stop()
-			c.idle = nil
+		p.grant(c, p.waiters[0])
+		p.waiters = slices.Delete(p.waiters, 0, 1)
+	}
+	for _, c := range p.conns {
+		if c.busy == 0 && c.idle == nil {
+			p.rest(c)
 		}
-		f.begunLocked(c)
-		w.granted <- grant{conn: c, reused: c.served}
 	}
-	f.dialLocked()
+	p.dials.want(p.demand())
+	return true
 }
 
-// pickLocked returns the oldest connection that takes one more exchange, nil if
-// there is none, and lets go of connections that are of no use any more.
-func (f *Front) pickLocked() *conn {
-	var picked *conn
-	f.conns = slices.DeleteFunc(f.conns, func(c *conn) bool {
-		if !c.wire.usable() {
-			if c.busy > 0 {
-				return false
-			}
-			f.dropLocked(c)
-			return true
-		}
-		limit, _ := c.wire.limit()
-		if picked == nil && !c.doubted() && c.busy < limit {
-			picked = c
-		}
-		return false
-	})
-	return picked
-}
-
-// servesLocked reports whether c takes exchanges now or will when one of those
-// on it ends.
-func (f *Front) servesLocked(c *conn) bool {
-	if c.doubted() {
-		return false
-	}
-	return c.wire.usable() || c.busy > 0 && !f.h2
-}
-
-// release ends an exchange on c.
-func (f *Front) release(c *conn) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	c.busy--
-	if !f.closed {
-		f.serveLocked()
-		f.pickLocked() // lets go of c if it is of no use any more
-		f.restLocked(c)
-	}
-}
-
-// restLocked starts the clock of a connection without exchanges.
-func (f *Front) restLocked(c *conn) {
-	if c.busy > 0 || c.idle != nil || !slices.Contains(f.conns, c) {
-		return
-	}
-	var timer *time.Timer
-	timer = time.AfterFunc(idleTimeout, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if c.idle == timer {
-			f.removeLocked(c)
-		}
-	})
-	c.idle = timer
-}
-
-// removeLocked takes c out of the pool and closes it.
-func (f *Front) removeLocked(c *conn) {
-	if i := slices.Index(f.conns, c); i >= 0 {
-		f.conns = slices.Delete(f.conns, i, i+1)
-		f.dropLocked(c)
-	}
-}
-
-// dropLocked closes a connection. The socket goes first: a TLS close waits for
-// a writer, and may wait long for one whose peer has gone.
-func (f *Front) dropLocked(c *conn) {
+// grant gives w a place on c. Only change calls it.
+func (p *pool) grant(c *conn, w *waiter) {
+	c.busy++
 	if c.idle != nil {
 		c.idle.Stop()
 		c.idle = nil
 	}
-	c.sock.Close()
-	c.wire.close()
+	if c.h2 {
+		p.watch(c.life.begin(c.served))
+	} else if got, due := p.conns.received(); p.asks.add(got) >= 2 && !p.watching {
+		p.watching = true
+		p.running.Go(func() { p.watchAll(got, due) })
+	}
+	w.granted <- grant{conn: c, reused: c.served}
+}
+
+// rest starts the clock of a connection without exchanges. Only change calls it.
+func (p *pool) rest(c *conn) {
+	var timer *time.Timer
+	timer = time.AfterFunc(idleTimeout, func() {
+		p.change(func() {
+			p.conns.closeIf(func(o *conn) bool { return o == c && c.idle == timer })
+		})
+	})
+	c.idle = timer
+}
+
+// demand is how many connections are wanted beside those that there are.
+func (p *pool) demand() demand {
+	open, doubted := p.conns.places()
+	return demandFor(p.h1, open, doubted, len(p.waiters))
+}
+
+// give takes back a place on c. inVain is how long the exchange waited for an
+// answer until its deadline came, else 0: when nothing came from the server in
+// all that time, c gets no further exchange until something comes.
+func (p *pool) give(c *conn, inVain time.Duration) {
+	p.change(func() {
+		if c.h2 && inVain > 0 {
+			p.watch(c.life.late(inVain))
+		}
+		c.busy--
+	})
+}
+
+// beginLong is told that a long body is going to be sent on c, by an exchange
+// that is not answered yet.
+func (p *pool) beginLong(c *conn) {
+	if c.h2 {
+		p.watch(c.life.beginLong())
+	}
+}
+
+// watch lets w, which may be nil, run. It is called where the pool is known to
+// be open, or an exchange keeps it from being closed.
+func (p *pool) watch(w *watch) {
+	if w != nil {
+		p.running.Go(func() { w.run(p.ctx, func() { p.change(func() {}) }) })
+	}
+}
+
+// answered is told that the head of an answer has come to the exchange of a
+// place.
+func (p *pool) answered(at *place) {
+	c := at.conn
+	c.life.answered(time.Since(at.begun), at.before)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c.served = true
+	if c.h2 {
+		if n, known := c.wire.limit(); known {
+			p.inFlight = n
+		}
+	} else {
+		p.conns.vouch(c)
+	}
+}
+
+// add is told that a dial has made c.
+func (p *pool) add(d *dialing, c *conn) {
+	open := p.change(func() {
+		if _, ok := p.dials.remove(d); !ok || c.h2 && p.conns.serve() {
+			c.close() // nobody wants it any more, or the one that was doubted is alive
+			return
+		}
+		if p.h1 = !c.h2; p.h1 {
+			p.inFlight = maxConns
+		}
+		p.dials.made(d, c)
+		p.conns = append(p.conns, c)
+	})
+	if !open {
+		c.close()
+	}
+}
+
+// failed is told that a dial has failed for e. timedOut says that it had all its
+// time. Whoever can still be served by another connection waits for it,
+// and for another dial until the oldest of them has had its time.
+func (p *pool) failed(d *dialing, e *Error, timedOut bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	oldest, ok := p.dials.remove(d)
+	if !ok || len(p.dials.underWay) > 0 && !(oldest && timedOut) || p.conns.serve() {
+		return
+	}
+	p.dials.stop()
+	for _, w := range p.waiters {
+		w.granted <- grant{err: e}
+	}
+	p.waiters = nil
+}
+
+// redial is told that the dials under way have taken long.
+func (p *pool) redial() {
+	p.change(func() { p.dials.again(p.demand()) })
+}
+
+// watchAll judges all connections, over HTTP/1.1: got octets had come on them
+// when the second exchange began, and something is due.
+func (p *pool) watchAll(got int64, due time.Duration) {
+	pause(p.ctx, due)
+	p.change(func() {
+		p.watching = false
+		if now, _ := p.conns.received(); now != got {
+			return
+		}
+		p.conns.closeIf(func(c *conn) bool { return c.busy == 0 })
+		for _, c := range p.conns {
+			c.life.suspect(c.sock.got.Load())
+		}
+	})
+}
+
+// connect returns nil when there is a connection that takes exchanges.
+func (p *pool) connect(ctx context.Context) error {
+	at, err := p.take(ctx)
+	if err == nil {
+		at.leave(nil)
+	}
+	return err
+}
+
+// connected tells whether there is a connection that takes exchanges, now or
+// when one of those on it ends, as far as this side knows.
+func (p *pool) connected() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.conns.serve()
+}
+
+// abandon ends the dials that nobody waits for, and closes the connections that
+// carry no exchange.
+func (p *pool) abandon() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.waiters) == 0 {
+		p.dials.stop()
+	}
+	p.conns.closeIf(func(c *conn) bool { return c.busy == 0 })
+}
+
+// closeIdle closes the connections that carry no exchange.
+func (p *pool) closeIdle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.conns.closeIf(func(c *conn) bool { return c.busy == 0 })
+}
+
+// close ends everything and waits for it.
+func (p *pool) close() {
+	p.mu.Lock()
+	p.closed = true
+	p.cancel()
+	for _, w := range p.waiters {
+		w.granted <- grant{err: closedError(p.name)}
+	}
+	p.waiters = nil
+	p.dials.end()
+	p.conns.closeIf(func(*conn) bool { return true })
+	p.mu.Unlock()
+	p.running.Wait()
 }

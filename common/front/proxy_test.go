@@ -18,6 +18,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"turbotunnel/common/proxy"
 )
 
 // A testProxy speaks all three protocols, as its tests ask, and connects
@@ -251,9 +253,9 @@ func TestProxyRefuses(t *testing.T) {
 		u := &url.URL{Scheme: c.scheme, User: c.given, Host: p.start(t)}
 		f := newFront(t, &server{addr: "192.0.2.1:443"}, func(cfg *Config) { cfg.Proxy = u })
 		e := failure(t, f, t.Context(), OpProxy)
-		var refused *ProxyError
+		var refused *proxy.Error
 		if !errors.As(e, &refused) || refused.Scheme != c.scheme {
-			t.Errorf("%s: %T, want a *ProxyError: %v", c.scheme, e.Err, e)
+			t.Errorf("%s: %T, want a *proxy.Error: %v", c.scheme, e.Err, e)
 		} else if refused.Error() != c.answer {
 			t.Errorf("error %q, want %q", refused, c.answer)
 		}
@@ -281,50 +283,6 @@ func TestProxyUnreachable(t *testing.T) {
 	failure(t, f, t.Context(), OpProxy)
 }
 
-// A proxy that says nothing, too little or too much.
-func TestProxyMisbehaves(t *testing.T) {
-	for _, c := range []struct{ scheme, says, want string }{
-		{"http", "", "unexpected EOF"},
-		{"http", "HTTP/1.1 200 OK\r\n", "unexpected EOF"},
-		{"http", strings.Repeat("x", maxProxyHead), "a head of more than 16384 bytes"},
-		{"http", "SSH-2.0-x\n\n", `answered "SSH-2.0-x"`},
-		{"http", "HTTP/1.1 2000 OK\r\n\r\n", `answered "HTTP/1.1 2000 OK"`},
-		{"socks4a", "\x00\x5a", "unexpected EOF"},
-		{"socks4a", "\x05\x5a      ", "not SOCKS4a"},
-		{"socks4a", "\x00\x01      ", "answered 1 (unknown)"},
-		{"socks5", "\x04\x00", "not SOCKS5"},
-		{"socks5", "\x05\x02", "not offered: 2"},
-		{"socks5", "\x05\x00\x05\x00\x00\x09", "unknown type 9"},
-		{"socks5", "\x05\x00\x05\x63\x00\x01", "answered 99 (unknown)"},
-		{"socks5", "\x05\x00\x05\x00\x00\x03\xff", "unexpected EOF"},
-	} {
-		conn := &scripted{Reader: strings.NewReader(c.says)}
-		f := newFront(t, &server{addr: "192.0.2.1:443"}, func(cfg *Config) {
-			cfg.Proxy = &url.URL{Scheme: c.scheme, Host: "192.0.2.2:1"}
-			cfg.Dialer = func(context.Context, string, string) (net.Conn, error) { return conn, nil }
-		})
-		e := failure(t, f, t.Context(), OpProxy)
-		if !strings.Contains(e.Error(), c.want) {
-			t.Errorf("%s says %.20q: error %q, want %q", c.scheme, c.says, e, c.want)
-		}
-		if !conn.closed {
-			t.Errorf("%s says %.20q: connection left open", c.scheme, c.says)
-		}
-	}
-}
-
-// A scripted connection says what it has to say whatever it is told.
-type scripted struct {
-	net.Conn
-	io.Reader
-	closed bool
-}
-
-func (s *scripted) Read(p []byte) (int, error)  { return s.Reader.Read(p) }
-func (s *scripted) Write(p []byte) (int, error) { return len(p), nil }
-func (s *scripted) Close() error                { s.closed = true; return nil }
-func (s *scripted) SetDeadline(time.Time) error { return nil }
-
 // A proxy that never answers costs dialTimeout and no more.
 func TestProxyIsSilent(t *testing.T) {
 	for _, scheme := range []string{"http", "socks4a", "socks5"} {
@@ -344,48 +302,4 @@ func TestProxyIsSilent(t *testing.T) {
 			}
 		})
 	}
-}
-
-// What a proxy answers is read to its end and no further, and refused or
-// accepted without a panic.
-func FuzzProxyAnswer(f *testing.F) {
-	f.Add(byte(0), []byte("HTTP/1.1 200 OK\r\n\r\ntunnel"))
-	f.Add(byte(0), []byte("HTTP/1.0 407 No\n\n"))
-	f.Add(byte(1), []byte("\x00\x5a\x00\x00\x00\x00\x00\x00tunnel"))
-	f.Add(byte(2), []byte("\x05\x00\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00tunnel"))
-	f.Add(byte(2), []byte("\x05\x02\x01\x00\x05\x00\x00\x03\x01x\x00\x00tunnel"))
-	f.Add(byte(2), []byte("\x05\xff"))
-	f.Fuzz(func(t *testing.T, kind byte, answer []byte) {
-		scheme := []string{"http", "socks4a", "socks5"}[kind%3]
-		p := &proxyDialer{scheme: scheme, user: "u", pass: "p", auth: true}
-		r := bytes.NewReader(answer)
-		err := p.handshake(struct {
-			io.Reader
-			io.Writer
-		}{r, io.Discard}, "front.example:443")
-		read := answer[:len(answer)-r.Len()]
-		if len(read) > maxProxyHead {
-			t.Errorf("read %d bytes", len(read))
-		}
-		if err != nil {
-			if e := (*ProxyError)(nil); !errors.As(err, &e) && !errors.Is(err, io.ErrUnexpectedEOF) {
-				t.Errorf("neither a refusal nor too short: %v", err)
-			}
-			return
-		}
-		// An accepted answer is accepted again without what follows it, and not
-		// without its last byte.
-		for _, c := range []struct {
-			answer []byte
-			ok     bool
-		}{{read, true}, {read[:len(read)-1], false}} {
-			err := p.handshake(struct {
-				io.Reader
-				io.Writer
-			}{bytes.NewReader(c.answer), io.Discard}, "front.example:443")
-			if (err == nil) != c.ok {
-				t.Errorf("answer %q: %v", c.answer, err)
-			}
-		}
-	})
 }

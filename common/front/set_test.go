@@ -190,7 +190,7 @@ func TestSetDeadAtStart(t *testing.T) {
 			t.Errorf("%d dials to the third", n)
 		}
 		// The dial that lost was ended: nothing comes of it.
-		if f := x.set.members[0].front; f.connected() || len(f.dialing) != 0 {
+		if f := x.set.members[0].front; f.pool.connected() || len(f.pool.dials.underWay) != 0 {
 			t.Error("the loser is still being connected")
 		}
 	})
@@ -427,11 +427,11 @@ func TestSetBackOff(t *testing.T) {
 // How long a front is left alone doubles, with jitter, up to a limit.
 func TestSetAsideGrows(t *testing.T) {
 	inSet(t, "a b", func(t *testing.T, x *setTest) {
-		m := x.set.members[0]
+		h := x.set.members[0].health
 		seen := make(map[time.Duration]bool)
 		for i := range 40 {
-			x.set.putAsideLocked(m, errors.New("test"), 0)
-			aside := time.Until(m.aside)
+			h.unreachable(errors.New("test"))
+			aside := time.Until(h.aside)
 			most := min(minAside<<min(i, 20), maxAside)
 			if aside < most/2 || aside > most {
 				t.Errorf("after %d failures aside for %v", i+1, aside)
@@ -511,22 +511,21 @@ func TestSetStatus(t *testing.T) {
 }
 
 // A front that asks to be left alone is, while another one carries; the caller
-// is only told when there is no other.
+// is to stay away only when there is no other.
 func TestSetRetryAfter(t *testing.T) {
 	inSet(t, "a b", func(t *testing.T, x *setTest) {
 		x.sites["a"].status.Store(http.StatusServiceUnavailable)
 		x.sites["a"].retry.Store("120")
 		x.sites["b"].status.Store(http.StatusServiceUnavailable)
 		x.sites["b"].retry.Store(time.Now().Add(time.Minute).UTC().Format(http.TimeFormat))
-		for i, want := range []string{"", x.sites["b"].retry.Load().(string)} {
-			resp, err := x.set.RoundTrip(post(t.Context(), "x"))
-			if err != nil {
-				t.Fatal(err)
+		for i, name := range []string{"a", "b"} {
+			if d := x.set.Rest(); d != 0 {
+				t.Errorf("stay away for %v before answer %d", d, i)
 			}
-			if got := resp.Header.Get("Retry-After"); got != want {
-				t.Errorf("answer %d has Retry-After %q, want %q", i, got, want)
-			}
-			resp.Body.Close()
+			x.by(name, 0)
+		}
+		if d := x.set.Rest(); d != time.Minute {
+			t.Errorf("stay away for %v, want as long as the less strict one says", d)
 		}
 		// Both want to be left alone, which holds although nothing else works.
 		if _, took, err := x.ask(); took != 0 || err == nil || !strings.Contains(err.Error(), "status 503") {
@@ -536,6 +535,37 @@ func TestSetRetryAfter(t *testing.T) {
 		x.sites["b"].retry.Store("")
 		time.Sleep(time.Minute)
 		x.by("b", 0)
+	})
+}
+
+// The only front carries on when it asks to be left alone, for whoever does not
+// ask the Set, and asks for no more than maxAsked.
+func TestSetRetryAfterAlone(t *testing.T) {
+	inSet(t, "a", func(t *testing.T, x *setTest) {
+		x.sites["a"].status.Store(http.StatusTooManyRequests)
+		for asked, want := range map[string]time.Duration{"20": 20 * time.Second, "3600": maxAsked, "soon": 0, "-1": 0} {
+			time.Sleep(time.Hour)
+			x.sites["a"].retry.Store(asked)
+			x.by("a", 0)
+			if d := x.set.Rest(); d != want {
+				t.Errorf("Retry-After %s: stay away for %v, want %v", asked, d, want)
+			}
+			x.by("a", 0)
+		}
+	})
+}
+
+// Users share the exchanges that there may be.
+func TestSlots(t *testing.T) {
+	inSet(t, "a", func(t *testing.T, x *setTest) {
+		for users, want := range map[int]struct {
+			each    int
+			crowded bool
+		}{0: {maxConns, false}, 1: {maxConns, false}, 3: {2, false}, 4: {1, true}, 100: {1, true}} {
+			if each, crowded := x.set.Slots(users); each != want.each || crowded != want.crowded {
+				t.Errorf("%d users: %d each, crowded %t, want %+v", users, each, crowded, want)
+			}
+		}
 	})
 }
 

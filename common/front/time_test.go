@@ -396,9 +396,9 @@ func TestQuietConnectionIsQuiet(t *testing.T) {
 		var all sync.WaitGroup
 		all.Go(func() { exchange(t, f, "held") })
 		synctest.Wait()
-		f.mu.Lock()
-		c := f.conns[0].sock
-		f.mu.Unlock()
+		f.pool.mu.Lock()
+		c := f.pool.conns[0].sock
+		f.pool.mu.Unlock()
 		before := c.seen.Load()
 		time.Sleep(59 * time.Second)
 		synctest.Wait()

@@ -8,16 +8,11 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/net/http2"
 )
 
 const (
-	// maxConns is how many HTTP/1.1 connections a Front opens: what browsers
-	// open to one host. RFC 9112 section 9.4 leaves the number open.
-	maxConns = 6
-
 	// maxStreams is how many exchanges a Front has in flight over HTTP/2. It
 	// is what RFC 9113 section 6.5.2 recommends that servers allow at least.
 	maxStreams = 100
@@ -72,47 +67,6 @@ type wire interface {
 	close()
 }
 
-// A sock is a TCP connection that counts what passes. It is safe for one reader
-// and one writer at a time; its counts may be read meanwhile.
-type sock struct {
-	net.Conn
-	born  time.Time
-	seen  atomic.Int64 // nanoseconds after born of the last octet received
-	asked atomic.Int64 // of the first octet sent
-	rtt   atomic.Int64 // nanoseconds from there to the first octet received, or, if shorter, an answer took
-	got   atomic.Int64 // octets received
-	put   atomic.Int64 // octets sent
-}
-
-func newSock(c net.Conn) *sock { return &sock{Conn: c, born: time.Now()} }
-
-func (s *sock) Read(p []byte) (int, error) {
-	n, err := s.Conn.Read(p)
-	if n > 0 {
-		now := int64(time.Since(s.born))
-		if s.got.Load() == 0 { // in a TLS handshake this is a round trip
-			s.rtt.Store(now - s.asked.Load())
-		}
-		s.seen.Store(now)
-		s.got.Add(int64(n))
-	}
-	return n, err
-}
-
-func (s *sock) Write(p []byte) (int, error) {
-	if s.put.Load() == 0 {
-		s.asked.Store(int64(time.Since(s.born)))
-	}
-	n, err := s.Conn.Write(p)
-	s.put.Add(int64(n))
-	return n, err
-}
-
-// silence is the time since something was received.
-func (s *sock) silence() time.Duration {
-	return time.Since(s.born) - time.Duration(s.seen.Load())
-}
-
 // A wireMaker makes wires out of connections. It is safe for concurrent use.
 type wireMaker struct {
 	h1    *http.Transport
@@ -139,11 +93,12 @@ var wireMakers = map[*browser]func() (*wireMaker, error){
 // is nil.
 func wireMakerFor(b *browser) (*wireMaker, error) { return wireMakers[b]() }
 
+// onceWireMaker puts off the making until somebody wants it.
 func onceWireMaker(b *browser) func() (*wireMaker, error) {
 	return sync.OnceValues(func() (*wireMaker, error) { return newWireMaker(b) })
 }
 
-// newWireMaker makes one.
+// newWireMaker returns a wireMaker for b, without sharing it.
 func newWireMaker(b *browser) (*wireMaker, error) {
 	t1 := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

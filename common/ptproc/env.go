@@ -3,19 +3,13 @@ package ptproc
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
-	"slices"
-	"strconv"
-	"strings"
 
+	"turbotunnel/common/proxy"
 	"turbotunnel/common/scrub"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )
-
-// proxySchemes are the kinds of proxy that TOR_PT_PROXY may name.
-var proxySchemes = []string{"http", "socks4a", "socks5"}
 
 // quotedVariables are those whose values goptlib repeats in its error lines.
 // It panics when such a line is not ASCII. Paths are not among them: they may
@@ -51,7 +45,7 @@ func (p *Process) ClientSetup() (pt.ClientInfo, error) {
 		return info, err
 	}
 	if info.ProxyURL != nil {
-		if err := CheckProxy(info.ProxyURL); err != nil {
+		if err := proxy.Check(info.ProxyURL); err != nil {
 			return info, p.proxyError(err)
 		}
 		pt.ProxyDone()
@@ -74,47 +68,6 @@ func (p *Process) checkEnvironment() error {
 	for _, name := range quotedVariables {
 		if value := os.Getenv(name); scrub.ASCII(value) != value {
 			return p.EnvError(fmt.Errorf("%s holds characters that are not printable ASCII: %+q", name, value))
-		}
-	}
-	return nil
-}
-
-// CheckProxy tells whether u names a proxy that the programs can use: http,
-// socks4a or socks5, a host, a port, and credentials that the kind of proxy
-// can be given. The error does not repeat the credentials.
-func CheckProxy(u *url.URL) error {
-	if !slices.Contains(proxySchemes, u.Scheme) {
-		return fmt.Errorf("proxy type %q is not supported; use http, socks4a or socks5", u.Scheme)
-	}
-	if u.Hostname() == "" {
-		return errors.New("the proxy's address has no host")
-	}
-	if port, err := strconv.ParseUint(u.Port(), 10, 16); err != nil || port == 0 {
-		return fmt.Errorf("the proxy's port %q is not a number from 1 to 65535", u.Port())
-	}
-	if u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
-		return errors.New("the proxy's address goes on after the port; it must end there")
-	}
-	if u.User == nil {
-		return nil
-	}
-	name := u.User.Username()
-	password, hasPassword := u.User.Password()
-	switch u.Scheme {
-	case "socks5":
-		// RFC 1929 gives each one byte of length, and no way to say nothing.
-		if name == "" || len(name) > 255 || password == "" || len(password) > 255 {
-			return errors.New("a socks5 proxy takes a name and a password of 1 to 255 bytes each, or none at all")
-		}
-	case "socks4a":
-		// The name ends at the first zero byte, and there is no password.
-		if hasPassword || strings.ContainsRune(name, 0) {
-			return errors.New("a socks4a proxy takes a name and no password")
-		}
-	case "http":
-		// RFC 7617: a colon ends the name, control characters are forbidden.
-		if strings.Contains(name, ":") || strings.ContainsFunc(name+password, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-			return errors.New("an http proxy takes a name without colon, and no control characters")
 		}
 	}
 	return nil

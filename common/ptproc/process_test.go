@@ -3,7 +3,6 @@ package ptproc
 import (
 	"bytes"
 	"errors"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -105,35 +104,6 @@ func FuzzServerEnvironment(f *testing.F) {
 			t.Fatalf("silent error %v", err)
 		}
 	})
-}
-
-func TestCheckProxy(t *testing.T) {
-	long := strings.Repeat("x", 256)
-	for _, good := range []string{
-		"http://proxy.example:8080", "http://u:p@[::1]:1/", "http://u@h:1", "socks4a://h:65535", "socks4a://u@h:1", "socks5://h:1", "socks5://u:p@h:1",
-	} {
-		u, err := url.Parse(good)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := CheckProxy(u); err != nil {
-			t.Errorf("%s: %v", good, err)
-		}
-	}
-	for _, bad := range []string{
-		"https://h:1", "socks4://h:1", "socks5h://h:1", "http://h:0", "http://h", "http://:1", "http://h:1/path", "http://h:1?q",
-		"socks5://u@h:1", "socks5://:p@h:1", "socks5://u:" + long + "@h:1", "socks4a://u:p@h:1", "http://u%3av:p@h:1", "http://u:p%0a@h:1",
-	} {
-		u, err := url.Parse(bad)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := CheckProxy(u); err == nil {
-			t.Errorf("%s was accepted", bad)
-		} else if strings.Contains(err.Error(), "u:p") {
-			t.Errorf("the error tells the password: %v", err)
-		}
-	}
 }
 
 func TestErrorsAreCleanLines(t *testing.T) {

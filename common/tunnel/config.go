@@ -123,11 +123,9 @@ func (c Config) parse() (*parsed, error) {
 		if cfg.Front == "" && c.Fronts != "" {
 			return nil, fmt.Errorf("fronts: an empty name in %.200q", c.Fronts)
 		}
-		f, err := front.New(cfg)
-		if err != nil {
+		if err := cfg.Check(); err != nil {
 			return nil, err
 		}
-		f.Close()
 		p.fronts = append(p.fronts, cfg)
 	}
 	return p, nil

@@ -283,9 +283,7 @@ type share struct {
 	sessions atomic.Int64
 }
 
-// Slots is a session's part of the exchanges. With no more than one for each,
-// there is a crowd.
-func (s *share) Slots() (n int, crowded bool) {
-	n = s.Set.MaxInFlight() / max(1, int(s.sessions.Load()))
-	return max(1, n), n < 2
+// Slots is a session's part, of which crowded says that it is less than two.
+func (s *share) Slots() (each int, crowded bool) {
+	return s.Set.Slots(int(s.sessions.Load()))
 }

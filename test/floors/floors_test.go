@@ -27,7 +27,7 @@ type pkg struct {
 // a folder stands for what is in it as well. A package may import the floors
 // below its own, and the packages of its own line in front of it.
 var floors = [][]string{
-	{"common/scrub", "common/relay", "common/ptproc"}, // of no floor: each on its own
+	{"common/scrub", "common/relay", "common/proxy", "common/ptproc"}, // of no floor: each on its own
 	{"common/wire", "common/handshake"},
 	{"common/carrier"},
 	{"common/front"},
@@ -57,6 +57,7 @@ var rules = []rule{
 	{who: "common/handshake", not: "net/http", why: "the record floor knows no HTTP"},
 	{who: "common/carrier", not: "common/engine", why: "the carrier knows no engine"},
 	{who: "common/carrier", not: "common/engines", why: "the carrier knows no engine"},
+	{who: "common/proxy", not: "net/http", why: "a proxy is asked for a connection, not for an exchange"},
 	{who: "common/front", not: "common/engine", why: "HTTP knows no engine"},
 	{who: "common/front", not: "common/engines", why: "HTTP knows no engine"},
 	{
@@ -181,6 +182,8 @@ func TestCheck(t *testing.T) {
 		{"common/engine/kcpsmux", "common/engine/internal/duplex", ""},
 		{"client", goptlib, ""},
 		{"common/ptproc", goptlib, ""},
+		{"common/ptproc", "common/proxy", ""},
+		{"common/front", "common/proxy", ""},
 		{"test/e2e", "test/tornet", ""},
 		{"common/carrier", "common/tunnel", "stands above"},
 		{"common/wire", "common/carrier", "stands above"},
@@ -191,6 +194,8 @@ func TestCheck(t *testing.T) {
 		{"common/engine/kcp", "net/http/httptest", "not HTTP"},
 		{"common/engine/quic", "common/carrier", "any net.PacketConn"},
 		{"common/wire", "net/http", "no HTTP"},
+		{"common/proxy", "common/front", "stands above"},
+		{"common/proxy", "net/http", "not for an exchange"},
 		{"common/carrier", goptlib, "know Tor"},
 		{"common/front", goptlib, "know Tor"},
 		{"client", "common/engine/kcp", "table of engines"},

@@ -1,4 +1,14 @@
-package front
+// Package proxy reaches addresses by way of the proxy that a client has been told
+// to use: by HTTP's CONNECT, by SOCKS 4A or by SOCKS 5.
+//
+// Check is the one place that says which proxy URLs can be used. Whoever is
+// given one asks it, so that what the program tells its operator at the start is
+// what happens when a connection is made.
+//
+// A name that is to be reached is given to the proxy as a name and never
+// resolved here. The package knows no HTTP beyond the answer to CONNECT, no TLS,
+// and no UDP.
+package proxy
 
 import (
 	"bytes"
@@ -11,19 +21,26 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"strconv"
-	"strings"
 	"time"
 )
 
-// maxProxyHead is the most that an HTTP proxy's answer to CONNECT may hold, in
+// maxHead is the most that an HTTP proxy's answer to CONNECT may hold, in
 // bytes. Real ones stay under 1 KB; an error page comes after the head and is
 // not read.
-const maxProxyHead = 16 << 10
+const maxHead = 16 << 10
 
-// A proxyDialer reaches addresses through a proxy. Names are given to the
-// proxy as names and never resolved here.
-type proxyDialer struct {
+// Error is a proxy's refusal, in its own words.
+type Error struct {
+	Scheme string // http, socks4a, socks5
+	Answer string // what it answered: octets of the proxy are quoted
+}
+
+func (e *Error) Error() string {
+	return fmt.Sprintf("%s proxy answered %s", e.Scheme, e.Answer)
+}
+
+// A Dialer reaches addresses through one proxy. It is safe for concurrent use.
+type Dialer struct {
 	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
 	scheme string // http, socks4a, socks5
 	addr   string // host:port of the proxy
@@ -33,44 +50,27 @@ type proxyDialer struct {
 	agent  string // User-Agent for CONNECT
 }
 
-// newProxyDialer checks u.
-func newProxyDialer(u *url.URL) (*proxyDialer, error) {
-	p := &proxyDialer{scheme: u.Scheme, addr: u.Host}
-	switch u.Scheme {
-	case "http", "socks4a", "socks5":
-	default:
-		return nil, fmt.Errorf("proxy: scheme %q; accepted: http, socks4a, socks5", u.Scheme)
+// New returns a Dialer for the proxy u, or Check's error. It reaches the proxy by
+// dial, and tells an HTTP proxy agent as its User-Agent.
+func New(u *url.URL, dial func(ctx context.Context, network, addr string) (net.Conn, error), agent string) (*Dialer, error) {
+	if err := Check(u); err != nil {
+		return nil, err
 	}
-	if err := checkHostPort(u.Host); err != nil {
-		return nil, fmt.Errorf("proxy: %w", err)
+	d := &Dialer{dial: dial, scheme: u.Scheme, addr: u.Host, auth: u.User != nil, agent: agent}
+	if d.auth {
+		d.user = u.User.Username()
+		d.pass, _ = u.User.Password()
 	}
-	if u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
-		return nil, errors.New("proxy: more than scheme, credentials, host and port; accepted: scheme://[user:password@]host:port")
-	}
-	if u.User != nil {
-		p.auth = true
-		p.user = u.User.Username()
-		p.pass, _ = u.User.Password()
-	}
-	switch {
-	case p.scheme == "http" && strings.Contains(p.user, ":"):
-		return nil, errors.New("proxy: an HTTP proxy's user name cannot hold a colon (RFC 7617 section 2)")
-	case p.scheme == "socks4a" && strings.ContainsRune(p.user, 0):
-		return nil, errors.New("proxy: a SOCKS4a user id cannot hold a zero octet")
-	case p.scheme == "socks4a" && p.pass != "":
-		return nil, errors.New("proxy: SOCKS4a has a user id but no password")
-	case p.scheme == "socks5" && p.auth && (p.user == "" || len(p.user) > 255 || p.pass == "" || len(p.pass) > 255):
-		return nil, errors.New("proxy: SOCKS5 user name and password are 1 to 255 bytes each (RFC 1929)")
-	}
-	return p, nil
+	return d, nil
 }
 
-// dialThrough returns a connection to addr, host:port, through the proxy.
-// ctx bounds the proxy's answer, not the connection.
-func (p *proxyDialer) dialThrough(ctx context.Context, addr string) (net.Conn, error) {
-	conn, err := p.dial(ctx, "tcp", p.addr)
+// Dial returns a connection to addr, host:port, through the proxy. ctx bounds
+// the proxy's answer, not the connection. When the proxy has refused, the error
+// matches *Error; an end of the stream before its answer is io.ErrUnexpectedEOF.
+func (d *Dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	conn, err := d.dial(ctx, "tcp", d.addr)
 	if err != nil {
-		return nil, fmt.Errorf("%s proxy: %w", p.scheme, err)
+		return nil, fmt.Errorf("%s proxy: %w", d.scheme, err)
 	}
 	// A deadline in the past ends a blocked Read or Write when ctx ends.
 	expired := make(chan struct{})
@@ -78,59 +78,60 @@ func (p *proxyDialer) dialThrough(ctx context.Context, addr string) (net.Conn, e
 		conn.SetDeadline(time.Unix(1, 0))
 		close(expired)
 	})
-	err = p.handshake(conn, addr)
+	err = d.handshake(conn, addr)
 	if !stop() {
 		<-expired
 		err = context.Cause(ctx)
 	}
 	if err != nil {
 		conn.Close()
-		if refused := (*ProxyError)(nil); errors.As(err, &refused) {
+		if refused := (*Error)(nil); errors.As(err, &refused) {
 			return nil, err
 		}
-		return nil, fmt.Errorf("%s proxy: %w", p.scheme, err)
+		return nil, fmt.Errorf("%s proxy: %w", d.scheme, err)
 	}
 	return conn, nil
 }
 
-func (p *proxyDialer) handshake(conn io.ReadWriter, addr string) error {
-	host, port, err := splitHostPort(addr)
+// handshake asks the proxy at the other end of conn for a tunnel to addr.
+func (d *Dialer) handshake(conn io.ReadWriter, addr string) error {
+	host, port, err := SplitHostPort(addr)
 	if err != nil {
 		return err
 	}
-	switch p.scheme {
+	switch d.scheme {
 	case "http":
-		return p.connectHTTP(conn, addr)
+		return d.connectHTTP(conn, addr)
 	case "socks4a":
-		return p.connectSOCKS4a(conn, host, port)
+		return d.connectSOCKS4a(conn, host, port)
 	default:
-		return p.connectSOCKS5(conn, host, port)
+		return d.connectSOCKS5(conn, host, port)
 	}
 }
 
 // connectHTTP asks for a tunnel by CONNECT (RFC 9110 section 9.3.6).
-func (p *proxyDialer) connectHTTP(conn io.ReadWriter, addr string) error {
-	req := fmt.Appendf(nil, "CONNECT %s HTTP/1.1\r\nHost: %s\r\nProxy-Connection: keep-alive\r\nUser-Agent: %s\r\n", addr, addr, p.agent)
-	if p.auth {
-		req = fmt.Appendf(req, "Proxy-Authorization: Basic %s\r\n", base64.StdEncoding.EncodeToString([]byte(p.user+":"+p.pass)))
+func (d *Dialer) connectHTTP(conn io.ReadWriter, addr string) error {
+	req := fmt.Appendf(nil, "CONNECT %s HTTP/1.1\r\nHost: %s\r\nProxy-Connection: keep-alive\r\nUser-Agent: %s\r\n", addr, addr, d.agent)
+	if d.auth {
+		req = fmt.Appendf(req, "Proxy-Authorization: Basic %s\r\n", base64.StdEncoding.EncodeToString([]byte(d.user+":"+d.pass)))
 	}
 	if _, err := conn.Write(append(req, "\r\n"...)); err != nil {
 		return err
 	}
-	head, err := readProxyHead(conn)
+	head, err := readHead(conn)
 	if err != nil {
 		return err
 	}
-	return checkProxyHead(head)
+	return checkHead(head)
 }
 
-// readProxyHead reads up to and including the empty line that ends the head of
+// readHead reads up to and including the empty line that ends the head of
 // an HTTP response. It takes one byte at a time because what follows belongs
 // to the tunnel. The end of the stream before that is io.ErrUnexpectedEOF.
-func readProxyHead(r io.Reader) ([]byte, error) {
+func readHead(r io.Reader) ([]byte, error) {
 	var head []byte
 	var one [1]byte
-	for len(head) < maxProxyHead {
+	for len(head) < maxHead {
 		if _, err := io.ReadFull(r, one[:]); err != nil {
 			return nil, fmt.Errorf("reading the answer to CONNECT: %w", noEOF(err))
 		}
@@ -139,12 +140,12 @@ func readProxyHead(r io.Reader) ([]byte, error) {
 			return head, nil
 		}
 	}
-	return nil, &ProxyError{Scheme: "http", Answer: fmt.Sprintf("with a head of more than %d bytes", maxProxyHead)}
+	return nil, &Error{Scheme: "http", Answer: fmt.Sprintf("with a head of more than %d bytes", maxHead)}
 }
 
-// checkProxyHead returns nil when head is that of a 2xx response, else a
-// *ProxyError that quotes the status line.
-func checkProxyHead(head []byte) error {
+// checkHead returns nil when head is that of a 2xx response, else a
+// *Error that quotes the status line.
+func checkHead(head []byte) error {
 	line, _, _ := bytes.Cut(head, []byte("\n"))
 	line = bytes.TrimSuffix(line, []byte("\r"))
 	version, rest, _ := bytes.Cut(line, []byte(" "))
@@ -156,14 +157,14 @@ func checkProxyHead(head []byte) error {
 		}
 	}
 	const enough = 200 // bytes of a status line that a log can use
-	return &ProxyError{Scheme: "http", Answer: fmt.Sprintf("%q", line[:min(len(line), enough)])}
+	return &Error{Scheme: "http", Answer: fmt.Sprintf("%q", line[:min(len(line), enough)])}
 }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // connectSOCKS4a asks for a connection by SOCKS 4A. IPv6 addresses have no
 // place in that protocol.
-func (p *proxyDialer) connectSOCKS4a(conn io.ReadWriter, host string, port uint16) error {
+func (d *Dialer) connectSOCKS4a(conn io.ReadWriter, host string, port uint16) error {
 	req := []byte{4, 1}
 	req = binary.BigEndian.AppendUint16(req, port)
 	ip, err := netip.ParseAddr(host)
@@ -177,7 +178,7 @@ func (p *proxyDialer) connectSOCKS4a(conn io.ReadWriter, host string, port uint1
 	default:
 		return errors.New("SOCKS4a has no IPv6 addresses; use a name, or a SOCKS5 or HTTP proxy")
 	}
-	req = append(append(req, p.user...), 0)
+	req = append(append(req, d.user...), 0)
 	if err != nil {
 		req = append(append(req, host...), 0)
 	}
@@ -191,9 +192,10 @@ func (p *proxyDialer) connectSOCKS4a(conn io.ReadWriter, host string, port uint1
 	return checkSOCKS4a(reply)
 }
 
+// checkSOCKS4a returns nil when reply grants the request, else an *Error.
 func checkSOCKS4a(reply [8]byte) error {
 	if reply[0] != 0 {
-		return &ProxyError{Scheme: "socks4a", Answer: fmt.Sprintf("something that is not SOCKS4a: %q", reply)}
+		return &Error{Scheme: "socks4a", Answer: fmt.Sprintf("something that is not SOCKS4a: %q", reply)}
 	}
 	var why string
 	switch reply[1] {
@@ -208,10 +210,10 @@ func checkSOCKS4a(reply [8]byte) error {
 	default:
 		why = "unknown"
 	}
-	return &ProxyError{Scheme: "socks4a", Answer: fmt.Sprintf("%d (%s)", reply[1], why)}
+	return &Error{Scheme: "socks4a", Answer: fmt.Sprintf("%d (%s)", reply[1], why)}
 }
 
-// SOCKS5 replies (RFC 1928 section 6).
+// socks5Replies are what the codes of a reply mean (RFC 1928 section 6).
 var socks5Replies = [...]string{
 	1: "general failure",
 	2: "not allowed by its rules",
@@ -225,7 +227,7 @@ var socks5Replies = [...]string{
 
 // connectSOCKS5 asks for a connection by SOCKS 5 (RFC 1928), with user name and
 // password (RFC 1929) if there are any.
-func (p *proxyDialer) connectSOCKS5(conn io.ReadWriter, host string, port uint16) error {
+func (d *Dialer) connectSOCKS5(conn io.ReadWriter, host string, port uint16) error {
 	const (
 		version      = 5
 		noAuth       = 0
@@ -233,11 +235,11 @@ func (p *proxyDialer) connectSOCKS5(conn io.ReadWriter, host string, port uint16
 		noneAccepted = 0xff
 	)
 	refused := func(format string, args ...any) error {
-		return &ProxyError{Scheme: "socks5", Answer: fmt.Sprintf(format, args...)}
+		return &Error{Scheme: "socks5", Answer: fmt.Sprintf(format, args...)}
 	}
 
 	hello := []byte{version, 1, noAuth}
-	if p.auth {
+	if d.auth {
 		hello = []byte{version, 2, noAuth, userPass}
 	}
 	if _, err := conn.Write(hello); err != nil {
@@ -251,11 +253,11 @@ func (p *proxyDialer) connectSOCKS5(conn io.ReadWriter, host string, port uint16
 	case two[0] != version:
 		return refused("something that is not SOCKS5: %q", two)
 	case two[1] == noAuth:
-	case two[1] == userPass && p.auth:
-		req := []byte{1, byte(len(p.user))}
-		req = append(req, p.user...)
-		req = append(req, byte(len(p.pass)))
-		req = append(req, p.pass...)
+	case two[1] == userPass && d.auth:
+		req := []byte{1, byte(len(d.user))}
+		req = append(req, d.user...)
+		req = append(req, byte(len(d.pass)))
+		req = append(req, d.pass...)
 		if _, err := conn.Write(req); err != nil {
 			return err
 		}
@@ -265,7 +267,7 @@ func (p *proxyDialer) connectSOCKS5(conn io.ReadWriter, host string, port uint16
 		if two[1] != 0 {
 			return refused("%d (user name or password wrong)", two[1])
 		}
-	case two[1] == noneAccepted && p.auth:
+	case two[1] == noneAccepted && d.auth:
 		return refused("that it accepts neither no authentication nor a password")
 	case two[1] == noneAccepted:
 		return refused("that it wants credentials; none were given")
@@ -296,7 +298,7 @@ func (p *proxyDialer) connectSOCKS5(conn io.ReadWriter, host string, port uint16
 // is of no use here.
 func readSOCKS5Reply(r io.Reader) error {
 	refused := func(format string, args ...any) error {
-		return &ProxyError{Scheme: "socks5", Answer: fmt.Sprintf(format, args...)}
+		return &Error{Scheme: "socks5", Answer: fmt.Sprintf(format, args...)}
 	}
 	// The shortest reply that can be one has this many octets before its
 	// address: version, reply, reserved, address type, and the first octet of
@@ -342,25 +344,4 @@ func noEOF(err error) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
-}
-
-// splitHostPort splits and checks an address to dial.
-func splitHostPort(addr string) (host string, port uint16, err error) {
-	host, text, err := net.SplitHostPort(addr)
-	if err != nil {
-		return "", 0, fmt.Errorf("%q is not host:port", addr)
-	}
-	n, err := strconv.ParseUint(text, 10, 16)
-	if err != nil || n == 0 {
-		return "", 0, fmt.Errorf("%q: the port is a number from 1 to 65535", addr)
-	}
-	return host, uint16(n), nil
-}
-
-func checkHostPort(addr string) error {
-	host, _, err := splitHostPort(addr)
-	if err != nil {
-		return err
-	}
-	return checkHost(host)
 }

@@ -1,0 +1,81 @@
+package front
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"turbotunnel/common/proxy"
+)
+
+// keepAlive is the interval of TCP keep-alive probes, Chrome's.
+const keepAlive = 45 * time.Second
+
+// A connector makes connections to one front: TCP, directly or by a proxy, then
+// TLS, then HTTP. It is safe for concurrent use, and does not count or keep what
+// it has made.
+type connector struct {
+	addr  string // host:port of the front
+	dial  func(ctx context.Context, network, addr string) (net.Conn, error)
+	proxy *proxy.Dialer // nil: direct
+	tls   *handshaker   // nil: in clear
+	wires *wireMaker
+}
+
+// newConnector returns one for the route that cfg says.
+func newConnector(cfg Config, r *route) (*connector, error) {
+	c := &connector{addr: r.addr, dial: cfg.Dialer}
+	if c.dial == nil {
+		c.dial = (&net.Dialer{KeepAlive: keepAlive}).DialContext
+	}
+	if cfg.Proxy != nil {
+		var err error
+		if c.proxy, err = proxy.New(cfg.Proxy, c.dial, r.browser().agent); err != nil {
+			return nil, err
+		}
+	}
+	if r.origin.Scheme == "https" {
+		c.tls = &handshaker{serverName: r.name, roots: cfg.RootCAs, hello: r.hello}
+	}
+	var look *browser // nil: connections look like Go's
+	if r.hello != nil {
+		look = r.hello.browser
+	}
+	var err error
+	c.wires, err = wireMakerFor(look)
+	return c, err
+}
+
+// connect makes a connection to addr, which is the front's or one that DNS has
+// given for it, and tells at which step it is. The caller owns the connection.
+func (c *connector) connect(ctx context.Context, addr string, at func(Op)) (*conn, error) {
+	var raw net.Conn
+	var err error
+	if c.proxy != nil {
+		at(OpProxy)
+		raw, err = c.proxy.Dial(ctx, addr)
+	} else {
+		at(OpConnect)
+		raw, err = c.dial(ctx, "tcp", addr)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := newSock(raw)
+	secure, protocol := net.Conn(s), ""
+	if c.tls != nil {
+		at(OpTLS)
+		if secure, protocol, err = c.tls.handshake(ctx, s); err != nil {
+			s.Close()
+			return nil, err
+		}
+	}
+	at(OpHTTP)
+	h2 := protocol == "h2"
+	w, err := c.wires.make(ctx, secure, h2)
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return &conn{h2: h2, wire: w, sock: s, life: life{sock: s, wire: w}}, nil
+}

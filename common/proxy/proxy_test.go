@@ -1,0 +1,131 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestCheck(t *testing.T) {
+	long := strings.Repeat("x", 256)
+	for _, good := range []string{
+		"http://proxy.example:8080", "http://u:p@[::1]:1/", "http://u@h:1", "socks4a://h:65535", "socks4a://u@h:1", "socks5://h:1", "socks5://u:p@h:1",
+	} {
+		u, err := url.Parse(good)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Check(u); err != nil {
+			t.Errorf("%s: %v", good, err)
+		}
+	}
+	for _, bad := range []string{
+		"https://h:1", "socks4://h:1", "socks5h://h:1", "http://h:0", "http://h", "http://:1", "http://h:1/path", "http://h:1?q",
+		"http://h_%C3%A9:1", "http://a..b:1", "http://h:65536",
+		"socks5://u@h:1", "socks5://:p@h:1", "socks5://u:" + long + "@h:1", "socks4a://u:p@h:1", "http://u%3av:p@h:1", "http://u:p%0a@h:1",
+	} {
+		u, err := url.Parse(bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Check(u); err == nil {
+			t.Errorf("%s was accepted", bad)
+		} else if strings.Contains(err.Error(), "u:p") {
+			t.Errorf("the error tells the password: %v", err)
+		}
+	}
+}
+
+// A proxy that says nothing, too little or too much.
+func TestMisbehavingProxy(t *testing.T) {
+	for _, c := range []struct{ scheme, says, want string }{
+		{"http", "", "unexpected EOF"},
+		{"http", "HTTP/1.1 200 OK\r\n", "unexpected EOF"},
+		{"http", strings.Repeat("x", maxHead), "a head of more than 16384 bytes"},
+		{"http", "SSH-2.0-x\n\n", `answered "SSH-2.0-x"`},
+		{"http", "HTTP/1.1 2000 OK\r\n\r\n", `answered "HTTP/1.1 2000 OK"`},
+		{"socks4a", "\x00\x5a", "unexpected EOF"},
+		{"socks4a", "\x05\x5a      ", "not SOCKS4a"},
+		{"socks4a", "\x00\x01      ", "answered 1 (unknown)"},
+		{"socks5", "\x04\x00", "not SOCKS5"},
+		{"socks5", "\x05\x02", "not offered: 2"},
+		{"socks5", "\x05\x00\x05\x00\x00\x09", "unknown type 9"},
+		{"socks5", "\x05\x00\x05\x63\x00\x01", "answered 99 (unknown)"},
+		{"socks5", "\x05\x00\x05\x00\x00\x03\xff", "unexpected EOF"},
+	} {
+		conn := &scripted{Reader: strings.NewReader(c.says)}
+		dial := func(context.Context, string, string) (net.Conn, error) { return conn, nil }
+		d, err := New(&url.URL{Scheme: c.scheme, Host: "192.0.2.2:1"}, dial, "agent")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Dial(t.Context(), "front.example:443"); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s says %.20q: error %v, want %q", c.scheme, c.says, err, c.want)
+		}
+		if !conn.closed {
+			t.Errorf("%s says %.20q: connection left open", c.scheme, c.says)
+		}
+	}
+}
+
+// A scripted connection says what it has to say whatever it is told.
+type scripted struct {
+	net.Conn
+	io.Reader
+	closed bool
+}
+
+func (s *scripted) Read(p []byte) (int, error)  { return s.Reader.Read(p) }
+func (s *scripted) Write(p []byte) (int, error) { return len(p), nil }
+func (s *scripted) Close() error                { s.closed = true; return nil }
+func (s *scripted) SetDeadline(time.Time) error { return nil }
+
+// What a proxy answers is read to its end and no further, and refused or
+// accepted without a panic.
+func FuzzAnswer(f *testing.F) {
+	f.Add(byte(0), []byte("HTTP/1.1 200 OK\r\n\r\ntunnel"))
+	f.Add(byte(0), []byte("HTTP/1.0 407 No\n\n"))
+	f.Add(byte(1), []byte("\x00\x5a\x00\x00\x00\x00\x00\x00tunnel"))
+	f.Add(byte(2), []byte("\x05\x00\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00tunnel"))
+	f.Add(byte(2), []byte("\x05\x02\x01\x00\x05\x00\x00\x03\x01x\x00\x00tunnel"))
+	f.Add(byte(2), []byte("\x05\xff"))
+	f.Fuzz(func(t *testing.T, kind byte, answer []byte) {
+		scheme := []string{"http", "socks4a", "socks5"}[kind%3]
+		d := &Dialer{scheme: scheme, user: "u", pass: "p", auth: true}
+		r := bytes.NewReader(answer)
+		err := d.handshake(struct {
+			io.Reader
+			io.Writer
+		}{r, io.Discard}, "front.example:443")
+		read := answer[:len(answer)-r.Len()]
+		if len(read) > maxHead {
+			t.Errorf("read %d bytes", len(read))
+		}
+		if err != nil {
+			if e := (*Error)(nil); !errors.As(err, &e) && !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Errorf("neither a refusal nor too short: %v", err)
+			}
+			return
+		}
+		// An accepted answer is accepted again without what follows it, and not
+		// without its last byte.
+		for _, c := range []struct {
+			answer []byte
+			ok     bool
+		}{{read, true}, {read[:len(read)-1], false}} {
+			err := d.handshake(struct {
+				io.Reader
+				io.Writer
+			}{bytes.NewReader(c.answer), io.Discard}, "front.example:443")
+			if (err == nil) != c.ok {
+				t.Errorf("answer %q: %v", c.answer, err)
+			}
+		}
+	})
+}
