@@ -69,9 +69,21 @@ bench: bench-programs
 bench-quick: bench-programs
 	exec bin/bench -suite quick
 
-# All engines side by side, some ten minutes. It writes doc/engines.*.
+# All engines side by side, some twenty minutes. It writes doc/engines.*. With
+# BEFORE=commit each engine of that commit is measured beside ours, which takes
+# twice as long.
 bench-engines: bench-programs
-	exec bin/bench -suite engines -o doc
+	@set -e; if [ -n "$(BEFORE)" ]; then \
+		git worktree add --force --detach bin/source $(BEFORE); \
+		trap 'git worktree remove --force bin/source' EXIT; \
+		for program in client server test/bench; do \
+			name=$${program#test/}; [ $$name = bench ] || name=turbotunnel-$$name; \
+			(cd bin/source && go build -o ../$(BEFORE)/$$name ./$$program); \
+		done; \
+		bin/bench -suite engines -before bin/$(BEFORE) -o doc; \
+	else \
+		bin/bench -suite engines -o doc; \
+	fi
 
 clean:
 	rm -rf bin turbotunnel-client turbotunnel-server

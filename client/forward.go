@@ -47,12 +47,12 @@ type forwarder struct {
 func (f *forwarder) handle(conn *net.TCPConn) {
 	// The server may be the one to speak first, so the stream is opened
 	// without waiting for a byte of the client.
+	local := relay.TCPConn{TCPConn: conn}
 	stream, err := f.dialer.DialEarly(f.streams)
 	if err == nil {
-		err = relay.Join(f.streams, conn, stream)
+		err = relay.Join(f.streams, local, stream)
 	} else {
-		conn.SetLinger(0) // a reset: the client shall not take it for an empty answer
-		conn.Close()
+		local.Reset() // the application shall not take it for an empty answer
 	}
 	if err != nil {
 		f.process.Log().Warn("connection cut", "err", err)

@@ -151,7 +151,7 @@ func (s *socksServer) handle(conn *net.TCPConn) {
 		stream.Close()
 		return
 	}
-	err = relay.Join(s.draining, &primedConn{TCPConn: conn, first: early}, stream)
+	err = relay.Join(s.draining, &primedConn{TCPConn: relay.TCPConn{TCPConn: conn}, first: early}, stream)
 	switch {
 	case errors.Is(err, tunnel.ErrSessionLost):
 		if s.links.setUp(l, false) {
@@ -344,7 +344,7 @@ func (w *witness) verdict() error {
 
 // A primedConn reads first what was read from it before.
 type primedConn struct {
-	*net.TCPConn
+	relay.TCPConn
 	first []byte // owned by the one goroutine that reads
 }
 

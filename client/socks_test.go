@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"turbotunnel/common/relay"
 	"turbotunnel/common/tunnel"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
@@ -198,14 +199,14 @@ func answer(t *testing.T, conn net.Conn) byte {
 
 // loopback returns the two ends of a TCP connection: the stream that a dialer
 // gives away, and the server's end of it.
-func loopback(t *testing.T) (client, server *net.TCPConn) {
+func loopback(t *testing.T) (client relay.TCPConn, server *net.TCPConn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	client = dialTCP(t, ln.Addr().String())
+	client = relay.TCPConn{TCPConn: dialTCP(t, ln.Addr().String())}
 	conn, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -489,7 +490,7 @@ func TestSessionLossIsToldOnce(t *testing.T) {
 
 // A lostStream fails to read when its session is lost.
 type lostStream struct {
-	*net.TCPConn
+	relay.TCPConn
 	lost chan struct{}
 }
 

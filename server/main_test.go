@@ -22,8 +22,7 @@ func (m leakless) Run() int {
 		// autocert's, which ends with its next request after ours has ended.
 		goleak.IgnoreAnyFunction("golang.org/x/crypto/acme/autocert.(*Manager).deactivatePendingAuthz"),
 		// kcp-go starts these when it is loaded.
-		goleak.IgnoreTopFunction("github.com/xtaci/kcp-go/v5.(*TimedSched).sched"),
-		goleak.IgnoreTopFunction("github.com/xtaci/kcp-go/v5.(*TimedSched).prepend"),
+		goleak.IgnoreTopFunction("github.com/xtaci/kcp-go/v5.(*TimedSched).run"),
 	)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -51,7 +51,7 @@ func dialForward(address string) dialFunc {
 		if err != nil {
 			return nil, err
 		}
-		return conn.(*net.TCPConn), nil
+		return relay.TCPConn{TCPConn: conn.(*net.TCPConn)}, nil
 	}
 }
 
@@ -64,7 +64,7 @@ func dialOR(info pt.ServerInfo) dialFunc {
 		if err != nil {
 			return nil, err
 		}
-		return conn.(*net.TCPConn), nil
+		return relay.TCPConn{TCPConn: conn.(*net.TCPConn)}, nil
 	}
 }
 
@@ -112,14 +112,6 @@ func (c countedStream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// SetLinger is the stream's, where it has one: relay resets by it.
-func (c countedStream) SetLinger(sec int) error {
-	if s, ok := c.stream.(interface{ SetLinger(sec int) error }); ok {
-		return s.SetLinger(sec)
-	}
-	return nil
-}
-
 func newForwarder(accept func() (stream, error), dial dialFunc, log *slog.Logger) *forwarder {
 	return &forwarder{
 		accept:     accept,
@@ -144,14 +136,16 @@ func (f *forwarder) run(ctx context.Context) {
 			}
 			return
 		}
+		// A stream that is refused is reset: the client shall not take it for an
+		// empty answer.
 		if !f.begin() {
-			s.Close()
+			s.Reset()
 			continue
 		}
 		select {
 		case dials <- struct{}{}:
 		case <-ctx.Done():
-			s.Close()
+			s.Reset()
 			f.end()
 			continue
 		}
@@ -159,7 +153,7 @@ func (f *forwarder) run(ctx context.Context) {
 			conn := f.connect(s)
 			<-dials
 			if conn == nil {
-				s.Close()
+				s.Reset()
 				f.end()
 				return
 			}

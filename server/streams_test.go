@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,7 +28,7 @@ import (
 
 // A fakeStream is the server's end of a stream that is a TCP connection.
 type fakeStream struct {
-	*net.TCPConn
+	relay.TCPConn
 	client netip.Addr
 }
 
@@ -96,7 +97,7 @@ func newFakeTunnel(t *testing.T, dial dialFunc) *fakeTunnel {
 func (f *fakeTunnel) open(t *testing.T, client netip.Addr) *net.TCPConn {
 	t.Helper()
 	near, far := tcpPair(t)
-	f.streams <- fakeStream{far, client}
+	f.streams <- fakeStream{relay.TCPConn{TCPConn: far}, client}
 	return near
 }
 
@@ -155,20 +156,45 @@ func TestForwardKeepsHalfClose(t *testing.T) {
 	}
 }
 
-// A destination that resets is not taken for one that ends.
+// expectReset checks that conn ends by a reset, without a byte before it.
+func expectReset(t *testing.T, conn net.Conn) {
+	t.Helper()
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read: %d, %v; want a reset", n, err)
+	}
+}
+
+// A destination that resets is not taken for one that ends, and neither is a
+// stream.
 func TestForwardPassesReset(t *testing.T) {
+	ended := make(chan error, 1)
 	address := destination(t, func(c *net.TCPConn) {
 		io.WriteString(c, "cut")
-		io.ReadFull(c, make([]byte, 2))
-		c.SetLinger(0)
+		word := make([]byte, 2)
+		io.ReadFull(c, word)
+		if string(word) == "go" {
+			c.SetLinger(0)
+			return
+		}
+		_, err := c.Read(word)
+		ended <- err
 	})
-	near := newFakeTunnel(t, dialForward(address)).open(t, netip.Addr{})
-	if _, err := io.ReadFull(near, make([]byte, 3)); err != nil {
-		t.Fatal(err)
-	}
-	io.WriteString(near, "go")
-	if _, err := near.Read(make([]byte, 1)); err == nil || err == io.EOF {
-		t.Errorf("read: %v, want a reset", err)
+	f := newFakeTunnel(t, dialForward(address))
+	for _, word := range []string{"go", "me"} {
+		near := f.open(t, netip.Addr{})
+		if _, err := io.ReadFull(near, make([]byte, 3)); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(near, word)
+		if word == "go" {
+			expectReset(t, near)
+			continue
+		}
+		near.SetLinger(0)
+		near.Close()
+		if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the destination read %v, want a reset", err)
+		}
 	}
 }
 
@@ -190,10 +216,7 @@ func TestForwardRefused(t *testing.T) {
 	})
 	const many = 3 * complaintsFirst
 	for range many {
-		near := f.open(t, netip.Addr{})
-		if _, err := near.Read(make([]byte, 1)); err == nil {
-			t.Fatal("a byte came from nowhere")
-		}
+		expectReset(t, f.open(t, netip.Addr{}))
 	}
 	works.Store(true)
 	near := f.open(t, netip.Addr{})
@@ -223,6 +246,7 @@ func (s *idleStream) Write(p []byte) (int, error) { return len(p), nil }
 func (s *idleStream) CloseWrite() error           { return nil }
 func (s *idleStream) Client() netip.Addr          { return netip.Addr{} }
 func (s *idleStream) Session() string             { return "idle" }
+func (s *idleStream) Reset() error                { return s.Close() }
 func (s *idleStream) Close() error {
 	select {
 	case <-s.closed:
@@ -448,10 +472,7 @@ func TestExtORPort(t *testing.T) {
 		orHangs:     "timeout",
 	} {
 		behaviour.Store(int64(b))
-		near := f.open(t, netip.Addr{})
-		if _, err := near.Read(make([]byte, 1)); err == nil {
-			t.Errorf("%s: a byte came from nowhere", want)
-		}
+		expectReset(t, f.open(t, netip.Addr{}))
 		<-reports
 		if !strings.Contains(f.log.String(), want) {
 			t.Errorf("the log lacks %q:\n%s", want, f.log)
@@ -467,10 +488,7 @@ func TestExtORPortWithoutCookie(t *testing.T) {
 	address := destination(t, func(c *net.TCPConn) { extORServe(c, cookie, orAccepts) })
 	f := newFakeTunnel(t, dialOR(pt.ServerInfo{ExtendedOrAddr: tcpAddr(t, address), AuthCookiePath: cookieFile}))
 	for _, want := range []string{"no such file", "mismatch in server hash"} {
-		near := f.open(t, netip.Addr{})
-		if _, err := near.Read(make([]byte, 1)); err == nil {
-			t.Error("a byte came from nowhere")
-		}
+		expectReset(t, f.open(t, netip.Addr{}))
 		if !strings.Contains(f.log.String(), want) {
 			t.Errorf("the log lacks %q:\n%s", want, f.log)
 		}

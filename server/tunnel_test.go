@@ -202,7 +202,7 @@ func headerProxy(t *testing.T, origin, header string) string {
 			return
 		}
 		io.WriteString(conn, header)
-		relay.Join(t.Context(), c, conn.(*net.TCPConn))
+		relay.Join(t.Context(), relay.TCPConn{TCPConn: c}, relay.TCPConn{TCPConn: conn.(*net.TCPConn)})
 	})
 }
 

@@ -28,9 +28,9 @@ var (
 	// of an engine that does not multiplex.
 	ErrSingleStream = errors.New("engine: this engine has one stream a session")
 
-	// ErrReset is what the other side's Read and Write return after a stream
-	// was closed before its end had been read, and what every stream returns
-	// when its session ended under it.
+	// ErrReset is what Read and Write return after the other side has reset the
+	// stream, what Write returns after the other side has closed it, and what
+	// every stream returns when its session ended under it.
 	ErrReset = errors.New("engine: stream reset")
 )
 
@@ -76,7 +76,7 @@ type Session interface {
 	Done() <-chan struct{}
 
 	// Close ends the session, every stream in it and pc, unblocks every call
-	// and returns when all goroutines of the session have ended. What was
+	// and returns when nothing of the session touches pc any more. What was
 	// written may be lost: close streams, and let the other side read their
 	// end, before closing the session. Closing twice is allowed.
 	Close() error
@@ -86,6 +86,8 @@ type Session interface {
 //
 // Read and Write may be called concurrently with each other and with all other
 // methods; deadlines work as net.Conn says and match os.ErrDeadlineExceeded.
+// A Write that has timed out has written exactly the bytes that it counts, keeps
+// no part of its argument, and may be followed by others.
 //
 // Write blocks when the other side does not read: the memory that a stream
 // holds is bounded on both sides. A stream that is not read does not stall the
@@ -102,4 +104,10 @@ type Stream interface {
 	// thrown away, and the other side's Write fails in the end with ErrReset.
 	// On this side every call fails at once with ErrClosed.
 	Close() error
+
+	// Reset ends both directions and says that something has failed: the other
+	// side's Read and Write return ErrReset, Read after what it was sent before
+	// where the protocol keeps that order. On this side it is like Close. On a
+	// stream that was closed it does nothing.
+	Reset() error
 }

@@ -3,8 +3,9 @@
 //
 // A direction that ends with an end of file is passed on as an end of file and
 // leaves the other direction alone. Anything else that ends a direction ends
-// both: a TCP connection is then reset, not closed, so that its owner can tell
-// a truncated stream from a complete one.
+// both: the streams are then reset, not closed, so that whoever is at their other
+// ends can tell a truncated stream from a complete one. So a reset that comes in
+// at one end goes out at the other.
 package relay
 
 import (
@@ -25,14 +26,33 @@ const (
 
 var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 
-// A Conn is one of the two streams: a *net.TCPConn, or a stream of a tunnel.
+// A Conn is one of the two streams: a TCPConn, or a stream of a tunnel. Its
+// methods may be called concurrently.
 type Conn interface {
 	net.Conn
+
+	// CloseWrite ends the direction of what is written: the other end reads
+	// io.EOF after it. The other direction goes on.
 	CloseWrite() error
+
+	// Reset is Close, unblocks every call as that does, and has the other end
+	// fail instead of reading io.EOF, even after CloseWrite. What was written
+	// may be lost. It does not wait. Where the protocol has nothing that says
+	// so, as between sockets of one machine, it is Close and no more.
+	Reset() error
 }
 
-// Join copies between a and b in both directions and closes both before it
-// returns. It returns nil after both have ended with an end of file, otherwise
+// A TCPConn is a TCP connection as a Conn.
+type TCPConn struct{ *net.TCPConn }
+
+// Reset implements Conn by a TCP reset.
+func (c TCPConn) Reset() error {
+	c.SetLinger(0) // if it fails the connection is closed already
+	return c.Close()
+}
+
+// Join copies between a and b in both directions and closes or resets both
+// before it returns. It returns nil after both have ended with an end of file, otherwise
 // the error that ended them first, or ctx's cause when ctx ended. There is no
 // limit of time: ctx is what ends an idle pair.
 func Join(ctx context.Context, a, b Conn) error {
@@ -43,8 +63,8 @@ func Join(ctx context.Context, a, b Conn) error {
 	abort := func(err error) {
 		first.Do(func() {
 			first.err = err
-			reset(a)
-			reset(b)
+			a.Reset()
+			b.Reset()
 		})
 	}
 	stop := context.AfterFunc(ctx, func() { abort(context.Cause(ctx)) })
@@ -102,12 +122,4 @@ func copyThrough(dst, src Conn) error {
 			buf = large[:]
 		}
 	}
-}
-
-// reset closes c, with a TCP reset where it can.
-func reset(c Conn) {
-	if tcp, ok := c.(interface{ SetLinger(sec int) error }); ok {
-		tcp.SetLinger(0)
-	}
-	c.Close()
 }

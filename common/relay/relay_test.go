@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -43,7 +44,7 @@ func joined(t *testing.T, ctx context.Context) (left, right *net.TCPConn, result
 	left, a := tcpPair(t)
 	right, b := tcpPair(t)
 	done := make(chan error, 1)
-	go func() { done <- Join(ctx, a, b) }()
+	go func() { done <- Join(ctx, TCPConn{a}, TCPConn{b}) }()
 	return left, right, done
 }
 
@@ -93,19 +94,74 @@ func TestHalfClosePasses(t *testing.T) {
 	}
 }
 
+// A reset passes in both directions, also where the direction towards it has
+// ended already: a question that is complete does not make the answer so.
 func TestResetPassesAsReset(t *testing.T) {
-	left, right, result := joined(t, t.Context())
-	left.Write([]byte("part"))
-	if _, err := io.ReadFull(right, make([]byte, 4)); err != nil {
-		t.Fatal(err)
+	for _, test := range []struct {
+		name          string
+		right, halved bool
+	}{
+		{"left", false, false},
+		{"right", true, false},
+		{"left, after the other's half-close", false, true},
+		{"right, after the other's half-close", true, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			from, to, result := joined(t, t.Context())
+			if test.right {
+				from, to = to, from
+			}
+			if test.halved {
+				to.CloseWrite()
+				if got, err := io.ReadAll(from); len(got) > 0 || err != nil {
+					t.Fatalf("read %q, %v; want the end", got, err)
+				}
+			}
+			from.Write([]byte("part"))
+			if _, err := io.ReadFull(to, make([]byte, 4)); err != nil {
+				t.Fatal(err)
+			}
+			TCPConn{from}.Reset()
+			if _, err := to.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("read %v; want a reset", err)
+			}
+			if err := <-result; !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("Join: %v; want the reset", err)
+			}
+		})
 	}
-	left.SetLinger(0)
-	left.Close()
-	if _, err := right.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("right read %v; want a reset", err)
-	}
-	if err := <-result; !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("Join: %v; want the reset", err)
+}
+
+// recorder is a Conn that knows how it was ended. It fails to read with err.
+type recorder struct {
+	net.Conn
+	err            error
+	closed, resets atomic.Int32
+}
+
+func (r *recorder) Read([]byte) (int, error) { return 0, r.err }
+func (r *recorder) CloseWrite() error        { return nil }
+func (r *recorder) Close() error             { r.closed.Add(1); return nil }
+func (r *recorder) Reset() error             { r.resets.Add(1); return nil }
+
+// Streams that are no TCP connections are ended as their ends came: by Reset
+// after an error, by Close after two ends of file, and by one of the two only.
+func TestEndOfOtherStreams(t *testing.T) {
+	broken := errors.New("the session is gone")
+	for _, want := range []error{nil, broken} {
+		a, b := &recorder{err: io.EOF}, &recorder{err: io.EOF}
+		resets := int32(0)
+		if want != nil {
+			b.err, resets = want, 1
+		}
+		if err := Join(t.Context(), a, b); err != want {
+			t.Errorf("Join: %v; want %v", err, want)
+		}
+		for _, r := range []*recorder{a, b} {
+			if r.resets.Load() != resets || r.closed.Load() != 1-resets {
+				t.Errorf("after %v: reset %d times, closed %d times", want, r.resets.Load(), r.closed.Load())
+			}
+		}
 	}
 }
 

@@ -8,11 +8,11 @@ import (
 	"net/http"
 	"net/url"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"turbotunnel/common/carrier"
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/enginetest"
 	"turbotunnel/common/engines"
 	"turbotunnel/common/handshake"
 )
@@ -61,7 +61,7 @@ func TestKilledClient(t *testing.T) {
 	for _, name := range engines.Names() {
 		t.Run(name, func(t *testing.T) {
 			e, _ := engines.Find(name)
-			synctest.Test(t, func(t *testing.T) { testKilledClient(t, e) })
+			enginetest.Bubble(t, func(t *testing.T) { testKilledClient(t, e) })
 		})
 	}
 }

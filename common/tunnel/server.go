@@ -110,7 +110,7 @@ func (s *Server) serve(c *carrier.Session) {
 		}
 		if active.Load() >= maxStreams {
 			s.log.Warn("a session opens too many streams", "session", c.Name(), "limit", maxStreams)
-			st.Close()
+			st.Reset() // refused: the client shall not take it for an empty answer
 			continue
 		}
 		active.Add(1)

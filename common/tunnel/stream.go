@@ -20,13 +20,17 @@ type Stream interface {
 
 	// CloseWrite ends this side's direction. The other goes on.
 	CloseWrite() error
+
+	// Reset is Close, but that the other side's Read fails instead of ending
+	// with io.EOF. On a stream that was closed it does nothing.
+	Reset() error
 }
 
 // clientStream is an engine's stream that knows why its session ended.
 type clientStream struct {
 	engine.Stream
 	session *session
-	closed  atomic.Bool // by its user
+	closed  atomic.Bool // by its user, or reset
 }
 
 // explain turns the error of an engine whose session has ended into the reason
@@ -49,6 +53,12 @@ func (s *clientStream) explain(err error) error {
 func (s *clientStream) Close() error {
 	s.closed.Store(true)
 	return s.Stream.Close()
+}
+
+// Reset ends both directions by a failure. See engine.Stream.
+func (s *clientStream) Reset() error {
+	s.closed.Store(true)
+	return s.Stream.Reset()
 }
 
 func (s *clientStream) Read(p []byte) (int, error) {
@@ -76,4 +86,10 @@ func (s *ServerStream) Session() string { return s.session.Name() }
 func (s *ServerStream) Close() error {
 	s.once.Do(s.onClose)
 	return s.Stream.Close()
+}
+
+// Reset ends both directions by a failure, which the client's Read returns.
+func (s *ServerStream) Reset() error {
+	s.once.Do(s.onClose)
+	return s.Stream.Reset()
 }

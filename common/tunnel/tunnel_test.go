@@ -226,6 +226,44 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// A reset is told from an end at the other side, and both sides' calls fail as
+// engine.Stream says. The server counts the stream no more.
+func TestReset(t *testing.T) {
+	for _, fromClient := range []bool{true, false} {
+		each(t, func(t *testing.T, s *site, d *Dialer, _ string) {
+			c := dial(t, d)
+			c.Write([]byte("x"))
+			remote := s.accept()
+			expect(t, "the server", remote, "x")
+			var resets, other Stream = c, remote
+			if !fromClient {
+				resets, other = remote, c
+			}
+			for range 2 {
+				if err := resets.Reset(); err != nil {
+					t.Error(err)
+				}
+			}
+			if b, err := io.ReadAll(other); len(b) > 0 || !errors.Is(err, engine.ErrReset) {
+				t.Errorf("the other side reads %q, %v; want a reset", b, err)
+			}
+			if _, err := other.Write([]byte("x")); !errors.Is(err, engine.ErrReset) {
+				t.Errorf("Write on the other side: %v; want a reset", err)
+			}
+			if _, err := resets.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("Read on the side that resets: %v", err)
+			}
+			if _, err := resets.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("Write on the side that resets: %v", err)
+			}
+			other.Close()
+			if n := s.server.Load().Stats().Streams; n > 0 {
+				t.Errorf("the server counts %d streams", n)
+			}
+		})
+	}
+}
+
 // A hundred streams at once, each byte-exact in both directions.
 func TestManyStreams(t *testing.T) {
 	each(t, func(t *testing.T, s *site, d *Dialer, name string) {

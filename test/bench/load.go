@@ -265,7 +265,11 @@ func (l *loader) download(n int64) (*meter, error) {
 
 // upload sends n bytes and waits until the other end says that they are right.
 // The meter is that of the other end.
-func (l *loader) upload(n int64) (*meter, error) {
+func (l *loader) upload(n int64) (*meter, error) { return l.uploadAfter(n, 0, nil) }
+
+// uploadAfter is upload, but for its first bytes, after which it waits until ready
+// has returned.
+func (l *loader) uploadAfter(n, first int64, ready func()) (*meter, error) {
 	c, k, err := l.open(loadUp, n)
 	if err != nil {
 		return nil, fmt.Errorf("upload: %w", err)
@@ -274,7 +278,14 @@ func (l *loader) upload(n int64) (*meter, error) {
 	arrived := make(chan *meter, 1)
 	l.server.uploads.Store(k, arrived)
 	defer l.server.uploads.Delete(k)
-	if err := newContent(k).send(c, n); err != nil {
+	data := newContent(k)
+	if first > 0 {
+		if err := data.send(c, first); err != nil {
+			return nil, fmt.Errorf("upload: %w", err)
+		}
+		ready()
+	}
+	if err := data.send(c, n-first); err != nil {
 		return nil, fmt.Errorf("upload: %w", err)
 	}
 	var done [1]byte
@@ -285,6 +296,21 @@ func (l *loader) upload(n int64) (*meter, error) {
 		return nil, fmt.Errorf("upload: %w", errContent)
 	}
 	return <-arrived, nil
+}
+
+// uploadWarm sends n bytes on a stream that has been used before: its window does
+// not have to be asked for. It returns MB/s.
+func (t *rig) uploadWarm(n int64) (float64, error) {
+	const first = 16 << 10
+	var start time.Time
+	_, err := t.uploadAfter(n+first, first, func() {
+		t.pause(time.Second)
+		start = time.Now()
+	})
+	if err != nil {
+		return 0, err
+	}
+	return mbps(n, time.Since(start)), nil
 }
 
 // echo returns how long a byte takes there and back on c.

@@ -34,6 +34,7 @@ func measureAndReport() error {
 	out := flag.String("o", "", "folder of the report, which gets tables, plots and numbers; none: print only")
 	from := flag.String("from", "", "write the report from this file of numbers and measure nothing")
 	bin := flag.String("bin", "bin", "folder of turbotunnel-client and turbotunnel-server")
+	before := flag.String("before", "", "folder with the programs of another commit, bench among them, which the suite engines measures beside those of -bin")
 	seconds := flag.Float64("seconds", 0, "how long a transfer should take at the speed of the path; 0: as the suite needs")
 	flag.Parse()
 	if *from != "" {
@@ -55,6 +56,11 @@ func measureAndReport() error {
 		return err
 	}
 	b := &bench{ctx: ctx, dir: dir, bin: abs, seconds: *seconds}
+	if *before != "" {
+		if b.before, err = filepath.Abs(*before); err != nil {
+			return err
+		}
+	}
 	if b.seconds <= 0 {
 		b.seconds = suites[*suite]
 	}

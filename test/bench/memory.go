@@ -65,16 +65,19 @@ const (
 func (b *bench) memory(names []string) []sessionFigures {
 	var all []sessionFigures
 	for _, e := range names {
-		if b.ctx.Err() != nil {
-			break
+		for _, before := range []bool{false, true} {
+			if before && b.before == "" || b.ctx.Err() != nil {
+				continue
+			}
+			s := scenario{engine: e, before: before}
+			fmt.Printf("%s %d idle sessions, %s, about %v\n", time.Now().Format(time.TimeOnly), sessions, s.label(), memorySettle)
+			f := sessionFigures{Engine: s.label(), Sessions: sessions}
+			if err := b.memoryOne(&f, s); err != nil {
+				f.Error = err.Error()
+			}
+			f.print()
+			all = append(all, f)
 		}
-		fmt.Printf("%s %d idle sessions, %s, about %v\n", time.Now().Format(time.TimeOnly), sessions, e, memorySettle)
-		f := sessionFigures{Engine: e, Sessions: sessions}
-		if err := b.memoryOne(&f); err != nil {
-			f.Error = err.Error()
-		}
-		f.print()
-		all = append(all, f)
 	}
 	return all
 }
@@ -90,8 +93,8 @@ func (f *sessionFigures) print() {
 	}
 }
 
-func (b *bench) memoryOne(f *sessionFigures) error {
-	server, err := b.startServer()
+func (b *bench) memoryOne(f *sessionFigures, s scenario) error {
+	server, err := b.startServer(b.folder(s.before))
 	if err != nil {
 		return err
 	}
@@ -100,7 +103,7 @@ func (b *bench) memoryOne(f *sessionFigures) error {
 	if err != nil {
 		return err
 	}
-	client, err := b.startHolder()
+	client, err := b.startHolder(s.before)
 	if err != nil {
 		return err
 	}
@@ -113,7 +116,7 @@ func (b *bench) memoryOne(f *sessionFigures) error {
 	if err != nil {
 		return err
 	}
-	cfg := tunnel.Config{URL: "https://" + cdn.Front + "/bench", Key: server.key, Addr: server.addr, Engine: f.Engine}
+	cfg := tunnel.Config{URL: "https://" + cdn.Front + "/bench", Key: server.key, Addr: server.addr, Engine: s.engine}
 	if _, err := client.do(holdOpen, holdAsk{Config: cfg, Sessions: f.Sessions}); err != nil {
 		return err
 	}
@@ -146,7 +149,7 @@ type memoryServer struct {
 	key           string
 }
 
-func (b *bench) startServer() (*memoryServer, error) {
+func (b *bench) startServer(folder string) (*memoryServer, error) {
 	ports, err := proc.FreePorts(2)
 	if err != nil {
 		return nil, err
@@ -156,7 +159,7 @@ func (b *bench) startServer() (*memoryServer, error) {
 		return nil, err
 	}
 	s := &memoryServer{addr: fmt.Sprintf("127.0.0.1:%d", ports[0]), metrics: fmt.Sprintf("127.0.0.1:%d", ports[1])}
-	cmd := exec.Command(filepath.Join(b.bin, "turbotunnel-server"), "-state-dir", filepath.Join(dir, "state"), "-metrics", s.metrics,
+	cmd := exec.Command(filepath.Join(folder, "turbotunnel-server"), "-state-dir", filepath.Join(dir, "state"), "-metrics", s.metrics,
 		"-tls-cert", filepath.Join(b.dir, "cert.pem"), "-tls-key", filepath.Join(b.dir, "key.pem"), s.addr, b.load.ln.Addr().String())
 	if s.Process, err = proc.Start("turbotunnel-server", filepath.Join(dir, "server.log"), cmd); err != nil {
 		return nil, err
@@ -272,10 +275,13 @@ type holder struct {
 	out *json.Decoder
 }
 
-func (b *bench) startHolder() (*holder, error) {
+func (b *bench) startHolder(before bool) (*holder, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
+	}
+	if before {
+		self = filepath.Join(b.before, "bench")
 	}
 	cmd := exec.Command(self, holdCommand)
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+b.ca)

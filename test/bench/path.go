@@ -31,6 +31,7 @@ type bench struct {
 	ctx     context.Context
 	dir     string
 	bin     string
+	before  string // folder of the programs to compare with; empty: none
 	seconds float64
 	cert    tls.Certificate
 	ca      string
@@ -57,6 +58,14 @@ func (b *bench) setUp() error {
 	b.pool.AppendCertsFromPEM(pem)
 	b.load, err = newLoadServer()
 	return err
+}
+
+// folder is where the programs are: those of the commit to compare with, or ours.
+func (b *bench) folder(before bool) string {
+	if before {
+		return b.before
+	}
+	return b.bin
 }
 
 // rig is both programs on a link, with a middlebox between them if wanted:
@@ -119,7 +128,7 @@ func (b *bench) startPrograms(t *rig, s scenario) error {
 		args = append(args, "-tls-cert", filepath.Join(b.dir, "cert.pem"), "-tls-key", filepath.Join(b.dir, "key.pem"))
 	}
 	args = append(args, serverAddr, b.load.ln.Addr().String())
-	cmd := exec.Command(filepath.Join(b.bin, "turbotunnel-server"), args...)
+	cmd := exec.Command(filepath.Join(b.folder(s.before), "turbotunnel-server"), args...)
 	logName := filepath.Join(dir, "server.log")
 	if t.server, err = proc.Start("turbotunnel-server", logName, cmd); err != nil {
 		return err
@@ -162,7 +171,7 @@ func (b *bench) startPrograms(t *rig, s scenario) error {
 		args = append(args, "-engine", s.engine)
 	}
 	args = append(args, t.addr, "https://"+cdn.Front+"/bench")
-	cmd = exec.Command(filepath.Join(b.bin, "turbotunnel-client"), args...)
+	cmd = exec.Command(filepath.Join(b.folder(s.before), "turbotunnel-client"), args...)
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+b.ca)
 	logName = filepath.Join(dir, "client.log")
 	if t.client, err = proc.Start("turbotunnel-client", logName, cmd); err != nil {

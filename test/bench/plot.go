@@ -156,6 +156,9 @@ func (r *results) engineBars() bars {
 	c := bars{title: "One stream, the slower of down and up, as a share of raw HTTP/2", axis: "share of raw", line: 1}
 	at := make(map[string]int)
 	for _, f := range r.Figures {
+		if strings.HasSuffix(f.Engine, beforeMark) {
+			continue
+		}
 		if _, ok := at[f.Engine]; !ok {
 			at[f.Engine] = len(c.names)
 			c.names = append(c.names, f.Engine)

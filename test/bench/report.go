@@ -15,6 +15,7 @@ import (
 // results are all that a run has measured.
 type results struct {
 	Suite    string
+	Before   string // the commit that was compared with; empty: none
 	Seconds  float64
 	Machine  machine
 	Figures  []figures
@@ -159,7 +160,7 @@ func (r *results) text() string {
 	fmt.Fprintf(&s, "Measured on %s, in %s: %s, %d cores, %s, %s. The machine is a virtual one that is shared with others, and noisy; its load average was %s at the start and %s at the end. Client, server, load, link and middlebox all run on it. Repeat it with\n\n    %s\n\n",
 		m.Date.UTC().Format("2006-01-02 15:04 UTC"), m.Took.Round(time.Second), m.CPU, m.Cores, m.Kernel, m.Go, m.Load, m.Then, map[string]string{
 			"quick": "make bench-quick", "full": "make bench", "engines": "make bench-engines",
-		}[r.Suite])
+		}[r.Suite]+compared(r.Before))
 	if r.Suite == "engines" {
 		r.engines(&s)
 	} else {
@@ -172,6 +173,14 @@ func (r *results) text() string {
 		}
 	}
 	return s.String()
+}
+
+// compared is what make is told of the commit to compare with.
+func compared(before string) string {
+	if before == "" {
+		return ""
+	}
+	return " BEFORE=" + before
 }
 
 // cell shows a rate and its share of raw.
@@ -295,11 +304,11 @@ func kb(bytes float64) string { return fmt.Sprintf("%.1f KB", bytes/1024) }
 
 // engines is a table for each path, in the order of the run.
 func (r *results) engines(s *strings.Builder) {
-	s.WriteString("Megabytes a second, and in brackets the share of raw HTTP/2 on the same path in the same run. The wire is bytes on the link, TLS included, for each byte moved; CPU is of both programs for a gigabyte that one stream moved. With `kcp` each of eight streams is a session.\n")
+	s.WriteString("Megabytes a second, and in brackets the share of raw HTTP/2 on the same path in the same run. The wire is bytes on the link, TLS included, for each byte moved; CPU is of both programs for a gigabyte that one stream moved. With `kcp` each of eight streams is a session. \"Up, warm\" is one stream that has carried something before: its window need not be asked for. \"Before\" are the programs of the commit that is named above, in the same minutes.\n")
 	for i := 0; i < len(r.Figures); {
 		first := r.Figures[i]
 		fmt.Fprintf(s, "\n%s (raw: %.1f down, %.1f up):\n\n", first.Path, first.Raw.Down, first.Raw.Up)
-		t := table{{"engine", "down", "up", "8 down", "8 up", "CPU s/GB", "wire, down", "wire, up", "longest pause", "bodies lost"}}
+		t := table{{"engine", "down", "up", "up, warm", "8 down", "8 up", "CPU s/GB", "wire, down", "wire, up", "longest pause", "bodies lost"}}
 		for ; i < len(r.Figures) && r.Figures[i].Path == first.Path; i++ {
 			f := r.Figures[i]
 			name := f.Engine
@@ -307,7 +316,7 @@ func (r *results) engines(s *strings.Builder) {
 				name += " (FAILED)"
 			}
 			t = append(t, []string{
-				name, cell(f.Down, f.Raw.Down), cell(f.Up, f.Raw.Up), cell(f.Down8, f.Raw.Down), cell(f.Up8, f.Raw.Up),
+				name, cell(f.Down, f.Raw.Down), cell(f.Up, f.Raw.Up), cell(f.UpWarm, f.Raw.Up), cell(f.Down8, f.Raw.Down), cell(f.Up8, f.Raw.Up),
 				orDash(f.CPU, "%.1f"), orDash(f.WireDown, "%.3f"), orDash(f.WireUp, "%.3f"), ms(f.Gap), f.losses(),
 			})
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +30,7 @@ type scenario struct {
 	mode      string        // empty: the default
 	engine    string        // empty: the default
 	brief     bool          // throughput only
+	before    bool          // the programs of the commit to compare with
 }
 
 // The paths of the suites, and their names.
@@ -47,9 +49,10 @@ const (
 const loopbackRate = 128e6
 
 // maxTransfers is how long the scenarios of a run may take together; those that
-// have not begun by then are failures. On top come tor, about two minutes,
-// idle sessions, as long, and their memory, five minutes for four engines.
-const maxTransfers = 14 * time.Minute
+// have not begun by then are failures; twice as long where they are compared with
+// another commit. On top come tor, about two minutes, idle sessions, as long, and
+// their memory, five minutes for four engines.
+const maxTransfers = 16 * time.Minute
 
 // bytesFor is how much to move on a path so that it takes about the wanted
 // time.
@@ -81,13 +84,20 @@ func suiteQuick() []scenario {
 	return all[:4]
 }
 
-func suiteEngines(names []string) []scenario {
+// suiteEngines has each engine on each path, and beside it, if compare is set,
+// itself in the programs of another commit.
+func suiteEngines(names []string, compare bool) []scenario {
 	var all []scenario
 	add := func(s scenario) {
 		s.path = s.name
 		for _, e := range names {
 			s.name, s.engine, s.brief = s.path+", "+e, e, true
 			all = append(all, s)
+			if compare {
+				s := s
+				s.name, s.before = s.name+beforeMark, true
+				all = append(all, s)
+			}
 		}
 	}
 	modes := []string{"stream", "poll"}
@@ -102,6 +112,25 @@ func suiteEngines(names []string) []scenario {
 	return all
 }
 
+// commit is the one to compare with: make names the folder after it.
+func (b *bench) commit() string {
+	if b.before == "" {
+		return ""
+	}
+	return filepath.Base(b.before)
+}
+
+// beforeMark tells an engine in the programs of another commit.
+const beforeMark = ", before"
+
+// label is what the report calls the engine of a scenario.
+func (s *scenario) label() string {
+	if s.before {
+		return s.engine + beforeMark
+	}
+	return s.engine
+}
+
 // figures are what a scenario measured. Rates are in MB/s (millions of bytes),
 // ratios are to raw HTTP/2 on the same path in the same run; 0 is what was not
 // measured.
@@ -111,6 +140,7 @@ type figures struct {
 	Raw                rawFigures
 	Down, Up           float64 // one stream
 	Down8, Up8         float64 // eight together
+	UpWarm             float64 // one stream that has been used before
 	WireDown, WireUp   float64 // bytes on the link for each byte moved, one stream
 	CPU                float64 // seconds of both programs per GB moved, one stream
 	Memory             int64   // the most that the larger program had, in bytes
@@ -147,7 +177,7 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 		if len(names) == 0 {
 			names = engines.Names()
 		}
-		list = suiteEngines(names)
+		list = suiteEngines(names, b.before != "")
 	default:
 		return nil, fmt.Errorf("there is no suite %q: take quick, full or engines", suite)
 	}
@@ -161,16 +191,20 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 		return nil, err
 	}
 	defer b.load.close()
-	res := &results{Suite: suite, Seconds: b.seconds, Machine: describe()}
+	res := &results{Suite: suite, Before: b.commit(), Seconds: b.seconds, Machine: describe()}
 	raws := make(map[link.Config]rawFigures)
 	lastPath := ""
+	limit := maxTransfers
+	if b.before != "" {
+		limit *= 2
+	}
 	for i, s := range list {
 		if err := b.ctx.Err(); err != nil {
 			return nil, err
 		}
 		fmt.Printf("%s [%d/%d] %s\n", time.Now().Format(time.TimeOnly), i+1, len(list), s.name)
-		if time.Since(res.Machine.Date) > maxTransfers {
-			f := figures{Name: s.name, Path: s.path, Engine: s.engine, RTT: s.link.RTT, Error: "not begun, because the run took too long"}
+		if time.Since(res.Machine.Date) > limit {
+			f := figures{Name: s.name, Path: s.path, Engine: s.label(), RTT: s.link.RTT, Error: "not begun, because the run took too long"}
 			f.print()
 			res.Figures = append(res.Figures, f)
 			continue
@@ -195,7 +229,7 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 			fmt.Println()
 		}
 		lastPath = s.path
-		f := figures{Name: s.name, Path: s.path, Engine: s.engine, RTT: s.link.RTT, Raw: raw}
+		f := figures{Name: s.name, Path: s.path, Engine: s.label(), RTT: s.link.RTT, Raw: raw}
 		if err := b.measure(s, &f); err != nil {
 			if b.ctx.Err() != nil {
 				return nil, b.ctx.Err()
@@ -223,6 +257,9 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 func (f *figures) print() {
 	fmt.Printf("    one stream: down %.1f MB/s (%.2f of raw), up %.1f (%.2f); eight: down %.1f (%.2f), up %.1f (%.2f)\n",
 		f.Down, f.ratio(f.Down, f.Raw.Down), f.Up, f.ratio(f.Up, f.Raw.Up), f.Down8, f.ratio(f.Down8, f.Raw.Down), f.Up8, f.ratio(f.Up8, f.Raw.Up))
+	if f.UpWarm > 0 {
+		fmt.Printf("    one stream that has been used before: up %.1f (%.2f)\n", f.UpWarm, f.ratio(f.UpWarm, f.Raw.Up))
+	}
 	fmt.Printf("    CPU %.1f s/GB, memory %d MB, longest pause %v, wire %.3f down %.3f up", f.CPU, f.Memory>>20, f.Gap.Round(time.Millisecond), f.WireDown, f.WireUp)
 	if f.Cuts > 0 || f.Lost > 0 {
 		fmt.Printf(", %d connections reset, %d bodies lost of %d requests", f.Cuts, f.Lost, f.Requests)
@@ -321,6 +358,8 @@ func (b *bench) measure(s scenario, f *figures) error {
 		if err := t.loadedPing(f, n); err != nil {
 			return err
 		}
+	} else if f.UpWarm, err = t.uploadWarm(n); err != nil {
+		return err
 	}
 	const streams = 8
 	each := n / streams

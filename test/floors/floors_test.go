@@ -64,6 +64,10 @@ var rules = []rule{
 		who: "", except: []string{"client", "server", "common/ptproc"}, not: goptlib,
 		why: "only the programs know Tor",
 	},
+	{
+		who: "", except: []string{"common/engine/internal/mux", "common/engine/kcpsmux"}, not: "github.com/xtaci/smux",
+		why: "one package multiplexes; the tests of kcp-smux play a plain smux",
+	},
 	{who: "client", not: "server", why: "the programs share packages of common/"},
 	{who: "server", not: "client", why: "the programs share packages of common/"},
 }
@@ -127,7 +131,8 @@ func check(packages []pkg) []string {
 			}
 			concrete := ours && in(imported, "common/engine") && !slices.Contains(notEngines, what) &&
 				!in(imported, "common/engine/internal")
-			names := in(p.ImportPath, "common/engines") || in(p.ImportPath, "common/tunnel") || in(imported, who)
+			names := in(p.ImportPath, "common/engines") || in(p.ImportPath, "common/tunnel") || in(imported, who) ||
+				who == "common/engine/kcpsmux" && what == "common/engine/kcp" // of which it is made
 			if concrete && !names {
 				wrong = append(wrong, fmt.Sprintf("%s imports %s: only the table of engines names one", who, what))
 			}
@@ -179,7 +184,10 @@ func TestCheck(t *testing.T) {
 		{"common/tunnel", "common/carrier", ""},
 		{"common/tunnel", "common/engine/kcp", ""},
 		{"common/engines", "common/engine/kcp", ""},
-		{"common/engine/kcpsmux", "common/engine/internal/duplex", ""},
+		{"common/engine/kcpsmux", "common/engine/internal/mux", ""},
+		{"common/engine/kcpsmux", "common/engine/kcp", ""},
+		{"common/engine/quic", "common/engine/kcp", "table of engines"},
+		{"common/engine/sctp", "github.com/xtaci/smux", "one package"},
 		{"client", goptlib, ""},
 		{"common/ptproc", goptlib, ""},
 		{"common/ptproc", "common/proxy", ""},

@@ -21,11 +21,11 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"turbotunnel/common/carrier"
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/enginetest"
 	"turbotunnel/common/engines"
 	"turbotunnel/common/front"
 	"turbotunnel/common/handshake"
@@ -71,7 +71,7 @@ func certificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
 // act builds the scene of r in a bubble and plays it.
 func act(t *testing.T, r row, play func(*scene)) {
 	cert, pool := certificate(t)
-	synctest.Test(t, func(t *testing.T) {
+	enginetest.Bubble(t, func(t *testing.T) {
 		s := &scene{t: t, path: newPath(r.rtt, r.rate), mode: carrier.Auto}
 		s.engine, _ = engines.Find(r.engine)
 		var err error
@@ -177,18 +177,32 @@ func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 // move moves n bytes on a new stream and returns how long that took.
 func (s *scene) move(kind byte, n int64) time.Duration {
 	start := time.Now()
+	st := s.start(kind, n)
+	if kind == 'u' {
+		return s.moveOn(st, 0, n)
+	}
+	defer st.Close()
+	if got, err := io.CopyN(io.Discard, st, n); err != nil {
+		s.t.Fatalf("after %d bytes: %v", got, err)
+	}
+	return time.Since(start)
+}
+
+// start opens a stream on which n bytes will move.
+func (s *scene) start(kind byte, n int64) engine.Stream {
 	st, err := s.open()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer st.Close()
 	fmt.Fprintf(st, "%c%d\n", kind, n)
-	if kind == 'd' {
-		if got, err := io.CopyN(io.Discard, st, n); err != nil {
-			s.t.Fatalf("after %d bytes: %v", got, err)
-		}
-		return time.Since(start)
-	}
+	return st
+}
+
+// moveOn uploads n bytes on st after a pause and returns how long that took.
+func (s *scene) moveOn(st engine.Stream, after time.Duration, n int64) time.Duration {
+	defer st.Close()
+	time.Sleep(after)
+	start := time.Now()
 	if _, err := io.CopyN(st, zeros{}, n); err != nil {
 		s.t.Fatal(err)
 	}
@@ -261,7 +275,8 @@ type row struct {
 // a round trip sooner or later, so that may take 0.04 less, and 0.12 where all
 // of it is a dozen round trips. Each transfer of kcp is a session's first, and the
 // second begins with what the first has found of the path.
-// Over HTTP/1.1 it is half of what was reached.
+// Over HTTP/1.1 it is half of what was reached. An upload of kcp-smux and of sctp
+// waits a round trip for its stream's window: see TestPaceUsedStream.
 type limits struct {
 	first, second float64       // least share of the path, of the first transfer and of another
 	ping          time.Duration // at most, during the second; 0: says nothing
@@ -283,11 +298,11 @@ func fast(engine, scheme, way string, kind byte, l limits) row {
 const ms = time.Millisecond
 
 var rows = []row{
-	slow("kcp-smux", "https", "streamed", 'u', limits{0.86, 0.94, 210 * ms}),
+	slow("kcp-smux", "https", "streamed", 'u', limits{0.86, 0.91, 210 * ms}),
 	slow("kcp-smux", "https", "streamed", 'd', limits{0.85, 0.94, 240 * ms}),
-	slow("kcp-smux", "https", "polled", 'u', limits{0.86, 0.94, 210 * ms}),
+	slow("kcp-smux", "https", "polled", 'u', limits{0.86, 0.91, 210 * ms}),
 	slow("kcp-smux", "https", "polled", 'd', limits{0.83, 0.94, 240 * ms}),
-	slow("kcp-smux", "https", "withheld", 'u', limits{0.85, 0.94, 220 * ms}),
+	slow("kcp-smux", "https", "withheld", 'u', limits{0.85, 0.91, 220 * ms}),
 	slow("kcp-smux", "https", "withheld", 'd', limits{0.84, 0.94, 230 * ms}),
 	slow("kcp-smux", "http", "streamed", 'u', limits{0.44, 0.47, 0}),
 	slow("kcp-smux", "http", "streamed", 'd', limits{0.44, 0.47, 0}),
@@ -295,11 +310,11 @@ var rows = []row{
 	slow("kcp-smux", "http", "polled", 'd', limits{0.41, 0.42, 0}),
 	slow("kcp-smux", "http", "withheld", 'u', limits{0.38, 0.41, 0}),
 	slow("kcp-smux", "http", "withheld", 'd', limits{0.43, 0.42, 0}),
-	fast("kcp-smux", "https", "streamed", 'u', limits{0.68, 0.94, 560 * ms}),
+	fast("kcp-smux", "https", "streamed", 'u', limits{0.68, 0.88, 560 * ms}),
 	fast("kcp-smux", "https", "streamed", 'd', limits{0.66, 0.94, 420 * ms}),
-	fast("kcp-smux", "https", "polled", 'u', limits{0.67, 0.94, 590 * ms}),
+	fast("kcp-smux", "https", "polled", 'u', limits{0.67, 0.88, 590 * ms}),
 	fast("kcp-smux", "https", "polled", 'd', limits{0.69, 0.94, 420 * ms}),
-	fast("kcp-smux", "https", "withheld", 'u', limits{0.67, 0.94, 580 * ms}),
+	fast("kcp-smux", "https", "withheld", 'u', limits{0.67, 0.88, 580 * ms}),
 	fast("kcp-smux", "https", "withheld", 'd', limits{0.68, 0.94, 460 * ms}),
 	fast("kcp-smux", "http", "streamed", 'u', limits{0.34, 0.40, 0}),
 	fast("kcp-smux", "http", "streamed", 'd', limits{0.38, 0.39, 0}),
@@ -311,9 +326,9 @@ var rows = []row{
 	slow("quic", "https", "streamed", 'd', limits{0.87, 0.93, 210 * ms}),
 	fast("quic", "https", "streamed", 'u', limits{0.57, 0.90, 520 * ms}),
 	fast("quic", "https", "streamed", 'd', limits{0.65, 0.92, 390 * ms}),
-	slow("sctp", "https", "streamed", 'u', limits{0.88, 0.95, 230 * ms}),
+	slow("sctp", "https", "streamed", 'u', limits{0.88, 0.91, 230 * ms}),
 	slow("sctp", "https", "streamed", 'd', limits{0.87, 0.96, 240 * ms}),
-	fast("sctp", "https", "streamed", 'u', limits{0.70, 0.96, 580 * ms}),
+	fast("sctp", "https", "streamed", 'u', limits{0.70, 0.88, 580 * ms}),
 	fast("sctp", "https", "streamed", 'd', limits{0.68, 0.96, 400 * ms}),
 	slow("kcp", "https", "streamed", 'u', limits{0.80, 0.86, 290 * ms}),
 	slow("kcp", "https", "streamed", 'd', limits{0.75, 0.92, 320 * ms}),
@@ -333,9 +348,32 @@ func TestPace(t *testing.T) {
 			if testing.Short() && (!brief || r.engine != engines.Default) {
 				t.Skip("takes long")
 			}
-			t.Parallel()
 			act(t, r, func(s *scene) { s.judge(r) })
 		})
+	}
+}
+
+// TestPaceUsedStream: what an upload on a new stream of smux lacks is the round
+// trip in which its window comes. On a stream that has been used it lacks nothing.
+func TestPaceUsedStream(t *testing.T) {
+	if testing.Short() || raced {
+		t.Skip("takes long")
+	}
+	for _, engine := range []string{"kcp-smux", "sctp"} {
+		for _, r := range []row{slow(engine, "https", "streamed", 'u', limits{}), fast(engine, "https", "streamed", 'u', limits{})} {
+			t.Run(r.String(), func(t *testing.T) {
+				act(t, r, func(s *scene) {
+					s.move('d', 1)
+					time.Sleep(3 * time.Second)
+					s.move('u', r.bytes()) // windows open
+					got := float64(r.rtt+transfer) / float64(s.moveOn(s.start('u', r.bytes()), time.Second, r.bytes()))
+					t.Logf("%.3f of the path on a stream that has been used", got)
+					if got < 0.94 {
+						t.Error("want 0.94 of the path")
+					}
+				})
+			})
+		}
 	}
 }
 
@@ -348,7 +386,6 @@ func TestPaceBesideIdle(t *testing.T) {
 		for _, kind := range []byte("du") {
 			r := fast(engine, "https", "streamed", kind, limits{})
 			t.Run(r.String(), func(t *testing.T) {
-				t.Parallel()
 				act(t, r, func(s *scene) {
 					for range 40 {
 						st, err := s.open()
@@ -379,7 +416,6 @@ func TestPaceAnotherPath(t *testing.T) {
 		for _, rtts := range [][2]time.Duration{{40 * ms, 80 * ms}, {80 * ms, 20 * ms}} {
 			r := row{"kcp", rtts[0], 12.5e6, "https", "streamed", kind, limits{}}
 			t.Run(fmt.Sprintf("%v then %v", r, rtts[1]), func(t *testing.T) {
-				t.Parallel()
 				act(t, r, func(s *scene) {
 					s.move('d', 1)
 					time.Sleep(3 * time.Second)

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -98,10 +99,30 @@ func (on setup) run(t *testing.T) {
 			case test.name == bulk:
 				test.run(t, on)
 			default:
-				synctest.Test(t, func(t *testing.T) { test.run(t, on) })
+				Bubble(t, func(t *testing.T) { test.run(t, on) })
 			}
 		})
 	}
+}
+
+// bubbles lets one bubble after the other have the process, see Bubble.
+var bubbles sync.Mutex
+
+// Bubble is synctest.Test for what uses engines. smux keeps channels in a pool of
+// the process, and a channel that was made in one bubble must not be used in
+// another. So there is one bubble at a time, and between two of them the pool is
+// emptied: what it holds is gone after two garbage collections.
+func Bubble(t *testing.T, run func(t *testing.T)) {
+	t.Helper()
+	bubbles.Lock()
+	defer bubbles.Unlock()
+	empty := func() {
+		runtime.GC()
+		runtime.GC()
+	}
+	empty()
+	defer empty()
+	synctest.Test(t, run)
 }
 
 // second is the unit of what a test waits for: on a real clock it is short.
@@ -304,7 +325,7 @@ func testOpenDoesNotWait(t *testing.T, on setup) {
 // RunEarly tests that the first bytes of a session travel with its opening,
 // which not every protocol can do.
 func RunEarly(t *testing.T, eng engine.Engine) {
-	synctest.Test(t, func(t *testing.T) {
+	Bubble(t, func(t *testing.T) {
 		p := newPair(t, setup{eng: eng}, ordinary, ordinary)
 		start := time.Now()
 		write(t, p.open(), "first")
@@ -527,7 +548,7 @@ func testWriteTimeout(t *testing.T, on setup) {
 	written := 0
 	for range 5 {
 		c.SetWriteDeadline(time.Now().Add(p.second()))
-		block := bytes.Clone(source.peek(20 << 20))
+		block := bytes.Clone(source.peek(40 << 20)) // more than any engine holds
 		n, err := c.Write(block)
 		clear(block) // a Write that has returned must not keep its argument
 		source.skip(n)
@@ -729,7 +750,7 @@ func testBulk(t *testing.T, on setup) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			Bubble(t, func(t *testing.T) {
 				p := newPair(t, on, test.path, test.path)
 				c, s := p.stream()
 				if test.outage > 0 {
@@ -1001,7 +1022,7 @@ func RunNewStreams(t *testing.T, eng engine.Engine) {
 		"beside idle ones": {1000, 1, 12 << 20},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			Bubble(t, func(t *testing.T) {
 				x, y := Connect(Path{Delay: delay}, Path{Delay: delay}, 1)
 				client, err := eng.Client(x)
 				if err != nil {

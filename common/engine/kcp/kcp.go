@@ -1,62 +1,59 @@
-// Package kcp is the engine of that name: KCP alone, one stream a session.
+// Package kcp is the engine of that name: one conversation of KCP
+// (github.com/xtaci/kcp-go), which is one stream.
 //
-// Package arq carries the segments; its comment describes the datagrams. This
-// package says what is in a segment.
+// # Why not the library's own session
+//
+// kcp.UDPSession drops datagrams silently when its output queue is full, is
+// scheduled by process-wide goroutines, wakes up on every interval even when
+// nothing happens, and holds its lock while it writes. A Conn drives the
+// library's control block instead: one goroutine reads datagrams into it, and
+// while something is due another one, the driver, writes. The lock is never held
+// while a WriteTo blocks, so a carrier without room stops the writers and
+// nothing else. A Conn takes bytes only as fast as the carrier takes them, so
+// that what is said next never waits behind megabytes.
 //
 // # On the wire
 //
-// A segment holds one or more marks, one after the other. A mark begins with
-// two bytes, most significant first:
+// A datagram holds whole KCP segments, one after the other, at most
+// engine.MaxDatagram bytes. The conversation ID is always 1: each session has
+// its own PacketConn, there is nothing to tell apart. Each segment with data is
+// one KCP message (frg is 0) of at most SegmentSize bytes. There is no forward
+// error correction and no encryption. Both sides take a receive window of Window
+// segments for announced before the first datagram. A datagram of the single
+// byte 0 says that the sender has ended the session; it is sent once and may be
+// lost.
 //
-//	0x0000           open: the first mark of a client
-//	0x0001 – 0x05DA  that many bytes of the stream follow (at most 1498)
-//	0xFFFE           stop: who sends this reads no more
-//	0xFFFF           end: no more bytes follow in this direction
+// The last byte of a message says what else it means, by these bits; what is in
+// front of it is content of the stream:
 //
-// Anything else, and bytes missing at the end of a segment, end the session.
-// Bytes after an end are thrown away. Flow control is KCP's: its receive window is
-// InitialWindow segments on both sides at first.
+//	1  OPEN   the client opens the stream: in its first message, and no other
+//	2  END    no more content follows in this direction
+//	4  STOP   the sender reads no more, and throws away what comes
+//	8  RESET  END and STOP, because something has failed
 //
-// When each direction has ended or was stopped and all of it is acknowledged,
-// the session has nothing more to do and ends on both sides after a short time
-// in which a lost acknowledgement is repeated.
+// Another bit, and an OPEN that is missing or in the wrong place, end the
+// session. Content after an END is thrown away. Datagrams that are malformed
+// otherwise are ignored. When each direction has ended or was stopped and all of
+// it is acknowledged, the session has nothing more to do and ends on both sides
+// after a short time in which a lost acknowledgement is repeated.
+//
+// # Retransmission
+//
+// KCP's timeout is its smoothed round-trip time plus four deviations, and every
+// queue that grows faster than that looks like a loss to it. The carrier below
+// repairs losses itself. So a Conn looks at every segment that KCP wants to send
+// again and lets it pass only if one that was sent after it has been
+// acknowledged, or if it has been on its way for at least a second and three
+// round trips and the carrier has taken everything it was given.
 package kcp
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
-	"io"
 	"net"
 	"sync"
-	"time"
 
 	"turbotunnel/common/engine"
-	"turbotunnel/common/engine/internal/arq"
-	"turbotunnel/common/engine/internal/duplex"
 )
-
-const (
-	// InitialWindow is the receive window in segments that both sides take for
-	// granted at first, 16 MB: a session has one stream, so there is no time to
-	// let it grow. It grows while the reader keeps up.
-	InitialWindow = 16 << 20 / arq.SegmentSize
-
-	// readLimit is how many bytes are moved out of KCP before they are read.
-	// What is beyond fills KCP's window.
-	readLimit = 64 << 10
-
-	// openDelay is how long the opening of the stream waits for its first
-	// bytes, so that a write which follows at once goes in the same segment.
-	openDelay = 2 * time.Millisecond
-
-	markSize = 2 // bytes
-	markOpen = 0
-	markStop = 0xFFFE
-	markEnd  = 0xFFFF
-)
-
-var errFormat = errors.New("kcp: malformed segment")
 
 // Engine is the engine kcp.
 type Engine struct{}
@@ -68,201 +65,88 @@ func (Engine) Name() string { return "kcp" }
 func (Engine) Multiplexes() bool { return false }
 
 // Client implements engine.Engine.
-func (Engine) Client(pc net.PacketConn) (engine.Session, error) { return newSession(pc, true), nil }
+func (Engine) Client(pc net.PacketConn) (engine.Session, error) {
+	return newSession(NewConn(pc, true)), nil
+}
 
 // Server implements engine.Engine.
-func (Engine) Server(pc net.PacketConn) (engine.Session, error) { return newSession(pc, false), nil }
+func (Engine) Server(pc net.PacketConn) (engine.Session, error) {
+	return newSession(NewConn(pc, false)), nil
+}
 
 // session implements engine.Session. It is safe for concurrent use.
 type session struct {
-	link   *arq.Link
-	client bool
+	conn   *Conn
+	stream *stream
 
-	// link.Mu guards what follows.
-	stream   *duplex.Stream
-	window   duplex.Window         // in segments
-	exists   bool                  // the client has opened the stream, and this side knows
-	given    bool                  // Open or Accept has returned the stream
-	openDue  bool                  // the client has yet to send its open
-	changed  sync.Cond             // exists, given, or the end of the session
-	receives bool                  // receive is on the stack
-	buf      [arq.SegmentSize]byte // of receive
+	mu    sync.Mutex
+	given bool          // Open or Accept has returned the stream; guarded by mu
+	taken chan struct{} // closed when given is set
 }
 
-func newSession(pc net.PacketConn, client bool) *session {
-	s := prepare(pc, client)
-	s.link.Start()
-	return s
-}
-
-// prepare makes a session that has not started yet.
-func prepare(pc net.PacketConn, client bool) *session {
-	s := &session{client: client, window: duplex.Window{Size: InitialWindow}}
-	s.link = arq.New(pc, s, InitialWindow)
-	s.changed.L = &s.link.Mu
-	s.link.Mu.Lock()
-	local, remote := s.link.Addrs()
-	s.stream = duplex.New(&s.link.Mu, s, local, remote)
-	s.link.Mu.Unlock()
-	return s
+func newSession(c *Conn) *session {
+	return &session{conn: c, stream: newStream(c), taken: make(chan struct{})}
 }
 
 // Open implements engine.Session.
 func (s *session) Open(ctx context.Context) (engine.Stream, error) {
-	s.link.Mu.Lock()
-	defer s.link.Mu.Unlock()
-	switch {
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
 		return nil, ctx.Err()
-	case s.link.Err() != nil:
-		return nil, s.link.Err()
-	case !s.client || s.given:
+	}
+	if err := s.conn.Err(); err != nil {
+		return nil, err
+	}
+	if !s.conn.client || !s.give() {
 		return nil, engine.ErrSingleStream
 	}
-	s.given, s.exists, s.openDue = true, true, true
-	s.link.Ready(openDelay)
+	s.conn.Append(openDelay) // the opening alone
 	return s.stream, nil
 }
 
-// Accept implements engine.Session.
+// Accept implements engine.Session. A stream that was opened before the other
+// side ended the session can still be accepted.
 func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
-	stop := context.AfterFunc(ctx, func() {
-		s.link.Mu.Lock()
-		defer s.link.Mu.Unlock()
-		s.changed.Broadcast()
-	})
-	defer stop()
-	s.link.Mu.Lock()
-	defer s.link.Mu.Unlock()
-	for {
-		switch {
-		case s.client || s.given:
-			return nil, engine.ErrSingleStream
-		case s.link.Err() == engine.ErrClosed:
-			return nil, engine.ErrClosed
-		case s.exists:
-			s.given = true
-			s.changed.Broadcast()
-			return s.stream, nil
-		case s.link.Err() != nil:
-			return nil, s.link.Err()
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		}
-		s.changed.Wait()
+	if s.conn.client {
+		return nil, engine.ErrSingleStream
 	}
+	select {
+	case <-s.taken:
+		return nil, engine.ErrSingleStream
+	case <-s.conn.opened:
+	case <-s.conn.done:
+	case <-ctx.Done():
+	}
+	select {
+	case <-s.conn.opened:
+	default:
+		if err := s.conn.Err(); err != nil {
+			return nil, err
+		}
+		return nil, ctx.Err()
+	}
+	if s.conn.Err() == engine.ErrClosed {
+		return nil, engine.ErrClosed
+	}
+	if !s.give() {
+		return nil, engine.ErrSingleStream
+	}
+	return s.stream, nil
 }
 
-// Done implements engine.Session.
-func (s *session) Done() <-chan struct{} { return s.link.Done() }
-
-// Close implements engine.Session.
-func (s *session) Close() error {
-	s.link.Close()
-	return nil
-}
-
-// Stats returns what the session has sent so far.
-func (s *session) Stats() arq.Stats { return s.link.Stats() }
-
-// Written implements duplex.Session.
-func (s *session) Written(*duplex.Stream) { s.link.Ready(0) }
-
-// Consumed implements duplex.Session.
-func (s *session) Consumed(*duplex.Stream, int) { s.receive(readLimit) }
-
-// Fill implements arq.User.
-func (s *session) Fill(p []byte) int {
-	n := 0
-	mark := func(m uint16) {
-		binary.BigEndian.PutUint16(p[n:], m)
-		n += markSize
+// give tells whether the stream is the caller's: it was not given before.
+func (s *session) give() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.given {
+		return false
 	}
-	if s.openDue {
-		s.openDue = false
-		mark(markOpen)
-	}
-	if s.stream.TakeStop() {
-		mark(markStop)
-	}
-	if k := s.stream.Take(p[n+markSize:]); k > 0 {
-		mark(uint16(k))
-		n += k
-	}
-	if len(p)-n >= markSize && s.stream.TakeEnd() {
-		mark(markEnd)
-	}
-	s.settle()
-	return n
-}
-
-// Arrived implements arq.User.
-func (s *session) Arrived() { s.receive(readLimit) }
-
-// Ended implements arq.User.
-func (s *session) Ended(err error) {
-	s.receive(arq.MaxWindow * arq.SegmentSize) // what has arrived can be read
-	s.stream.Abort(err)
-	s.changed.Broadcast()
-}
-
-// receive moves what has arrived to the stream until limit bytes wait there.
-func (s *session) receive(limit int) {
-	if s.receives {
-		return // the stream has thrown bytes away
-	}
-	s.receives = true
-	for s.stream.Buffered() < limit {
-		p, ok := s.link.Recv(s.buf[:])
-		if !ok {
-			break
-		}
-		if s.window.Consumed(1, arq.MaxWindow, s.link.RTT()) {
-			s.link.SetWindow(s.window.Size)
-		}
-		if !s.handle(p) {
-			s.link.Fail(errFormat)
-			break
-		}
-	}
-	s.receives = false
-	s.settle()
-}
-
-// handle handles one segment and tells whether it was well formed.
-func (s *session) handle(p []byte) bool {
-	for len(p) > 0 {
-		if len(p) < markSize {
-			return false
-		}
-		m := int(binary.BigEndian.Uint16(p))
-		p = p[markSize:]
-		if !s.client && !s.exists {
-			if m != markOpen {
-				return false
-			}
-			s.exists = true
-			s.changed.Broadcast()
-			continue
-		}
-		switch {
-		case m == markStop:
-			s.stream.Stopped()
-		case m == markEnd:
-			s.stream.End(io.EOF)
-		case m == markOpen || m > len(p):
-			return false
-		default:
-			s.stream.Deliver(p[:m])
-			p = p[m:]
-		}
-	}
+	s.given = true
+	close(s.taken)
 	return true
 }
 
-// settle lets the session end when its stream is over.
-func (s *session) settle() {
-	if s.stream.Over() {
-		s.link.Linger()
-	}
-}
+// Done implements engine.Session.
+func (s *session) Done() <-chan struct{} { return s.conn.Done() }
+
+// Close implements engine.Session.
+func (s *session) Close() error { return s.conn.Close() }

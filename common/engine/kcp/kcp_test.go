@@ -1,7 +1,6 @@
 package kcp
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -11,7 +10,6 @@ import (
 
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/enginetest"
-	"turbotunnel/common/engine/internal/arq"
 )
 
 func TestConformance(t *testing.T) { enginetest.Run(t, Engine{}) }
@@ -20,46 +18,58 @@ func TestEarly(t *testing.T) { enginetest.RunEarly(t, Engine{}) }
 
 func BenchmarkEngine(b *testing.B) { enginetest.Benchmark(b, Engine{}) }
 
-// offline returns a session that has no goroutines and no network.
-func offline(client bool) *session {
-	pc, _ := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-	return prepare(pc, client)
-}
-
+// TestMarks: what the last byte of a message says, and which end the session.
 func TestMarks(t *testing.T) {
-	open, stop, end := []byte{0, 0}, []byte{0xFF, 0xFE}, []byte{0xFF, 0xFF}
-	data := []byte{0, 2, 'h', 'i'}
-	join := func(marks ...[]byte) []byte { return bytes.Join(marks, nil) }
+	type messages []string
 	for _, test := range []struct {
-		name    string
-		client  bool
-		segment []byte
-		ok      bool
-		content string
+		name     string
+		client   bool
+		messages messages
+		content  string
+		err      error // after the content; nil: more may come
 	}{
-		{"open", false, open, true, ""},
-		{"everything", false, join(open, data, data, end, stop), true, "hihi"},
-		{"after the end", false, join(open, data, end, data), true, "hi"},
-		{"answer", true, join(data, stop, end), true, "hi"},
-		{"no open", false, data, false, ""},
-		{"open twice", false, join(open, open), false, ""},
-		{"server opens", true, open, false, ""},
-		{"half a mark", false, join(open, end[:1]), false, ""},
-		{"data cut", false, join(open, data[:3]), false, ""},
-		{"reserved", false, join(open, []byte{0xFF, 0xFD}), false, ""},
+		{"open", false, messages{"\x01"}, "", nil},
+		{"open with content", false, messages{"hi\x01"}, "hi", nil},
+		{"everything", false, messages{"hi\x01", "ho\x06"}, "hiho", io.EOF},
+		{"end alone", false, messages{"hi\x01", "\x02"}, "hi", io.EOF},
+		{"content after the end", false, messages{"hi\x03", "ho\x00"}, "hi", io.EOF},
+		{"answer", true, messages{"hi\x00", "\x04", "ho\x02"}, "hiho", io.EOF},
+		{"reset", true, messages{"hi\x00", "\x08"}, "hi", engine.ErrReset},
+		{"reset after the end", true, messages{"hi\x02", "\x08"}, "hi", io.EOF},
+		{"no open", false, messages{"hi\x00"}, "", errFormat},
+		{"open twice", false, messages{"hi\x01", "ho\x01"}, "hi", errFormat},
+		{"server opens", true, messages{"hi\x01"}, "", errFormat},
+		{"reserved", true, messages{"hi\x00", "ho\x10"}, "hi", errFormat},
 	} {
-		s := offline(test.client)
-		if ok := s.handle(test.segment); ok != test.ok {
-			t.Errorf("%s: well formed: %t; want %t", test.name, ok, test.ok)
-			continue
+		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		from, to := prepare(x, !test.client), prepare(y, test.client)
+		for _, m := range test.messages {
+			from.kcp.Send([]byte(m))
+			from.out.inKCP += len(m)
+			from.flush(time.Now())
 		}
-		got := make([]byte, 10)
-		n := 0
-		if s.stream.Buffered() > 0 {
-			n, _ = s.stream.Read(got)
+		for _, d := range from.out.list {
+			to.receive(d.data[:d.n], x.LocalAddr(), nil)
 		}
-		if string(got[:n]) != test.content {
-			t.Errorf("%s: %q arrived; want %q", test.name, got[:n], test.content)
+		for _, size := range []int{1, 4096} { // by bytes, and at once
+			if size == 1 && len(test.content) > 0 {
+				var b [1]byte
+				if n, err := to.recv(b[:]); n != 1 || err != nil || b[0] != test.content[0] {
+					t.Errorf("%s: read %d, %v", test.name, n, err)
+				}
+				continue
+			}
+			got := make([]byte, size)
+			n, err := to.recv(got)
+			if want := test.content[min(1, len(test.content)):]; size > 1 && string(got[:n]) != want {
+				t.Errorf("%s: %q arrived; want %q", test.name, got[:n], want)
+			}
+			if n > 0 {
+				n, err = to.recv(got)
+			}
+			if n != 0 || !errors.Is(err, test.err) {
+				t.Errorf("%s: at the end %d, %v; want %v", test.name, n, err, test.err)
+			}
 		}
 	}
 }
@@ -68,7 +78,7 @@ func TestMarks(t *testing.T) {
 func TestMalformedEndsSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		client, server := newSession(x, true), newSession(y, false)
+		client, server := newSession(NewConn(x, true)), newSession(NewConn(y, false))
 		defer client.Close()
 		defer server.Close()
 		c, err := client.Open(context.Background())
@@ -76,16 +86,11 @@ func TestMalformedEndsSession(t *testing.T) {
 			t.Fatal(err)
 		}
 		io.WriteString(c, "good")
-		synctest.Wait()
 		time.Sleep(time.Second)
-		client.link.Mu.Lock()
-		client.openDue = true // once more: malformed
-		client.link.Ready(0)
-		client.link.Mu.Unlock()
-		<-server.Done()
-		if _, err := server.Open(context.Background()); !errors.Is(err, errFormat) || !errors.Is(err, engine.ErrReset) {
-			t.Errorf("the session ended with %v", err)
-		}
+		client.conn.mu.Lock()
+		client.conn.out.marks = markOpen // once more: malformed
+		client.conn.poke()
+		client.conn.mu.Unlock()
 		s, err := server.Accept(context.Background())
 		if err != nil {
 			t.Fatal(err)
@@ -94,72 +99,9 @@ func TestMalformedEndsSession(t *testing.T) {
 		if string(got) != "good" || !errors.Is(err, errFormat) {
 			t.Errorf("read %q, %v", got, err)
 		}
-	})
-}
-
-// TestWindowGrows: a fast reader gets a large window, one that stops keeps the
-// small one.
-func TestWindowGrows(t *testing.T) {
-	for name, test := range map[string]struct {
-		reads bool
-		limit int
-	}{
-		"fast":    {true, arq.MaxWindow},
-		"stopped": {false, InitialWindow},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				path := enginetest.Path{Delay: 100 * time.Millisecond}
-				x, y := enginetest.Connect(path, path, 1)
-				client, server := newSession(x, true), newSession(y, false)
-				defer client.Close()
-				defer server.Close()
-				c, _ := client.Open(context.Background())
-				s, err := server.Accept(context.Background())
-				if err != nil {
-					t.Fatal(err)
-				}
-				c.SetWriteDeadline(time.Now().Add(time.Minute))
-				done := make(chan int)
-				go func() {
-					n, _ := c.Write(make([]byte, 64<<20))
-					c.Close()
-					done <- n
-				}()
-				if test.reads {
-					io.Copy(io.Discard, s)
-				}
-				written := <-done
-				server.link.Mu.Lock()
-				defer server.link.Mu.Unlock()
-				if server.window.Size != test.limit {
-					t.Errorf("the window is %d segments; want %d", server.window.Size, test.limit)
-				}
-				if !test.reads && written > 2*InitialWindow*arq.SegmentSize {
-					t.Errorf("%d bytes were written and nobody read", written)
-				}
-			})
-		})
-	}
-}
-
-// FuzzHandle: no segment makes a session panic or hold more than it was sent.
-func FuzzHandle(f *testing.F) {
-	f.Add([]byte{0, 0, 0, 2, 'h', 'i', 0xFF, 0xFE, 0xFF, 0xFF})
-	f.Add([]byte{0, 0, 0, 9, 1})
-	f.Fuzz(func(t *testing.T, p []byte) {
-		for _, client := range []bool{true, false} {
-			s := offline(client)
-			s.handle(p)
-			if n := s.stream.Buffered(); n > len(p) {
-				t.Errorf("%d bytes in the stream of %d", n, len(p))
-			}
-			s.stream.Write([]byte("answer"))
-			s.stream.Close()
-			s.handle(p)
-			if n := s.stream.Buffered(); n != 0 {
-				t.Errorf("%d bytes in a closed stream", n)
-			}
+		<-server.Done()
+		if _, err := server.Open(context.Background()); !errors.Is(err, errFormat) || !errors.Is(err, engine.ErrReset) {
+			t.Errorf("the session ended with %v", err)
 		}
 	})
 }

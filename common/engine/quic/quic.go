@@ -12,9 +12,21 @@
 // Streams are bidirectional and opened by the client. The first byte of each
 // client's direction is 0 and not content: a QUIC stream begins to exist for
 // the other side with its first byte, and here one exists before anybody has
-// anything to say. Another first byte ends the session. A side that closes a
-// stream whose end it has not read asks the other one by STOP_SENDING, code 0,
-// to stop; nothing resets a stream otherwise.
+// anything to say. Another first byte ends the session.
+//
+// The application's error codes (RFC 9000, section 20.2) are two. Code 0: a side
+// that closes a stream whose end it has not read asks the other one by
+// STOP_SENDING to stop; its own direction ends with a FIN. Code 1: a side that
+// resets a stream sends RESET_STREAM for its direction, and STOP_SENDING for the
+// other one. A stream may be reset before its opening was sent: RESET_STREAM
+// alone makes it exist for the other side. Whoever receives either frame, with
+// whatever code, takes that direction to have failed; RFC 9000 (section 3.5) has
+// STOP_SENDING answered by RESET_STREAM with the same code.
+//
+// A reset overtakes what was written before it: quic-go v0.65.0 throws away what
+// has arrived and was not read yet as soon as RESET_STREAM arrives, and sends
+// nothing of the stream again that was lost, as RFC 9000 (sections 3.1 and 3.2)
+// allows.
 //
 // # TLS, and what it is worth here
 //

@@ -223,6 +223,229 @@ func TestEarlyData(t *testing.T) {
 	}
 }
 
+// expectEnd checks how every call on a stream fails.
+func expectEnd(t *testing.T, who string, st engine.Stream, want error) {
+	t.Helper()
+	if n, err := st.Read(make([]byte, 1)); n != 0 || !errors.Is(err, want) {
+		t.Errorf("%s: Read: %d, %v; want %v", who, n, err, want)
+	}
+	if n, err := st.Write([]byte("x")); n != 0 || !errors.Is(err, want) {
+		t.Errorf("%s: Write: %d, %v; want %v", who, n, err, want)
+	}
+}
+
+// exchange makes a stream and has a byte pass in each direction.
+func exchange(t *testing.T, client, server *session) (c, s engine.Stream) {
+	t.Helper()
+	pass := func(from, to engine.Stream) {
+		if _, err := from.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(to, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c = open(t, client)
+	s = accept(t, server)
+	pass(c, s)
+	pass(s, c)
+	return c, s
+}
+
+// TestReset: whichever side resets, the other one's calls fail by it, those in
+// progress too, and this side's as after Close. It holds as well for a
+// direction that has ended before, but not for an end that was read.
+func TestReset(t *testing.T) {
+	for _, byServer := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			x, y := bind("", "")
+			client, server := start(t, x, y)
+			pair := func() (near, far engine.Stream) {
+				if near, far = exchange(t, client, server); byServer {
+					near, far = far, near
+				}
+				return near, far
+			}
+
+			near, far := pair()
+			blocked := make(chan error, 4)
+			for _, st := range []engine.Stream{near, far} {
+				go func() {
+					_, err := st.Read(make([]byte, 1))
+					blocked <- err
+				}()
+			}
+			synctest.Wait()
+			begin := time.Now()
+			near.Reset()
+			if d := time.Since(begin); d > 0 {
+				t.Errorf("Reset took %v", d)
+			}
+			if err := <-blocked; !errors.Is(err, engine.ErrClosed) {
+				t.Errorf("Read in progress on this side: %v", err)
+			}
+			if err := <-blocked; !errors.Is(err, engine.ErrReset) {
+				t.Errorf("Read in progress on the other side: %v", err)
+			}
+			expectEnd(t, "this side", near, engine.ErrClosed)
+			expectEnd(t, "the other side", far, engine.ErrReset)
+			far.Close()
+
+			near, far = pair()
+			for _, st := range []engine.Stream{near, far} {
+				go func() {
+					_, err := st.Write(make([]byte, 2*maxWindow))
+					blocked <- err
+				}()
+			}
+			time.Sleep(time.Minute) // both windows are full
+			near.Reset()
+			if err := <-blocked; !errors.Is(err, engine.ErrClosed) {
+				t.Errorf("Write in progress on this side: %v", err)
+			}
+			if err := <-blocked; !errors.Is(err, engine.ErrReset) {
+				t.Errorf("Write in progress on the other side: %v", err)
+			}
+			far.Close()
+
+			near, far = pair()
+			near.Write([]byte("part"))
+			near.CloseWrite()
+			far.CloseWrite()
+			time.Sleep(time.Minute)
+			near.Reset()
+			time.Sleep(time.Minute)
+			if got, err := io.ReadAll(far); len(got) > 0 || !errors.Is(err, engine.ErrReset) {
+				t.Errorf("Read of what had ended and was not read: %q, %v", got, err)
+			}
+
+			near, far = pair()
+			near.CloseWrite()
+			if _, err := io.ReadAll(far); err != nil {
+				t.Fatal(err)
+			}
+			near.Reset()
+			time.Sleep(time.Minute)
+			if _, err := far.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("Read after an end that was read: %v", err)
+			}
+			if _, err := far.Write([]byte("x")); !errors.Is(err, engine.ErrReset) {
+				t.Errorf("Write after a reset that follows the end: %v", err)
+			}
+			if client.err() != nil || server.err() != nil {
+				t.Errorf("the sessions: %v, %v", client.err(), server.err())
+			}
+		})
+	}
+}
+
+// TestResetDropsUnread: the library throws away what has arrived when a reset
+// does. If this fails it keeps the order now, and the package comment is wrong.
+func TestResetDropsUnread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "")
+		client, server := start(t, x, y)
+		c, s := exchange(t, client, server)
+		c.Write([]byte("unread"))
+		time.Sleep(time.Minute)
+		c.Reset()
+		time.Sleep(time.Minute)
+		if got, err := io.ReadAll(s); len(got) > 0 || !errors.Is(err, engine.ErrReset) {
+			t.Errorf("%q, %v", got, err)
+		}
+	})
+}
+
+// TestResetEarly: a stream that is reset before the other side has heard of it
+// comes to exist there, reset; a Write that waits for the handshake ends.
+func TestResetEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "")
+		client, server := start(t, x, y)
+		silent, writing, next := open(t, client), open(t, client), open(t, client)
+		ended := make(chan error, 1)
+		go func() {
+			_, err := writing.Write(make([]byte, 2*earlyLimit))
+			ended <- err
+		}()
+		synctest.Wait()
+		silent.Reset()
+		writing.Reset()
+		if err := <-ended; !errors.Is(err, engine.ErrClosed) {
+			t.Errorf("Write in progress: %v", err)
+		}
+		expectEnd(t, "before the handshake", silent, engine.ErrClosed)
+		next.Write([]byte("next"))
+		for range 2 {
+			st := accept(t, server)
+			expectEnd(t, "the server", st, engine.ErrReset)
+			st.Close()
+		}
+		got := make([]byte, 4)
+		if _, err := io.ReadFull(accept(t, server), got); err != nil || string(got) != "next" {
+			t.Errorf("the stream after them: %q, %v", got, err)
+		}
+		expectEnd(t, "after the handshake", silent, engine.ErrClosed)
+
+		open(t, client).Reset() // its opening waits for the first bytes
+		time.Sleep(time.Minute)
+		expectEnd(t, "the server, later", accept(t, server), engine.ErrReset)
+	})
+}
+
+// TestResetAfterClose: what was written before a Close arrives with its end,
+// whatever follows the Close, before the handshake and after it.
+func TestResetAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "")
+		client, server := start(t, x, y)
+		for range 2 {
+			c := open(t, client)
+			c.Write([]byte("complete"))
+			c.Close()
+			for range 2 {
+				if err := c.Reset(); err != nil {
+					t.Error(err)
+				}
+			}
+			s := accept(t, server)
+			if got, err := io.ReadAll(s); string(got) != "complete" || err != nil {
+				t.Errorf("%q, %v", got, err)
+			}
+		}
+		c, s := exchange(t, client, server)
+		c.Reset()
+		c.Close()
+		expectEnd(t, "the other side", s, engine.ErrReset)
+		server.Close()
+		if err := s.Reset(); err != nil {
+			t.Errorf("Reset after the session: %v", err)
+		}
+	})
+}
+
+// TestResetMakesRoom: streams that were reset do not count any more, neither in
+// the library nor in the session.
+func TestResetMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "")
+		client, server := start(t, x, y)
+		for range maxStreams + maxStreams/2 {
+			c := open(t, client)
+			c.Reset()
+			s := accept(t, server)
+			if _, err := s.Read(make([]byte, 1)); !errors.Is(err, engine.ErrReset) {
+				t.Fatal(err)
+			}
+			s.Reset()
+		}
+		time.Sleep(time.Second)
+		if n, m := len(client.streams), len(server.streams); n+m > 0 {
+			t.Errorf("%d and %d streams are still known", n, m)
+		}
+	})
+}
+
 // TestEarlyWriteWaits: a long Write begins before the handshake is done and
 // ends after it; one that has to give up says what it has written.
 func TestEarlyWriteWaits(t *testing.T) {

@@ -18,6 +18,10 @@ const (
 	// opening is the first byte of each client's direction.
 	opening = 0
 
+	// stopCode and resetCode are the error codes of the package comment.
+	stopCode  quic.StreamErrorCode = 0
+	resetCode quic.StreamErrorCode = 1
+
 	// earlyLimit is how many bytes a stream takes, the opening included, before
 	// the library has it. The library takes as much at once whatever the
 	// other side's window is (canBufferStreamFrame in its send_stream.go).
@@ -52,8 +56,9 @@ type stream struct {
 	err       error       // why there will be no str
 	early     []byte      // what the library has not been given; nil: it has everything
 	announcer *time.Timer // gives early to the library; nil if str is
-	ended     bool        // CloseWrite or Close was called
-	closed    bool        // Close was called
+	ended     bool        // CloseWrite, Close or Reset was called
+	closed    bool        // Close or Reset was called
+	reset     bool        // Reset was called, and Close was not before
 	readBy    time.Time
 	writeBy   time.Time
 }
@@ -75,15 +80,19 @@ func (st *stream) attach(str *quic.Stream) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.str = str
+	defer st.cond.Broadcast()
+	if st.reset {
+		st.abandon()
+		return
+	}
 	st.flush()
 	str.SetReadDeadline(st.readBy)
 	if st.ended {
 		str.Close()
 	}
 	if st.closed {
-		str.CancelRead(0)
+		str.CancelRead(stopCode)
 	}
-	st.cond.Broadcast()
 }
 
 // refuse says that there will be no str.
@@ -125,6 +134,13 @@ func (st *stream) flush() {
 	st.str.SetWriteDeadline(st.writeBy)
 }
 
+// abandon has the library reset the stream. mu is held, and str is set. It does
+// not wait for the Write in progress, which the library ends.
+func (st *stream) abandon() {
+	st.str.CancelWrite(resetCode)
+	st.str.CancelRead(resetCode)
+}
+
 // over is the error of every call on a stream that was closed or whose session
 // this side has closed. mu is held.
 func (st *stream) over() error {
@@ -160,8 +176,9 @@ func (st *stream) await(by time.Time) error {
 }
 
 // Read implements net.Conn. After the last byte it returns io.EOF if the other
-// side has ended its direction, an error that matches engine.ErrReset if the
-// session ended before, and engine.ErrClosed after Close.
+// side has ended its direction, and engine.ErrClosed after Close or Reset. An
+// error that matches engine.ErrReset may come before the last byte: the other
+// side has reset the stream, or the session has ended.
 func (st *stream) Read(p []byte) (int, error) {
 	st.reading <- struct{}{}
 	defer func() { <-st.reading }()
@@ -306,6 +323,22 @@ func (st *stream) Close() error {
 	return nil
 }
 
+// Reset implements engine.Stream. What the other side has not read is lost.
+func (st *stream) Reset() error {
+	st.mu.Lock()
+	if !st.closed {
+		st.ended, st.closed, st.reset = true, true, true
+		st.early = nil // nobody is to read it, and RESET_STREAM announces the stream
+		if st.str != nil {
+			st.abandon()
+		} // else attach does it
+		st.cond.Broadcast()
+	}
+	st.mu.Unlock()
+	st.session.forget(st)
+	return nil
+}
+
 // finish ends this side's direction, and the other one if closed is set.
 func (st *stream) finish(closed bool) {
 	st.mu.Lock()
@@ -315,7 +348,7 @@ func (st *stream) finish(closed bool) {
 	if closed && !st.closed {
 		st.closed = true
 		if st.str != nil {
-			st.str.CancelRead(0)
+			st.str.CancelRead(stopCode)
 		}
 	}
 	st.cond.Broadcast()

@@ -1,10 +1,11 @@
-package arq
+package kcp
 
 import (
 	"bytes"
 	"encoding/binary"
 	"errors"
 	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,65 +16,52 @@ import (
 	"turbotunnel/common/engine/enginetest"
 )
 
-// pipe is a User that sends what is in out and keeps what arrives.
+// pipe is a Conn whose reader keeps what arrives.
 type pipe struct {
-	link *Link
-	out  bytes.Buffer
-	in   bytes.Buffer
-	err  error
+	*Conn
+	mu  sync.Mutex
+	in  bytes.Buffer // guarded by mu, like err
+	err error
 }
 
-func (p *pipe) Fill(b []byte) int {
-	n, _ := p.out.Read(b)
-	return n
-}
-
-func (p *pipe) Arrived() {
-	var buf [SegmentSize]byte
-	for {
-		b, ok := p.link.Recv(buf[:])
-		if !ok {
-			return
+func newPipe(pc net.PacketConn, client bool) *pipe {
+	p := &pipe{Conn: NewConn(pc, client)}
+	p.group.Go(func() {
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := p.Read(buf)
+			p.mu.Lock()
+			p.in.Write(buf[:n])
+			p.err = err
+			p.mu.Unlock()
+			if err != nil {
+				return
+			}
 		}
-		p.in.Write(b)
-	}
+	})
+	return p
 }
 
-func (p *pipe) Ended(err error) { p.err = err }
-
-func (p *pipe) send(b []byte) {
-	p.link.Mu.Lock()
-	defer p.link.Mu.Unlock()
-	p.out.Write(b)
-	p.link.Ready(0)
-}
+func (p *pipe) send(b []byte) { p.Append(0, b) }
 
 func (p *pipe) received() []byte {
-	p.link.Mu.Lock()
-	defer p.link.Mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	return bytes.Clone(p.in.Bytes())
 }
 
 func (p *pipe) arrived() int {
-	p.link.Mu.Lock()
-	defer p.link.Mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	return p.in.Len()
-}
-
-func newPipe(pc net.PacketConn) *pipe {
-	p := new(pipe)
-	p.link = New(pc, p, MaxWindow)
-	return p
 }
 
 // connect returns the two ends of a session over path both ways.
 func connect(t *testing.T, path enginetest.Path) (a, b *pipe, x *enginetest.Conn) {
 	x, y := enginetest.Connect(path, path, 1)
-	a, b = newPipe(x), newPipe(y)
-	a.link.Start()
-	b.link.Start()
-	t.Cleanup(a.link.Close)
-	t.Cleanup(b.link.Close)
+	a, b = newPipe(x, true), newPipe(y, false)
+	t.Cleanup(func() { a.Close() })
+	t.Cleanup(func() { b.Close() })
 	return a, b, x
 }
 
@@ -114,7 +102,7 @@ func TestNothingTwice(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a, b, _ := connect(t, path)
 				transfer(t, a, b, 4<<20)
-				stats := a.link.Stats()
+				stats := a.Stats()
 				if stats.Retransmitted != 0 {
 					t.Errorf("%d segments were sent twice: %+v", stats.Retransmitted, stats)
 				}
@@ -132,7 +120,7 @@ func TestLossIsRepaired(t *testing.T) {
 		a, b, x := connect(t, enginetest.Path{Delay: 50 * time.Millisecond, Loss: 0.02})
 		transfer(t, a, b, 16<<20)
 		lost := x.Sent().Lost * engine.MaxDatagram / SegmentSize
-		if stats := a.link.Stats(); stats.Retransmitted == 0 || stats.Retransmitted > 3*lost {
+		if stats := a.Stats(); stats.Retransmitted == 0 || stats.Retransmitted > 3*lost {
 			t.Errorf("%d segments were sent again for about %d lost ones", stats.Retransmitted, lost)
 		}
 	})
@@ -150,7 +138,7 @@ func TestLastSegmentLost(t *testing.T) {
 		if got := b.received(); string(got) != "hello" {
 			t.Errorf("%q arrived", got)
 		}
-		if stats := a.link.Stats(); stats.Retransmitted != 1 {
+		if stats := a.Stats(); stats.Retransmitted != 1 {
 			t.Errorf("sent again %d times", stats.Retransmitted)
 		}
 	})
@@ -163,9 +151,9 @@ func TestLongOutage(t *testing.T) {
 		a, b, x := connect(t, enginetest.Path{Delay: 50 * time.Millisecond})
 		transfer(t, a, b, 1<<20)
 		x.SetDown(true)
-		b.link.Mu.Lock()
+		b.mu.Lock()
 		b.in.Reset()
-		b.link.Mu.Unlock()
+		b.mu.Unlock()
 		before := x.Sent().Bytes
 		a.send(content(1 << 20))
 		time.Sleep(10 * time.Minute)
@@ -193,18 +181,18 @@ func TestSilence(t *testing.T) {
 		a, b, x := connect(t, enginetest.Path{Delay: 50 * time.Millisecond})
 		a.send([]byte("hello"))
 		time.Sleep(50*time.Millisecond + ackDelay + 51*time.Millisecond)
-		a.link.Mu.Lock()
-		if a.link.una != a.link.next {
+		a.Conn.mu.Lock()
+		if a.flight.una != a.flight.next {
 			t.Error("a lone segment was not acknowledged in time")
 		}
-		a.link.Mu.Unlock()
+		a.Conn.mu.Unlock()
 		time.Sleep(2 * minTimeout) // a timer that was set for a repair may still run
 		for _, p := range []*pipe{a, b} {
-			p.link.Mu.Lock()
-			if at, ok := p.link.due(); ok || !p.link.sleeps || !p.link.sleepTo.IsZero() {
-				t.Errorf("a session that is quiet wants to wake up at %v, sleeps %t until %v", at, p.link.sleeps, p.link.sleepTo)
+			p.Conn.mu.Lock()
+			if at, ok := p.due(); ok || !p.clock.sleeps || !p.clock.sleepTo.IsZero() {
+				t.Errorf("a session that is quiet wants to wake up at %v, sleeps %t until %v", at, p.clock.sleeps, p.clock.sleepTo)
 			}
-			p.link.Mu.Unlock()
+			p.Conn.mu.Unlock()
 		}
 		if n := x.Sent().Datagrams; n != 1 {
 			t.Errorf("%d datagrams for one message", n)
@@ -212,21 +200,24 @@ func TestSilence(t *testing.T) {
 	})
 }
 
-// TestBacklogFollowsTheCarrier: what a new stream says waits behind little.
+// TestBacklogFollowsTheCarrier: what is said next waits behind little.
 func TestBacklogFollowsTheCarrier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, _ := connect(t, enginetest.Path{Rate: 1 << 20, Queue: 32 << 10})
-		a.send(content(8 << 20))
+		a.Append(0)
+		var writer sync.WaitGroup
+		writer.Go(func() { newStream(a.Conn).Write(content(8 << 20)) })
 		time.Sleep(3 * time.Second)
-		a.link.Mu.Lock()
-		held := a.link.unsent() + a.link.outBytes
-		a.link.Mu.Unlock()
+		a.Conn.mu.Lock()
+		held := a.unsent() + a.out.bytes
+		a.Conn.mu.Unlock()
 		if held > 4*minBacklog {
 			t.Errorf("%d bytes wait in front of a slow carrier", held)
 		}
 		time.Sleep(time.Minute)
+		writer.Wait()
 		if !bytes.Equal(b.received(), content(8<<20)) {
-			t.Errorf("%d bytes arrived", len(b.received()))
+			t.Errorf("%d bytes arrived", b.arrived())
 		}
 	})
 }
@@ -235,12 +226,12 @@ func TestBacklogFollowsTheCarrier(t *testing.T) {
 func TestFarewell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, _ := connect(t, enginetest.Path{Delay: 50 * time.Millisecond})
-		a.link.Close()
-		a.link.Close()
-		<-b.link.Done()
-		b.link.Close()
-		if a.err != engine.ErrClosed || !errors.Is(b.err, ErrPeerClosed) || !errors.Is(b.err, engine.ErrReset) {
-			t.Errorf("ended with %v and %v", a.err, b.err)
+		a.Close()
+		a.Close()
+		<-b.Done()
+		b.Close()
+		if !errors.Is(a.Err(), engine.ErrClosed) || !errors.Is(b.Err(), errPeerClosed) || !errors.Is(b.Err(), engine.ErrReset) {
+			t.Errorf("ended with %v and %v", a.Err(), b.Err())
 		}
 	})
 }
@@ -250,9 +241,7 @@ func TestFarewell(t *testing.T) {
 func TestPeerAddressLearnt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		a, b := newPipe(x), newPipe(struct{ net.PacketConn }{y})
-		a.link.Start()
-		b.link.Start()
+		a, b := newPipe(x, true), newPipe(struct{ net.PacketConn }{y}, false)
 		b.send([]byte("from the server"))
 		time.Sleep(time.Second)
 		if got := a.received(); len(got) > 0 {
@@ -263,9 +252,51 @@ func TestPeerAddressLearnt(t *testing.T) {
 		if got := a.received(); string(got) != "from the server" {
 			t.Errorf("%q arrived", got)
 		}
-		a.link.Close()
-		b.link.Close()
+		a.Close()
+		b.Close()
 	})
+}
+
+// TestBuffers: kcp-go's buffers hold a segment. They are from a pool, so a
+// smaller one shows here and not only in use.
+func TestBuffers(t *testing.T) {
+	x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+	a, b := prepare(x, true), prepare(y, false)
+	if n := a.kcp.Send(make([]byte, SegmentSize)); n != 0 {
+		t.Fatalf("Send returned %d for a full segment", n)
+	}
+	a.out.inKCP = SegmentSize
+	flush(a.kcp, kcp.IKCP_FLUSH_FULL)
+	if len(a.out.list) != 1 {
+		t.Fatalf("%d datagrams for one segment", len(a.out.list))
+	}
+	d := a.out.list[0]
+	if n := b.kcp.Input(d.data[:d.n], kcp.IKCP_PACKET_REGULAR, false); n != 0 {
+		t.Fatalf("Input returned %d for a full segment", n)
+	}
+	if n := b.kcp.PeekSize(); n != SegmentSize {
+		t.Errorf("%d bytes arrived of %d", n, SegmentSize)
+	}
+}
+
+// TestFlush: KCP's flush puts out at once what it was given and what it has to
+// acknowledge, which no exported method does.
+func TestFlush(t *testing.T) {
+	var out []byte
+	k := kcp.NewKCP(conversation, func(p []byte, n int) { out = append(out, p[:n]...) })
+	k.NoDelay(1, 0, 2, 1)
+	k.Input(segment(kcp.IKCP_CMD_PUSH, 7, 0, 0, []byte("x")), kcp.IKCP_PACKET_REGULAR, false)
+	k.Send([]byte("hello"))
+	if len(out) != 0 {
+		t.Fatalf("%d bytes were put out before the flush", len(out))
+	}
+	flush(k, kcp.IKCP_FLUSH_FULL)
+	if want := headerSize + headerSize + len("hello"); len(out) != want {
+		t.Fatalf("%d bytes were put out; want %d: an acknowledgement and a segment", len(out), want)
+	}
+	if out[4] != kcp.IKCP_CMD_ACK || out[headerSize+4] != kcp.IKCP_CMD_PUSH {
+		t.Errorf("%x was put out; want an acknowledgement and a segment", out)
+	}
 }
 
 // segment is one KCP segment on the wire.
@@ -283,9 +314,9 @@ func segment(cmd byte, ts, sn, una uint32, body []byte) []byte {
 
 func TestScanRefuses(t *testing.T) {
 	x, _ := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-	a := newPipe(x)
+	a := prepare(x, true)
 	good := segment(kcp.IKCP_CMD_PUSH, 0, 0, 0, []byte("x"))
-	if _, ok := a.link.scan(good); !ok {
+	if _, ok := a.scan(good); !ok {
 		t.Error("a good segment was refused")
 	}
 	change := func(offset int, value byte) []byte {
@@ -309,7 +340,7 @@ func TestScanRefuses(t *testing.T) {
 		"window with data":    segment(kcp.IKCP_CMD_WINS, 0, 0, 0, []byte("x")),
 		"question with data":  segment(kcp.IKCP_CMD_WASK, 0, 0, 0, []byte("x")),
 	} {
-		if _, ok := a.link.scan(p); ok {
+		if _, ok := a.scan(p); ok {
 			t.Errorf("%s: was accepted", name)
 		}
 	}
@@ -325,27 +356,35 @@ func FuzzInput(f *testing.F) {
 	f.Add([]byte{0})
 	x, _ := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
 	f.Fuzz(func(t *testing.T, p []byte) {
-		a := newPipe(x)
-		a.out.Write(content(10 * SegmentSize))
-		a.link.ready = true
-		a.link.flush(time.Now()) // ten segments on their way
-		if len(p) > engine.MaxDatagram {
-			p = p[:engine.MaxDatagram]
-		}
-		if _, ok := a.link.scan(p); ok && !a.link.feed(p) {
-			t.Errorf("KCP refuses what scan accepts: %x", p)
-		}
-		for range 3 {
-			a.link.receive(p, x.RemoteAddr(), nil)
-			if una, next := a.link.una, a.link.next; una > next || next > 10 {
-				t.Errorf("una %d, next %d of 10 segments", una, next)
+		for _, client := range []bool{true, false} {
+			a := prepare(x, client)
+			a.take(content(10 * (SegmentSize - 1)))
+			a.flush(time.Now()) // ten segments on their way
+			if len(p) > engine.MaxDatagram {
+				p = p[:engine.MaxDatagram]
 			}
-			if a.link.err == nil {
-				a.link.flush(time.Now())
+			for range 3 {
+				_, good := a.scan(p)
+				if good && prepare(x, client).kcp.Input(p, kcp.IKCP_PACKET_REGULAR, false) < 0 {
+					t.Errorf("KCP refuses what scan accepts: %x", p)
+				}
+				a.receive(p, x.RemoteAddr(), nil)
+				if una, next := a.flight.una, a.flight.next; una > next || next > 10 {
+					t.Errorf("una %d, next %d of 10 segments", una, next)
+				}
+				if a.err == nil {
+					a.flush(time.Now())
+				}
 			}
-		}
-		if a.in.Len() > 3*engine.MaxDatagram {
-			t.Errorf("%d bytes arrived in a datagram of %d", a.in.Len(), len(p))
+			got := make([]byte, 4*engine.MaxDatagram)
+			if n, _ := a.recv(got); n > 3*engine.MaxDatagram {
+				t.Errorf("%d bytes arrived in a datagram of %d", n, len(p))
+			}
+			a.end(markEnd | markStop)
+			a.receive(p, x.RemoteAddr(), nil)
+			if n := a.kcp.PeekSize(); n >= 0 && a.err == nil {
+				t.Errorf("%d bytes wait in a stream that is closed", n)
+			}
 		}
 	})
 }

@@ -1,0 +1,143 @@
+package mux
+
+import (
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/enginetest"
+)
+
+// half is one direction of a Channel in memory. limit is how many bytes may wait
+// in it before there is no room; Append goes beyond that.
+type half struct {
+	mu       sync.Mutex
+	buf      []byte // guarded by mu, like what follows
+	limit    int
+	readable chan struct{}
+	writable chan struct{}
+}
+
+// memory is one end of a Channel in memory.
+type memory struct {
+	in, out *half
+	done    chan struct{}
+	mu      sync.Mutex
+	err     error // guarded by mu
+	peer    *memory
+}
+
+// connect returns two ends in each of whose directions limit bytes may wait.
+func connect(limit int) (a, b *memory) {
+	x, y := newHalf(limit), newHalf(limit)
+	a = &memory{in: y, out: x, done: make(chan struct{})}
+	b = &memory{in: x, out: y, done: make(chan struct{}), peer: a}
+	a.peer = b
+	return a, b
+}
+
+func newHalf(limit int) *half {
+	return &half{limit: limit, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1)}
+}
+
+func (m *memory) Read(p []byte) (int, error) {
+	for {
+		m.in.mu.Lock()
+		n := copy(p, m.in.buf)
+		m.in.buf = m.in.buf[n:]
+		m.in.mu.Unlock()
+		if n > 0 || len(p) == 0 {
+			signal(m.in.writable)
+			return n, nil
+		}
+		select {
+		case <-m.in.readable:
+		case <-m.done:
+			return 0, m.Err()
+		}
+	}
+}
+
+func (m *memory) Append(_ time.Duration, parts ...[]byte) error {
+	if err := m.Err(); err != nil {
+		return err
+	}
+	m.out.mu.Lock()
+	defer m.out.mu.Unlock()
+	for _, p := range parts {
+		m.out.buf = append(m.out.buf, p...)
+	}
+	signal(m.out.readable)
+	return nil
+}
+
+func (m *memory) Room() (<-chan struct{}, bool) {
+	return m.out.writable, m.Waiting() < m.out.limit || m.Err() != nil
+}
+
+func (m *memory) Waiting() int {
+	m.out.mu.Lock()
+	defer m.out.mu.Unlock()
+	return len(m.out.buf)
+}
+
+func (m *memory) Done() <-chan struct{} { return m.done }
+
+func (m *memory) Err() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+func (m *memory) Fail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err == nil {
+		m.err = err
+		close(m.done)
+		signal(m.out.writable)
+	}
+}
+
+func (m *memory) Close() error {
+	m.Fail(engine.ErrClosed)
+	m.peer.Fail(engine.ErrReset)
+	return nil
+}
+
+func (m *memory) LocalAddr() net.Addr  { return &net.UnixAddr{Name: "a", Net: "memory"} }
+func (m *memory) RemoteAddr() net.Addr { return &net.UnixAddr{Name: "b", Net: "memory"} }
+
+// Write lets a peer that is no Session write.
+func (m *memory) Write(p []byte) (int, error) {
+	if err := m.Append(0, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// pair returns both ends of a session in memory.
+func pair(t *testing.T) (client, server *Session) {
+	t.Helper()
+	a, b := connect(64 << 10)
+	return start(t, a, true), start(t, b, false)
+}
+
+// start starts a session that ends with the test.
+func start(t *testing.T, c Channel, client bool) *Session {
+	t.Helper()
+	s, err := New(c, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// bubble runs a test in fake time.
+func bubble(t *testing.T, run func(t *testing.T)) {
+	t.Helper()
+	enginetest.Bubble(t, run)
+}

@@ -1,0 +1,331 @@
+// Package mux makes many streams of one: the library smux
+// (github.com/xtaci/smux, version 2, without keepalive) over an engine's one
+// reliable stream.
+//
+// # On the wire
+//
+// What stands there is smux's own, readable by any smux: frames of 8 bytes and a
+// body, least significant byte first,
+//
+//	version 2 (1 byte), command (1), length of the body (2), stream (4)
+//
+// with the commands SYN 0, FIN 1, PSH 2, NOP 3, UPD 4 (consumed, window: 4 bytes
+// each). The client opens streams, with odd numbers. smux has no word for two
+// things that a stream has to say, so they are bodies of PSH frames on stream 0,
+// which no smux opens and any smux ignores, of 5 bytes:
+//
+//	what (1 byte), stream (4)
+//
+//	0  STOP   the sender reads no more of the stream: its other end need not write
+//	1  RESET  something has failed: the stream's other end shall not take the FIN
+//	          that follows for an end of file
+//
+// # What smux does not do
+//
+// smux waits where this package must not: Write for ever after the other side
+// has closed, or with a frame of the caller's bytes in a queue when its deadline
+// has passed; Open and Close up to 30 s for a carrier that has no room. So
+// nothing is given to smux before it can go. A tap between smux and the Channel
+// sees every frame of both directions. From what it sees a Stream knows how
+// many bytes wait to be read, what the other side's window has left, and whether
+// the stream has ended; on that it waits, with deadlines, and calls smux when
+// the call does not block. SYN, FIN and UPD never wait for room.
+//
+// # Bounds
+//
+// Both sides hold at most maxStreams streams a session, maxPending of them not
+// yet accepted, at most streamWindow unread bytes for each of them, and at most
+// maxHeld bytes for all of them together, counted as the memory that they take.
+// A session that holds as much reads no more until its streams are read. A peer
+// that breaks a rule ends the session: a frame that smux does not know, an even
+// or known number in SYN, PSH after FIN, more bytes than the window, more
+// consumed than was sent, too many streams, a malformed notice, and so much to be
+// answered that maxAnswers bytes wait for a carrier that does not take them.
+package mux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/xtaci/smux"
+
+	"turbotunnel/common/engine"
+)
+
+const (
+	// frameSize is the largest body of a frame in bytes. smux takes memory in
+	// powers of two, so the whole of a full frame's is used.
+	frameSize = 32 << 10
+
+	// streamWindow is how many bytes of a stream may be on their way or unread.
+	// 500 Mbit/s with a round trip of 200 ms are 12.5 MB; half as much again
+	// waits in the bottleneck and in this machine; and the other side knows of
+	// what was read only up to updateEvery ago. 12.5 + 6.25 + 1 < 20.
+	streamWindow = 20 << 20
+
+	// updateEvery is how many bytes are read between two words to the other
+	// side about that: smux says it after half of its MaxStreamBuffer, and would
+	// tell that as the window, in whose place the tap writes streamWindow.
+	updateEvery = 1 << 20
+
+	// firstWindow is the window of a stream before the first UPD, in bytes
+	// (initialPeerWindow in smux). Neither side waits for the first Read with its
+	// UPD, as smux does: the client's follows the SYN, and the server's answers
+	// it. So a download has its window from its first byte on, and an upload
+	// after a round trip, in which 256 KB go.
+	firstWindow = 256 << 10
+
+	// maxHeld is how much memory in bytes the unread frames of a session may
+	// take: those of a dozen streams that nobody reads, and one at full speed.
+	maxHeld = 13 * streamWindow
+
+	// frameCost is what an unread frame takes besides its body, in bytes: the
+	// pointer to its buffer, and two places in the ring of its stream, half of
+	// which may be empty.
+	frameCost = 24 + 2*(24+8)
+
+	// maxStreams is how many streams a client may have open at a time. The
+	// server may learn late of those that are closed and allows twice as many.
+	maxStreams = 4096
+
+	// maxPending is how many streams wait to be accepted: the length of smux's
+	// queue of them (defaultAcceptBacklog), which would stop the session.
+	maxPending = 1024
+
+	// maxAnswers is how many bytes may wait in the Channel when a frame is added
+	// that does not wait for room: SYN, FIN, UPD and notices of everything that
+	// may be open take a tenth of it.
+	maxAnswers = 4 << 20
+
+	// openDelay is how long a SYN waits for a stream's first bytes, so that a
+	// write which follows at once goes in the same datagram.
+	openDelay = 2 * time.Millisecond
+)
+
+var (
+	errFormat     = errors.New("smux: malformed frame")
+	errWindow     = errors.New("smux: the other side ignores a window")
+	errTooMany    = fmt.Errorf("smux: %d streams are open on this session; close some or open another session", maxStreams)
+	errFlood      = errors.New("smux: the other side asks for more than it takes")
+	errServerOpen = errors.New("smux: only the client opens streams")
+	errClient     = errors.New("smux: only the server accepts streams")
+)
+
+// A Channel is the one reliable stream of an engine. Read has one caller at a
+// time; everything else may be called concurrently.
+type Channel interface {
+	// Read waits for bytes. When the channel has ended it returns what came
+	// before, and then Err.
+	Read(p []byte) (int, error)
+
+	// Append writes parts one after the other, whether there is room or not,
+	// and does not keep them. They may wait for more until hold has passed.
+	Append(hold time.Duration, parts ...[]byte) error
+
+	// Room tells whether there is room, or the channel has ended. If not, the
+	// returned channel gets a token when that may have changed; there is one
+	// token for all who wait.
+	Room() (<-chan struct{}, bool)
+
+	// Waiting is how many appended bytes have not been sent for the first time.
+	Waiting() int
+
+	// Done is closed when the channel has ended; then Err says why, as
+	// engine.Stream does. Until then Err is nil.
+	Done() <-chan struct{}
+	Err() error
+
+	// Fail ends the channel because of err without waiting.
+	Fail(err error)
+
+	// Close ends the channel and returns when nothing of it touches the carrier
+	// any more.
+	Close() error
+
+	LocalAddr() net.Addr
+	RemoteAddr() net.Addr
+}
+
+// Session implements engine.Session. It is safe for concurrent use.
+type Session struct {
+	channel Channel // never changes, like what follows
+	client  bool
+	smux    *smux.Session
+	tap     *tap
+
+	turn     chan struct{} // held by the Write whose frame goes next; who waits for it does so in order
+	accepted chan struct{} // has room for one token: there may be a stream to accept
+	drained  chan struct{} // the same: unread frames were read
+
+	mu      sync.Mutex         // guards what follows, and in each Stream what says so
+	streams map[uint32]*Stream // those that this side has not closed, by number
+	pending int                // of them: not yet accepted
+	held    int                // bytes that unread frames take
+}
+
+// New starts one side of a session over a channel, which it owns from now on.
+func New(c Channel, client bool) (*Session, error) {
+	s := &Session{
+		channel:  c,
+		client:   client,
+		turn:     make(chan struct{}, 1),
+		accepted: make(chan struct{}, 1),
+		drained:  make(chan struct{}, 1),
+		streams:  make(map[uint32]*Stream),
+	}
+	s.tap = &tap{s: s}
+	start := smux.Server
+	if client {
+		start = smux.Client
+	}
+	var err error
+	s.smux, err = start(s.tap, &smux.Config{
+		Version:           2,
+		KeepAliveDisabled: true, // the carrier knows whether the other side is there
+		MaxFrameSize:      frameSize,
+		MaxReceiveBuffer:  math.MaxInt32, // maxHeld counts better
+		MaxStreamBuffer:   2 * updateEvery,
+	})
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Open implements engine.Session.
+func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
+	if !s.client {
+		return nil, errServerOpen
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if err := s.channel.Err(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	many := len(s.streams) >= maxStreams
+	s.mu.Unlock()
+	if many {
+		return nil, errTooMany
+	}
+	str, err := s.smux.OpenStream() // the tap registers it
+	if err != nil {
+		return nil, s.failure(err)
+	}
+	return s.attach(str), nil
+}
+
+// Accept implements engine.Session. Streams that came before the other side
+// ended the session can still be accepted.
+func (s *Session) Accept(ctx context.Context) (engine.Stream, error) {
+	if s.client {
+		return nil, errClient
+	}
+	for {
+		if s.take() {
+			return s.accept()
+		}
+		select {
+		case <-s.accepted:
+		case <-s.channel.Done():
+			return nil, s.channel.Err()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// take reserves a stream that waits to be accepted.
+func (s *Session) take() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending == 0 || s.smux.IsClosed() {
+		return false
+	}
+	if s.pending--; s.pending > 0 {
+		signal(s.accepted) // for another Accept
+	}
+	return true
+}
+
+// accept takes from smux the stream that take has reserved: it is there, or
+// about to be put there by the goroutine that called the tap.
+func (s *Session) accept() (engine.Stream, error) {
+	str, err := s.smux.AcceptStream()
+	if err != nil {
+		return nil, s.failure(err)
+	}
+	return s.attach(str), nil
+}
+
+// attach gives a stream that the tap has registered what smux has made for it.
+func (s *Session) attach(str *smux.Stream) *Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.streams[str.ID()]
+	st.smux = str
+	return st
+}
+
+// failure is the channel's reason for an error of smux.
+func (s *Session) failure(err error) error {
+	if reason := s.channel.Err(); reason != nil {
+		return reason
+	}
+	return fmt.Errorf("%w: smux: %w", engine.ErrReset, err)
+}
+
+// Done implements engine.Session.
+func (s *Session) Done() <-chan struct{} { return s.channel.Done() }
+
+// Close implements engine.Session. smux has no way to wait for its goroutines;
+// when Close returns they do not touch the channel again and are about to end.
+func (s *Session) Close() error {
+	err := s.channel.Close()
+	s.wake()
+	s.turn <- struct{}{} // no caller's bytes are in smux's queue
+	s.smux.Close()
+	<-s.turn
+	return err
+}
+
+// wake makes every waiting call look at the channel, which has ended.
+func (s *Session) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.streams {
+		signal(st.readable)
+		signal(st.writable)
+	}
+	signal(s.accepted)
+	signal(s.drained)
+}
+
+// notice tells the other side what smux has no word for.
+func (s *Session) notice(what byte, id uint32) {
+	s.tap.put(0, header(cmdPSH, noticeSize, 0), noticeBody(what, id))
+}
+
+// signal puts a token into a channel that has room for one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,296 @@
+package mux
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/pion/transport/v5/deadline"
+	"github.com/xtaci/smux"
+
+	"turbotunnel/common/engine"
+)
+
+// Stream implements engine.Stream. It is safe for concurrent use.
+type Stream struct {
+	session *Session // never changes, like id
+	id      uint32
+	smux    *smux.Stream // set before the Stream is handed out
+
+	readable, writable chan struct{} // have room for one token each: something has changed
+	readBy, writeBy    *deadline.Deadline
+	reading, writing   chan struct{} // held by the Read and by the Write in progress
+	sending            sync.Mutex    // held while smux is given a frame, so that none follows the FIN
+
+	// The session's mutex guards what follows.
+	unread   int    // bytes that have come, and Read has not returned
+	cost     int    // the memory that they take, in bytes
+	sent     uint32 // bytes given to smux, modulo 2^32
+	consumed uint32 // of them read by the other side, as far as it has said
+	window   uint32 // bytes that may be sent beyond consumed
+	fin      bool   // the other side has ended its direction
+	stopped  bool   // the other side reads no more
+	reset    bool   // the other side's end is a failure
+	ended    bool   // this side has ended its direction
+	closed   bool   // this side has closed the stream
+}
+
+func newStream(s *Session, id uint32) *Stream {
+	return &Stream{
+		session:  s,
+		id:       id,
+		readable: make(chan struct{}, 1),
+		writable: make(chan struct{}, 1),
+		readBy:   deadline.New(),
+		writeBy:  deadline.New(),
+		reading:  make(chan struct{}, 1),
+		writing:  make(chan struct{}, 1),
+		window:   firstWindow,
+	}
+}
+
+// Read implements net.Conn. After the last byte it returns io.EOF if the other
+// side has ended its direction, an error that matches engine.ErrReset if the
+// stream ended otherwise, and engine.ErrClosed after Close.
+func (st *Stream) Read(p []byte) (int, error) {
+	st.reading <- struct{}{}
+	defer func() { <-st.reading }()
+	for {
+		passed := st.readBy.Done() // another one when the deadline was moved
+		ready, err := st.look(passed, len(p))
+		if err != nil || len(p) == 0 {
+			return 0, err
+		}
+		if ready {
+			return st.read(p)
+		}
+		select {
+		case <-st.readable:
+		case <-passed:
+		}
+	}
+}
+
+// look tells whether bytes wait to be read, or why none will.
+func (st *Stream) look(passed <-chan struct{}, want int) (ready bool, err error) {
+	st.session.mu.Lock()
+	defer st.session.mu.Unlock()
+	switch {
+	case st.closed:
+		return false, engine.ErrClosed
+	case isClosed(passed):
+		return false, os.ErrDeadlineExceeded
+	case want == 0:
+		return false, nil
+	case st.unread > 0:
+		return true, nil
+	case st.reset:
+		return false, engine.ErrReset
+	case st.fin:
+		return false, io.EOF
+	}
+	return false, st.session.channel.Err()
+}
+
+// read reads what has come. smux has it, or is about to: the goroutine that
+// called the tap puts it there.
+func (st *Stream) read(p []byte) (int, error) {
+	n, err := st.smux.Read(p)
+	s := st.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case st.closed:
+		return 0, engine.ErrClosed
+	case n == 0:
+		return 0, s.failure(err)
+	}
+	freed := st.cost
+	if n < st.unread {
+		freed = int(int64(st.cost) * int64(n) / int64(st.unread)) // on average
+	}
+	st.unread -= n
+	st.cost -= freed
+	s.release(freed)
+	return n, nil // an error that comes with bytes comes again
+}
+
+// release takes off the session's account what was read or thrown away.
+func (s *Session) release(cost int) {
+	if full := s.held >= maxHeld; full && s.held-cost < maxHeld {
+		signal(s.drained)
+	}
+	s.held -= cost
+}
+
+// Write implements net.Conn. It returns when the channel has taken all of p. A
+// frame at a time waits for the other side's window, for its turn among the
+// session's streams, and for the carrier.
+func (st *Stream) Write(p []byte) (int, error) {
+	st.writing <- struct{}{}
+	defer func() { <-st.writing }()
+	for total := 0; ; {
+		passed := st.writeBy.Done()
+		size, err := st.allowed(passed, len(p)-total)
+		if err != nil || total == len(p) {
+			return total, err
+		}
+		if size == 0 {
+			select {
+			case <-st.writable:
+			case <-passed:
+			}
+			continue
+		}
+		select {
+		case st.session.turn <- struct{}{}:
+		case <-st.writable: // look again
+			continue
+		case <-passed:
+			continue
+		}
+		n, err := st.send(p[total:total+size], passed)
+		<-st.session.turn
+		total += n
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// allowed is how many of want bytes may be sent in a frame now, or why none may.
+func (st *Stream) allowed(passed <-chan struct{}, want int) (int, error) {
+	st.session.mu.Lock()
+	defer st.session.mu.Unlock()
+	switch {
+	case st.closed || st.ended:
+		return 0, engine.ErrClosed
+	case st.stopped:
+		return 0, engine.ErrReset
+	case st.session.channel.Err() != nil:
+		return 0, st.session.channel.Err()
+	case isClosed(passed):
+		return 0, os.ErrDeadlineExceeded
+	}
+	room := int64(st.window) - int64(st.sent-st.consumed)
+	return int(max(min(room, int64(want), frameSize), 0)), nil
+}
+
+// send gives smux a frame as soon as the channel has room, and nothing if the
+// stream may not send any more by then. The session's turn is held.
+func (st *Stream) send(p []byte, passed <-chan struct{}) (int, error) {
+	for {
+		room, ok := st.session.channel.Room()
+		if ok {
+			break
+		}
+		select {
+		case <-room:
+		case <-st.writable:
+		case <-passed:
+		}
+		if _, err := st.allowed(passed, 0); err != nil {
+			return 0, err
+		}
+	}
+	st.sending.Lock()
+	defer st.sending.Unlock()
+	if _, err := st.allowed(nil, 0); err != nil {
+		return 0, err
+	}
+	st.session.mu.Lock()
+	st.sent += uint32(len(p)) // before the other side can have read it
+	st.session.mu.Unlock()
+	n, err := st.smux.Write(p)
+	if err != nil {
+		return n, st.session.failure(err)
+	}
+	return n, nil
+}
+
+// CloseWrite implements engine.Stream.
+func (st *Stream) CloseWrite() error {
+	st.sending.Lock()
+	defer st.sending.Unlock()
+	s := st.session
+	s.mu.Lock()
+	closed, ended := st.closed, st.ended
+	st.ended = true
+	signal(st.writable)
+	s.mu.Unlock()
+	switch {
+	case closed:
+		return engine.ErrClosed
+	case !ended:
+		st.smux.CloseWrite() // fails with the session only
+	}
+	return nil
+}
+
+// Close implements engine.Stream.
+func (st *Stream) Close() error { return st.close(noticeStop) }
+
+// Reset implements engine.Stream.
+func (st *Stream) Reset() error { return st.close(noticeReset) }
+
+// close ends both directions, and tells the other side how.
+func (st *Stream) close(how byte) error {
+	st.sending.Lock()
+	defer st.sending.Unlock()
+	s := st.session
+	s.mu.Lock()
+	if st.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	notify := how == noticeReset || !st.fin
+	st.closed, st.ended = true, true
+	s.release(st.cost)
+	st.cost, st.unread = 0, 0
+	delete(s.streams, st.id)
+	signal(st.readable)
+	signal(st.writable)
+	s.mu.Unlock()
+	st.readBy.Set(time.Time{})
+	st.writeBy.Set(time.Time{})
+	if notify {
+		s.notice(how, st.id) // before the FIN, which would be an end of file
+	}
+	st.smux.Close()
+	return nil
+}
+
+// LocalAddr implements net.Conn. The address belongs to the carrier.
+func (st *Stream) LocalAddr() net.Addr { return st.session.channel.LocalAddr() }
+
+// RemoteAddr implements net.Conn. The address belongs to the carrier.
+func (st *Stream) RemoteAddr() net.Addr { return st.session.channel.RemoteAddr() }
+
+// SetDeadline implements net.Conn.
+func (st *Stream) SetDeadline(t time.Time) error {
+	if err := st.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return st.SetWriteDeadline(t)
+}
+
+// SetReadDeadline implements net.Conn.
+func (st *Stream) SetReadDeadline(t time.Time) error { return st.set(st.readBy, st.readable, t) }
+
+// SetWriteDeadline implements net.Conn.
+func (st *Stream) SetWriteDeadline(t time.Time) error { return st.set(st.writeBy, st.writable, t) }
+
+// set moves a deadline and wakes whom it concerns.
+func (st *Stream) set(d *deadline.Deadline, waiter chan struct{}, t time.Time) error {
+	st.session.mu.Lock()
+	closed := st.closed
+	st.session.mu.Unlock()
+	if closed {
+		return engine.ErrClosed
+	}
+	d.Set(t)
+	signal(waiter)
+	return nil
+}

@@ -1,0 +1,295 @@
+package mux
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"sync"
+	"time"
+)
+
+const (
+	version    = 2
+	headerSize = 8
+
+	cmdSYN = 0
+	cmdFIN = 1
+	cmdPSH = 2
+	cmdNOP = 3
+	cmdUPD = 4
+
+	updateSize = 8
+	noticeSize = 5
+
+	noticeStop  = 0
+	noticeReset = 1
+)
+
+// header is the head of a frame.
+func header(cmd byte, size int, id uint32) []byte {
+	p := make([]byte, headerSize)
+	p[0], p[1] = version, cmd
+	binary.LittleEndian.PutUint16(p[2:], uint16(size))
+	binary.LittleEndian.PutUint32(p[4:], id)
+	return p
+}
+
+func noticeBody(what byte, id uint32) []byte {
+	return binary.LittleEndian.AppendUint32([]byte{what}, id)
+}
+
+func updateBody(consumed uint32) []byte {
+	p := binary.LittleEndian.AppendUint32(nil, consumed)
+	return binary.LittleEndian.AppendUint32(p, streamWindow)
+}
+
+// A tap is what smux takes for its connection: the channel, and an eye on every
+// frame that passes. It refuses what smux would take from a peer that breaks the
+// rules, and never blocks a frame that smux sends.
+type tap struct {
+	s *Session
+
+	// For the one goroutine of smux that reads:
+	head [headerSize]byte
+	got  int              // bytes of head
+	left int              // bytes of the body that have not come
+	body [updateSize]byte // its end, for the commands whose bodies are that small
+
+	mu sync.Mutex // one frame after the other goes into the channel
+}
+
+// Read implements io.Reader for smux. Between two frames it waits while the
+// session holds more than it may, see Session.
+func (t *tap) Read(p []byte) (int, error) {
+	if t.got == 0 {
+		t.s.wait()
+	}
+	n, err := t.s.channel.Read(p)
+	if n > 0 {
+		if err := t.see(p[:n]); err != nil {
+			t.s.channel.Fail(err)
+			t.s.wake()
+			return 0, err
+		}
+		return n, nil
+	}
+	t.s.wake()
+	return n, err
+}
+
+// wait returns when the session may read another frame.
+func (s *Session) wait() {
+	for s.full() {
+		select {
+		case <-s.drained:
+		case <-s.channel.Done():
+			return
+		}
+	}
+}
+
+func (s *Session) full() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held >= maxHeld
+}
+
+// see follows the frames in what has come. smux asks for a head or a body at a
+// time, but that is not relied on.
+func (t *tap) see(p []byte) error {
+	for len(p) > 0 {
+		if t.got < headerSize {
+			n := copy(t.head[t.got:], p)
+			t.got += n
+			p = p[n:]
+			if t.got < headerSize {
+				return nil
+			}
+			t.left = int(binary.LittleEndian.Uint16(t.head[2:]))
+			if err := t.check(); err != nil {
+				return err
+			}
+		}
+		n := min(t.left, len(p))
+		t.left -= n
+		if small := t.body[:]; n >= len(small) {
+			copy(small, p[n-len(small):n])
+		} else {
+			copy(small, small[n:])
+			copy(small[len(small)-n:], p[:n])
+		}
+		p = p[n:]
+		if t.left == 0 {
+			t.got = 0
+			if err := t.frame(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// check looks at a head before its body is read.
+func (t *tap) check() error {
+	cmd, id := t.head[1], binary.LittleEndian.Uint32(t.head[4:])
+	want := -1 // any size
+	switch {
+	case t.head[0] != version || cmd > cmdUPD:
+		return errFormat
+	case cmd == cmdUPD:
+		want = updateSize
+	case cmd == cmdPSH && id == 0:
+		want = noticeSize
+	case cmd != cmdPSH:
+		want = 0
+	}
+	if want >= 0 && t.left != want {
+		return errFormat
+	}
+	if cmd == cmdPSH && id != 0 {
+		return t.s.announced(id, t.left)
+	}
+	return nil
+}
+
+// frame handles a frame that has come whole.
+func (t *tap) frame() error {
+	cmd, id := t.head[1], binary.LittleEndian.Uint32(t.head[4:])
+	if cmd == cmdSYN {
+		return t.s.opened(id)
+	}
+	s := t.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if cmd == cmdPSH && id == 0 {
+		body := t.body[updateSize-noticeSize:]
+		return s.noticed(body[0], binary.LittleEndian.Uint32(body[1:]))
+	}
+	st := s.streams[id]
+	if st == nil {
+		return nil // it was closed here, and smux ignores the frame
+	}
+	switch cmd {
+	case cmdFIN:
+		st.fin = true
+		signal(st.readable)
+	case cmdUPD:
+		consumed := binary.LittleEndian.Uint32(t.body[:])
+		if st.sent-consumed > st.sent-st.consumed {
+			return errWindow
+		}
+		st.consumed, st.window = consumed, binary.LittleEndian.Uint32(t.body[4:])
+		signal(st.writable)
+	case cmdPSH:
+		size := int(binary.LittleEndian.Uint16(t.head[2:]))
+		if size == 0 {
+			return nil
+		}
+		cost := cost(size)
+		st.unread += size
+		st.cost += cost
+		s.held += cost
+		signal(st.readable)
+	}
+	return nil
+}
+
+// cost is the memory in bytes that an unread frame takes: smux's buffers have
+// the size of a power of two.
+func cost(size int) int { return 1<<bits.Len(uint(size-1)) + frameCost }
+
+// announced tells whether a frame of size bytes may come on a stream.
+func (s *Session) announced(id uint32, size int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch st := s.streams[id]; {
+	case st == nil:
+		return nil
+	case st.fin:
+		return errFormat
+	case st.unread+size > streamWindow:
+		return errWindow
+	}
+	return nil
+}
+
+// opened handles a SYN: there is a stream to accept, and its window is told.
+func (s *Session) opened(id uint32) error {
+	if err := s.register(id); err != nil {
+		return err
+	}
+	signal(s.accepted)
+	return s.tap.put(0, header(cmdUPD, updateSize, id), updateBody(0))
+}
+
+// register makes the stream of a SYN.
+func (s *Session) register(id uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client || id%2 == 0 || s.streams[id] != nil {
+		return errFormat
+	}
+	if len(s.streams) >= 2*maxStreams || s.pending >= maxPending {
+		return errTooMany
+	}
+	s.streams[id] = newStream(s, id)
+	s.pending++
+	return nil
+}
+
+// noticed handles a notice. The Session's mutex is held.
+func (s *Session) noticed(what byte, id uint32) error {
+	if what > noticeReset {
+		return errFormat
+	}
+	if st := s.streams[id]; st != nil {
+		st.stopped = true
+		st.reset = st.reset || what == noticeReset && !st.fin
+		signal(st.readable)
+		signal(st.writable)
+	}
+	return nil
+}
+
+// WriteBuffers implements what smux prefers to Write: v is a frame, its head
+// and its body.
+func (t *tap) WriteBuffers(v [][]byte) (int, error) {
+	head, body := v[0], v[1]
+	id := binary.LittleEndian.Uint32(head[4:])
+	var err error
+	switch head[1] {
+	case cmdSYN:
+		t.s.mu.Lock()
+		t.s.streams[id] = newStream(t.s, id)
+		t.s.mu.Unlock()
+		err = t.put(openDelay, head, header(cmdUPD, updateSize, id), updateBody(0))
+	case cmdUPD:
+		err = t.put(0, head, updateBody(binary.LittleEndian.Uint32(body)))
+	default:
+		err = t.put(0, head, body)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(head) + len(body), nil
+}
+
+// put appends a frame, or two, to the channel.
+func (t *tap) put(hold time.Duration, parts ...[]byte) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.s.channel.Waiting() > maxAnswers {
+		t.s.channel.Fail(errFlood)
+	}
+	return t.s.channel.Append(hold, parts...)
+}
+
+// Write implements io.Writer. smux does not call it where there is WriteBuffers.
+func (t *tap) Write(p []byte) (int, error) {
+	if err := t.put(0, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Close implements io.Closer.
+func (t *tap) Close() error { return t.s.channel.Close() }

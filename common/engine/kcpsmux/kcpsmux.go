@@ -1,0 +1,34 @@
+// Package kcpsmux is the engine kcp-smux: the library smux over the one stream
+// of the engine kcp, and nothing else.
+//
+// # On the wire
+//
+// The stream of package kcp, and in it the frames of package mux.
+package kcpsmux
+
+import (
+	"net"
+
+	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/mux"
+	"turbotunnel/common/engine/kcp"
+)
+
+// Engine is the engine kcp-smux.
+type Engine struct{}
+
+// Name implements engine.Engine.
+func (Engine) Name() string { return "kcp-smux" }
+
+// Multiplexes implements engine.Engine.
+func (Engine) Multiplexes() bool { return true }
+
+// Client implements engine.Engine.
+func (Engine) Client(pc net.PacketConn) (engine.Session, error) {
+	return mux.New(kcp.NewConn(pc, true), true)
+}
+
+// Server implements engine.Engine.
+func (Engine) Server(pc net.PacketConn) (engine.Session, error) {
+	return mux.New(kcp.NewConn(pc, false), false)
+}

@@ -1,0 +1,263 @@
+package sctp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"time"
+)
+
+const (
+	// A round trip divided by ackShare lies between two packets that only
+	// acknowledge, and ackPause at most: far less than the two round trips after
+	// which the other side sends again. The library writes one for each second
+	// packet that arrives: in TestAcknowledgements 773 in a round trip, and now 8.
+	// Over HTTP each is a request, which all else that the client has to say
+	// would wait for.
+	ackShare = 8
+	ackPause = 25 * time.Millisecond
+)
+
+// packets is what the library takes for its connection. It keeps account of what
+// is sent, and keeps from the library what it could not stand: it was made for
+// peers that mean well. Close, the local address and the deadlines are those of
+// the carrier.
+type packets struct {
+	net.PacketConn
+	c *conn
+}
+
+// waitingAck is an acknowledgement that was not written yet. The conn's mutex
+// guards it.
+type waitingAck struct {
+	packet []byte      // empty: none waits
+	last   time.Time   // when one was written last
+	timer  *time.Timer // ends the wait
+}
+
+// RemoteAddr implements net.Conn.
+func (p packets) RemoteAddr() net.Addr { return p.c.RemoteAddr() }
+
+// Read implements net.Conn. It fails when the session has ended.
+func (p packets) Read(b []byte) (int, error) {
+	for {
+		n, addr, err := p.ReadFrom(b)
+		ok, err := p.c.arrived(b[:max(n, 0)], addr, err)
+		if err != nil {
+			return 0, err
+		}
+		if ok {
+			return n, nil
+		}
+	}
+}
+
+// Write implements net.Conn. The library's writer alone calls it.
+func (p packets) Write(b []byte) (int, error) {
+	kept, to := p.c.depart(b)
+	if len(kept) > 0 {
+		p.c.acknowledge()
+		p.c.write(kept, to)
+		p.c.departed()
+	}
+	return len(b), nil
+}
+
+// write writes p to the carrier, unless the session has ended, which it has if
+// that fails.
+func (c *conn) write(p []byte, to net.Addr) {
+	c.writing <- struct{}{}
+	defer func() { <-c.writing }()
+	select {
+	case <-c.done:
+		return
+	default:
+	}
+	if _, err := c.pc.WriteTo(p, to); err != nil {
+		c.Fail(fmt.Errorf("carrier: %w", err))
+	}
+}
+
+// acknowledge writes the acknowledgement that waits. Where data goes the same
+// way, that is before it.
+func (c *conn) acknowledge() {
+	c.mu.Lock()
+	p, to := c.ack.packet, c.peer
+	if len(p) > 0 {
+		c.ack.packet, c.ack.last = nil, time.Now()
+	}
+	c.mu.Unlock()
+	if len(p) > 0 {
+		c.write(p, to)
+	}
+}
+
+// arrived looks at what ReadFrom has returned and tells whether it is a packet
+// for the library.
+func (c *conn) arrived(p []byte, addr net.Addr, err error) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		c.fail(fmt.Errorf("carrier: %w", err))
+	}
+	if c.peer == nil {
+		c.peer = addr
+	}
+	return c.err == nil && c.admit(p), c.err
+}
+
+// depart takes note of what is in a packet that the library wants to write, and
+// returns what shall be written, if anything, and to whom.
+func (c *conn) depart(p []byte) ([]byte, net.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil || c.peer == nil {
+		return nil, nil // it is over, or nothing has come that could be answered
+	}
+	kept := p[:packetHeaderSize]
+	for rest := p[packetHeaderSize:]; len(rest) > 0; {
+		chunk, after := nextChunk(rest)
+		if chunk[0] != chunkData || c.departs(chunk) {
+			kept = append(kept, rest[:len(rest)-len(after)]...) // in place
+		}
+		rest = after
+	}
+	if len(kept) == packetHeaderSize || c.holds(kept) {
+		return nil, nil
+	}
+	return kept, c.peer
+}
+
+// departed takes note of the fact that the carrier has taken a packet.
+func (c *conn) departed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.out.unsent -= c.out.batch
+	c.out.batch = 0
+	c.pump()
+}
+
+// What follows needs mu held.
+
+// admit tells whether p is a packet that the library can stand: one SACK, or
+// messages. It takes note of what the packet says.
+func (c *conn) admit(p []byte) bool {
+	if len(p) < packetHeaderSize+chunkHeaderSize || len(p)%4 != 0 {
+		return false
+	}
+	for rest := p[packetHeaderSize:]; len(rest) > 0; {
+		var chunk []byte
+		chunk, rest = nextChunk(rest)
+		switch {
+		case chunk == nil:
+			return false
+		case chunk[0] == chunkAbort:
+			c.fail(errPeerClosed)
+			return false
+		case chunk[0] == chunkSack:
+			return len(rest) == 0 && p[packetHeaderSize] == chunkSack && c.admitSack(chunk)
+		case !c.admitData(chunk):
+			return false
+		}
+	}
+	return true
+}
+
+// nextChunk cuts the first chunk off p, whose length is a multiple of 4. The chunk
+// is nil if it is malformed.
+func nextChunk(p []byte) (chunk, rest []byte) {
+	size := int(binary.BigEndian.Uint16(p[2:]))
+	padded := (size + 3) &^ 3
+	if size < chunkHeaderSize || padded > len(p) {
+		return nil, nil
+	}
+	return p[:size], p[padded:]
+}
+
+// admitData tells whether a chunk is a message of the one stream, in its place,
+// and not too far ahead.
+func (c *conn) admitData(chunk []byte) bool {
+	if len(chunk) <= dataHeaderSize || len(chunk) > dataHeaderSize+maxMessage {
+		return false
+	}
+	number := binary.BigEndian.Uint32(chunk[4:]) - firstTSN
+	return chunk[0] == chunkData && chunk[1]&^answerAtOnce == wholeMessage &&
+		binary.BigEndian.Uint32(chunk[8:]) == number&0xffff && // stream 0 and sequence number
+		binary.BigEndian.Uint32(chunk[12:]) == 0 && int32(number-c.read) < maxAhead
+}
+
+// admitSack tells whether a SACK speaks of what was sent, and of each at most
+// once, because the library goes through all of it. If so it takes note.
+func (c *conn) admitSack(chunk []byte) bool {
+	if len(chunk) < sackHeaderSize {
+		return false
+	}
+	o := &c.out
+	cumulative := binary.BigEndian.Uint32(chunk[4:])
+	gaps := int(binary.BigEndian.Uint16(chunk[12:]))
+	duplicates := int(binary.BigEndian.Uint16(chunk[14:]))
+	if len(chunk) != sackHeaderSize+4*(gaps+duplicates) {
+		return false
+	}
+	top := uint32(0) // above cumulative
+	for g := chunk[sackHeaderSize:]; gaps > 0; gaps, g = gaps-1, g[4:] {
+		start, end := uint32(binary.BigEndian.Uint16(g)), uint32(binary.BigEndian.Uint16(g[2:]))
+		if start <= top || end < start {
+			return false
+		}
+		top = end
+	}
+	if int32(o.sent-cumulative-top) <= 0 {
+		return false
+	}
+	if top > 0 && int32(cumulative+top-o.reported) > 0 {
+		o.reported = cumulative + top
+	}
+	if int32(cumulative+1-o.una) > 0 {
+		o.una = cumulative + 1
+		c.pump()
+	}
+	return true
+}
+
+// departs takes note of a DATA chunk and tells whether it shall be sent. The
+// library wants to send all that is outstanding again when nothing was
+// acknowledged for a second or two. A carrier that repairs what it loses may take
+// longer, and then delivers everything. So a message goes again if one sent after
+// it has arrived, and the newest in any case, whose arrival is evidence for all
+// the others. In TestOutage 1 message goes in vain in place of 516.
+func (c *conn) departs(chunk []byte) bool {
+	o := &c.out
+	tsn := binary.BigEndian.Uint32(chunk[4:])
+	if tsn == o.sent {
+		o.batch += len(chunk) - dataHeaderSize
+		if o.sent++; o.sent == o.next && len(chunk) < dataHeaderSize+maxMessage {
+			// Nothing follows. An odd packet would be acknowledged after 200 ms, and
+			// sent again before: without this in 11 of 30 runs of TestNothingTwice.
+			chunk[1] |= answerAtOnce
+		}
+		return true
+	}
+	c.wake() // the next may go
+	return tsn+1 == o.sent || int32(o.reported-tsn) > 0
+}
+
+// holds tells whether p shall wait, because it only acknowledges, and that
+// without a gap, and another such packet was written just before.
+func (c *conn) holds(p []byte) bool {
+	if len(p) != packetHeaderSize+sackHeaderSize || p[packetHeaderSize] != chunkSack {
+		return false
+	}
+	now := time.Now()
+	rtt := time.Duration(c.assoc.SRTT() * float64(time.Millisecond)) // 0: there is none yet
+	wait := c.ack.last.Add(min(rtt/ackShare, ackPause)).Sub(now)
+	if wait <= 0 {
+		c.ack.packet, c.ack.last = nil, now // what waits is in p, too
+		return false
+	}
+	if len(c.ack.packet) == 0 {
+		c.ack.timer.Reset(wait)
+	}
+	c.ack.packet = append(c.ack.packet[:0], p...)
+	return true
+}
