@@ -2,7 +2,7 @@
 // byte streams over the datagrams of a carrier.
 //
 // An engine knows net and nothing else: neither HTTP nor Tor. The carrier
-// below it hands over one net.PacketConn for each session; the engine runs one
+// below it hands over one Carrier for each session; the engine runs one
 // conversation of its protocol on it and turns it into streams. Package
 // engines is the one place that names every engine there is.
 package engine
@@ -48,21 +48,54 @@ type Engine interface {
 	// for the network: what the protocol needs to say first is written to pc
 	// as soon as it is known, so that it can travel in the session's first
 	// message. The session owns pc from now on and closes it.
-	Client(pc net.PacketConn) (Session, error)
+	Client(pc Carrier) (Session, error)
 
 	// Server starts the server's end of a session over pc, of which it
 	// becomes the owner.
-	Server(pc net.PacketConn) (Session, error)
+	Server(pc Carrier) (Session, error)
 }
+
+// A Carrier is the pipe of datagrams below one session: all that an engine may
+// know of it.
+//
+// Datagrams up to MaxDatagram bytes arrive unaltered or not at all, in order or
+// not. WriteTo does not keep its argument, and blocks when there is no room. Close
+// unblocks ReadFrom and WriteTo. Deadlines work. The address given to WriteTo is
+// the one that ReadFrom returned, or RemoteAddr, and means nothing. All methods
+// may be called concurrently, ReadFrom and WaitRead by one reader.
+type Carrier interface {
+	net.PacketConn
+
+	// RemoteAddr is where to write to. It is nil as long as that is known only
+	// from what comes.
+	RemoteAddr() net.Addr
+
+	// WaitRead returns when ReadFrom would return at once, or when that is not
+	// known: who waits long for a datagram needs no buffer meanwhile.
+	WaitRead()
+
+	// Binding is a secret that only the two ends of the sealed session below
+	// know, and nil where there is none, or not yet.
+	Binding() []byte
+}
+
+// Over makes a Carrier of any PacketConn that does what a Carrier must. peer is
+// the other end; nil: it is known from what comes.
+func Over(pc net.PacketConn, peer net.Addr) Carrier { return over{pc, peer} }
+
+type over struct {
+	net.PacketConn
+	peer net.Addr
+}
+
+func (o over) RemoteAddr() net.Addr { return o.peer }
+func (over) WaitRead()              {}
+func (over) Binding() []byte        { return nil }
 
 // A Session is one conversation between a client and a server.
 //
 // The client opens streams, the server accepts them. All methods may be called
-// concurrently. What pc must do for it: datagrams up to MaxDatagram bytes
-// arrive unaltered or not at all, in order or not; WriteTo does not keep its
-// argument, and blocks when there is no room; Close unblocks ReadFrom and
-// WriteTo; deadlines work. The address given to WriteTo is the one that
-// ReadFrom returned or pc's RemoteAddr method gives, and means nothing.
+// concurrently.
 type Session interface {
 	// Open returns a new stream without waiting for the other side. The
 	// server's Accept returns its end even when no byte is ever written to it.
@@ -72,11 +105,11 @@ type Session interface {
 	Accept(ctx context.Context) (Stream, error)
 
 	// Done is closed when the session has ended: by Close, by the other
-	// side's Close, or because pc failed.
+	// side's Close, or because the Carrier failed.
 	Done() <-chan struct{}
 
-	// Close ends the session, every stream in it and pc, unblocks every call
-	// and returns when nothing of the session touches pc any more. What was
+	// Close ends the session, every stream in it and the Carrier, unblocks every
+	// call and returns when nothing of the session touches the Carrier any more. What was
 	// written may be lost: close streams, and let the other side read their
 	// end, before closing the session. Closing twice is allowed.
 	Close() error

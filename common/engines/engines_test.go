@@ -4,6 +4,7 @@ import (
 	"net"
 	"testing"
 
+	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/enginetest"
 )
 
@@ -28,20 +29,9 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// socket is an end of a pair of UDP sockets: all that it sends goes to the
-// other one.
-type socket struct {
-	*net.UDPConn
-	peer net.Addr
-}
-
-func (s socket) RemoteAddr() net.Addr { return s.peer }
-
-func (s socket) WriteTo(p []byte, _ net.Addr) (int, error) { return s.UDPConn.WriteTo(p, s.peer) }
-
 // connectUDP returns two sockets on loopback. What does not fit into their
 // buffers is lost.
-func connectUDP(t *testing.T) (client, server net.PacketConn) {
+func connectUDP(t *testing.T) (client, server engine.Carrier) {
 	var sockets [2]*net.UDPConn
 	for i := range sockets {
 		c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -53,7 +43,7 @@ func connectUDP(t *testing.T) (client, server net.PacketConn) {
 		}
 		sockets[i] = c
 	}
-	return socket{sockets[0], sockets[1].LocalAddr()}, socket{sockets[1], sockets[0].LocalAddr()}
+	return engine.Over(sockets[0], sockets[1].LocalAddr()), engine.Over(sockets[1], sockets[0].LocalAddr())
 }
 
 // TestUDP: sockets in place of the carrier.

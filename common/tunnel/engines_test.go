@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"crypto/tls"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"turbotunnel/common/carrier"
+	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/enginetest"
 	"turbotunnel/common/engines"
 	"turbotunnel/common/handshake"
@@ -41,7 +41,7 @@ func TestEngines(t *testing.T) {
 						t.Skip("a mixture of two ways that are tested")
 					}
 				}
-				enginetest.RunOver(t, e, size, func(t *testing.T) (client, server net.PacketConn) {
+				enginetest.RunOver(t, e, size, func(t *testing.T) (client, server engine.Carrier) {
 					return carry(t, name, over.http2, over.mode)
 				})
 			})
@@ -63,7 +63,7 @@ func (transport) Rest() time.Duration            { return 0 }
 func (transport) Foreign(*http.Response)         {}
 
 // carry returns the ends of a session of the carrier.
-func carry(t *testing.T, name string, h2 http2, mode carrier.Mode) (client, server net.PacketConn) {
+func carry(t *testing.T, name string, h2 http2, mode carrier.Mode) (client, server engine.Carrier) {
 	key := handshake.GenerateKey()
 	sessions, over := make(chan *carrier.Session, 1), make(chan struct{})
 	handler := carrier.NewServer(carrier.ServerConfig{

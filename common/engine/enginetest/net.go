@@ -66,6 +66,12 @@ func (c *Conn) LocalAddr() net.Addr { return c.name }
 // RemoteAddr is the address of the other end.
 func (c *Conn) RemoteAddr() net.Addr { return c.peer }
 
+// WaitRead does not know, and returns at once.
+func (*Conn) WaitRead() {}
+
+// Binding is none: nothing is sealed here.
+func (*Conn) Binding() []byte { return nil }
+
 // ReadFrom implements net.PacketConn.
 func (c *Conn) ReadFrom(p []byte) (int, net.Addr, error) {
 	n, err := c.in.read(p)

@@ -73,14 +73,14 @@ func Run(t *testing.T, eng engine.Engine) { setup{eng: eng}.run(t) }
 // closes the ends; what else is left, connect ends by t.Cleanup. A goroutine
 // that is left over after that fails the test. size is how many bytes go each
 // way in the test of bulk.
-func RunOver(t *testing.T, eng engine.Engine, size int, connect func(t *testing.T) (client, server net.PacketConn)) {
+func RunOver(t *testing.T, eng engine.Engine, size int, connect func(t *testing.T) (client, server engine.Carrier)) {
 	setup{eng, connect, size}.run(t)
 }
 
 // A setup is what a test runs on.
 type setup struct {
 	eng     engine.Engine
-	connect func(t *testing.T) (client, server net.PacketConn) // nil: Connect, and a fake clock
+	connect func(t *testing.T) (client, server engine.Carrier) // nil: Connect, and a fake clock
 	size    int                                                // of bulk over connect, in bytes each way
 }
 
@@ -169,7 +169,7 @@ type pair struct {
 	setup
 	t              *testing.T
 	a, b           *Conn          // nil over another network
-	far            net.PacketConn // the server's
+	far            engine.Carrier // the server's
 	client, server engine.Session
 }
 
@@ -188,7 +188,7 @@ func newPair(t *testing.T, on setup, up, down Path) *pair {
 func newClient(t *testing.T, on setup, up, down Path) *pair {
 	t.Helper()
 	p := &pair{setup: on, t: t}
-	var near net.PacketConn
+	var near engine.Carrier
 	if on.connect != nil {
 		near, p.far = on.connect(t)
 	} else {

@@ -73,10 +73,10 @@ type Stats struct {
 }
 
 // A Conn is one conversation of KCP: a stream of bytes in each direction. It
-// owns its net.PacketConn. Read is for one caller at a time; the other methods
+// owns its engine.Carrier. Read is for one caller at a time; the other methods
 // are safe for concurrent use.
 type Conn struct {
-	pc       net.PacketConn // never changes, like what follows
+	pc       engine.Carrier // never changes, like what follows
 	client   bool
 	opened   chan struct{} // closed when the client's OPEN has come
 	done     chan struct{} // closed when the session has ended
@@ -111,7 +111,7 @@ type incoming struct {
 }
 
 // NewConn starts one side of a conversation over pc, which it owns from now on.
-func NewConn(pc net.PacketConn, client bool) *Conn {
+func NewConn(pc engine.Carrier, client bool) *Conn {
 	c := prepare(pc, client)
 	c.group.Go(c.readDatagrams)
 	c.group.Go(c.drive)
@@ -119,17 +119,15 @@ func NewConn(pc net.PacketConn, client bool) *Conn {
 }
 
 // prepare makes a Conn that has not started yet.
-func prepare(pc net.PacketConn, client bool) *Conn {
+func prepare(pc engine.Carrier, client bool) *Conn {
 	c := &Conn{
 		pc:       pc,
+		peer:     pc.RemoteAddr(),
 		client:   client,
 		opened:   make(chan struct{}),
 		done:     make(chan struct{}),
 		readable: make(chan struct{}, 1),
 		writable: make(chan struct{}, 1),
-	}
-	if a, ok := pc.(interface{ RemoteAddr() net.Addr }); ok {
-		c.peer = a.RemoteAddr()
 	}
 	c.out.limit = minBacklog
 	c.kcp = kcp.NewKCP(conversation, c.output)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"net"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -24,7 +23,7 @@ type pipe struct {
 	err error
 }
 
-func newPipe(pc net.PacketConn, client bool) *pipe {
+func newPipe(pc engine.Carrier, client bool) *pipe {
 	p := &pipe{Conn: NewConn(pc, client)}
 	p.group.Go(func() {
 		buf := make([]byte, 64<<10)
@@ -241,7 +240,7 @@ func TestFarewell(t *testing.T) {
 func TestPeerAddressLearnt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		a, b := newPipe(x, true), newPipe(struct{ net.PacketConn }{y}, false)
+		a, b := newPipe(x, true), newPipe(engine.Over(y, nil), false)
 		b.send([]byte("from the server"))
 		time.Sleep(time.Second)
 		if got := a.received(); len(got) > 0 {

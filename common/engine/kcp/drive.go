@@ -111,11 +111,8 @@ func (o *outgoing) clear() {
 // closed.
 func (c *Conn) readDatagrams() {
 	defer c.pc.Close() // a WriteTo may be blocked
-	waiter, waits := c.pc.(interface{ WaitRead() })
 	for {
-		if waits {
-			waiter.WaitRead() // without a buffer
-		}
+		c.pc.WaitRead() // without a buffer
 		d := datagrams.Get().(*datagram)
 		n, addr, err := c.pc.ReadFrom(d.data[:])
 		more := c.receive(d.data[:max(n, 0)], addr, err)

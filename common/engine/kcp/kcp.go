@@ -49,7 +49,6 @@ package kcp
 
 import (
 	"context"
-	"net"
 	"sync"
 
 	"turbotunnel/common/engine"
@@ -65,12 +64,12 @@ func (Engine) Name() string { return "kcp" }
 func (Engine) Multiplexes() bool { return false }
 
 // Client implements engine.Engine.
-func (Engine) Client(pc net.PacketConn) (engine.Session, error) {
+func (Engine) Client(pc engine.Carrier) (engine.Session, error) {
 	return newSession(NewConn(pc, true)), nil
 }
 
 // Server implements engine.Engine.
-func (Engine) Server(pc net.PacketConn) (engine.Session, error) {
+func (Engine) Server(pc engine.Carrier) (engine.Session, error) {
 	return newSession(NewConn(pc, false)), nil
 }
 

@@ -7,8 +7,6 @@
 package kcpsmux
 
 import (
-	"net"
-
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/internal/mux"
 	"turbotunnel/common/engine/kcp"
@@ -24,11 +22,11 @@ func (Engine) Name() string { return "kcp-smux" }
 func (Engine) Multiplexes() bool { return true }
 
 // Client implements engine.Engine.
-func (Engine) Client(pc net.PacketConn) (engine.Session, error) {
+func (Engine) Client(pc engine.Carrier) (engine.Session, error) {
 	return mux.New(kcp.NewConn(pc, true), true)
 }
 
 // Server implements engine.Engine.
-func (Engine) Server(pc net.PacketConn) (engine.Session, error) {
+func (Engine) Server(pc engine.Carrier) (engine.Session, error) {
 	return mux.New(kcp.NewConn(pc, false), false)
 }

@@ -10,8 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"net"
 	"time"
+
+	"turbotunnel/common/engine"
 )
 
 // keyLabel goes into the key that is derived from a binding.
@@ -26,7 +27,7 @@ var epoch = time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC)
 // derived from pc's binding, and the demand that the other side has the same
 // key. It reads the binding when the other side has spoken, as a client's
 // carrier has none before.
-func tlsConfig(pc net.PacketConn) *tls.Config {
+func tlsConfig(pc engine.Carrier) *tls.Config {
 	certificate := func() (*tls.Certificate, error) {
 		key, err := bindingKey(pc)
 		if err != nil {
@@ -58,12 +59,8 @@ func tlsConfig(pc net.PacketConn) *tls.Config {
 }
 
 // bindingKey derives the key of both sides from pc's binding.
-func bindingKey(pc net.PacketConn) (ed25519.PrivateKey, error) {
-	var binding []byte
-	if b, ok := pc.(interface{ Binding() []byte }); ok {
-		binding = b.Binding()
-	}
-	seed, err := hkdf.Key(sha256.New, binding, nil, keyLabel, ed25519.SeedSize)
+func bindingKey(pc engine.Carrier) (ed25519.PrivateKey, error) {
+	seed, err := hkdf.Key(sha256.New, pc.Binding(), nil, keyLabel, ed25519.SeedSize)
 	if err != nil {
 		return nil, fmt.Errorf("quic: deriving the certificate's key: %w", err)
 	}

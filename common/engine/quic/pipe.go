@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"turbotunnel/common/engine"
 )
 
 const (
@@ -58,7 +60,7 @@ var farewell = []byte{0}
 // does, or when the other side ends the session, it tells the session and is
 // silent, so that what the library has received can still be read.
 type pipe struct {
-	net.PacketConn
+	engine.Carrier
 	fail   func(error) // ends the session
 	peer   atomic.Pointer[net.Addr]
 	conn   atomic.Pointer[quic.Conn] // nil before the handshake is done
@@ -89,7 +91,7 @@ func (p *pipe) remote() net.Addr {
 // ReadFrom implements net.PacketConn.
 func (p *pipe) ReadFrom(b []byte) (int, net.Addr, error) {
 	p.pace()
-	n, from, err := p.PacketConn.ReadFrom(b)
+	n, from, err := p.Carrier.ReadFrom(b)
 	switch {
 	case err == nil && n == len(farewell) && b[0] == farewell[0]:
 		p.fail(errPeerClosed)
@@ -117,7 +119,7 @@ func (p *pipe) WriteTo(b []byte, to net.Addr) (int, error) {
 		return len(b), nil
 	default:
 	}
-	if _, err := p.PacketConn.WriteTo(b, to); err != nil {
+	if _, err := p.Carrier.WriteTo(b, to); err != nil {
 		p.fail(fmt.Errorf("writing to the carrier: %w", err))
 	}
 	return len(b), nil
@@ -153,27 +155,15 @@ func (p *pipe) gather(n int) {
 	p.burst, p.seen = now, arrived
 }
 
-// SetReadBuffer is for carriers that are sockets. The library complains in the
-// process' log about a PacketConn without it or without SetWriteBuffer.
-func (p *pipe) SetReadBuffer(n int) error {
-	if b, ok := p.PacketConn.(interface{ SetReadBuffer(int) error }); ok {
-		return b.SetReadBuffer(n)
-	}
-	return nil
-}
-
-// SetWriteBuffer is like SetReadBuffer.
-func (p *pipe) SetWriteBuffer(n int) error {
-	if b, ok := p.PacketConn.(interface{ SetWriteBuffer(int) error }); ok {
-		return b.SetWriteBuffer(n)
-	}
-	return nil
-}
+// SetReadBuffer and SetWriteBuffer do nothing: a carrier has its own bounds. The
+// library complains in the process' log about a PacketConn without them.
+func (*pipe) SetReadBuffer(int) error  { return nil }
+func (*pipe) SetWriteBuffer(int) error { return nil }
 
 // close ends the carrier and unblocks all callers.
 func (p *pipe) close() {
 	p.once.Do(func() { close(p.closed) })
-	p.PacketConn.Close()
+	p.Carrier.Close()
 }
 
 // pace waits while the library has more packets than it should keep.

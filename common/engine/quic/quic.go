@@ -51,7 +51,6 @@
 package quic
 
 import (
-	"net"
 	"sync"
 	"time"
 
@@ -132,7 +131,7 @@ func (Engine) Name() string { return "quic" }
 func (Engine) Multiplexes() bool { return true }
 
 // Client implements engine.Engine.
-func (Engine) Client(pc net.PacketConn) (engine.Session, error) { return newClient(pc), nil }
+func (Engine) Client(pc engine.Carrier) (engine.Session, error) { return newClient(pc), nil }
 
 // Server implements engine.Engine.
-func (Engine) Server(pc net.PacketConn) (engine.Session, error) { return newServer(pc) }
+func (Engine) Server(pc engine.Carrier) (engine.Session, error) { return newServer(pc) }

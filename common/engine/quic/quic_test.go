@@ -56,7 +56,7 @@ func bind(client, server string) (x, y *bound) {
 }
 
 // start starts both ends and has them closed at the end of the test.
-func start(t *testing.T, x, y net.PacketConn) (client, server *session) {
+func start(t *testing.T, x, y engine.Carrier) (client, server *session) {
 	t.Helper()
 	c, err := Engine{}.Client(x)
 	if err != nil {

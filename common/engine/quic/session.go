@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,7 +58,7 @@ type session struct {
 	closing bool
 }
 
-func newSession(pc net.PacketConn, client bool) *session {
+func newSession(pc engine.Carrier, client bool) *session {
 	s := &session{
 		client:  client,
 		ready:   make(chan struct{}),
@@ -67,11 +66,9 @@ func newSession(pc net.PacketConn, client bool) *session {
 		streams: make(map[*stream]struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
-	s.pipe = &pipe{PacketConn: pc, fail: s.lost, ended: s.ctx.Done(), closed: make(chan struct{})}
-	if c, ok := pc.(interface{ RemoteAddr() net.Addr }); ok {
-		if a := c.RemoteAddr(); a != nil {
-			s.pipe.peer.Store(&a)
-		}
+	s.pipe = &pipe{Carrier: pc, fail: s.lost, ended: s.ctx.Done(), closed: make(chan struct{})}
+	if a := pc.RemoteAddr(); a != nil {
+		s.pipe.peer.Store(&a)
 	}
 	s.transport = &quic.Transport{
 		Conn:                             s.pipe,
@@ -89,7 +86,7 @@ func (noConnectionID) GenerateConnectionID() (quic.ConnectionID, error) {
 }
 func (noConnectionID) ConnectionIDLen() int { return 0 }
 
-func newClient(pc net.PacketConn) *session {
+func newClient(pc engine.Carrier) *session {
 	s := newSession(pc, true)
 	s.group.Go(func() {
 		remote := s.pipe.remote()
@@ -107,7 +104,7 @@ func newClient(pc net.PacketConn) *session {
 	return s
 }
 
-func newServer(pc net.PacketConn) (*session, error) {
+func newServer(pc engine.Carrier) (*session, error) {
 	s := newSession(pc, false)
 	s.transport.ConnContext = func(ctx context.Context, _ *quic.ClientInfo) (context.Context, error) {
 		s.watch(ctx) // Accept says nothing of a handshake that fails
@@ -297,8 +294,8 @@ func (s *session) Close() error {
 		unwatch()
 	}
 	if remote := s.pipe.remote(); remote != nil && s.err() == engine.ErrClosed {
-		s.pipe.PacketConn.SetWriteDeadline(time.Now().Add(farewellTime))
-		s.pipe.PacketConn.WriteTo(farewell, remote) // if there is no room, the carrier's end says it
+		s.pipe.Carrier.SetWriteDeadline(time.Now().Add(farewellTime))
+		s.pipe.Carrier.WriteTo(farewell, remote) // if there is no room, the carrier's end says it
 	}
 	s.pipe.close()
 	s.transport.Close()

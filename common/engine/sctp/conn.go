@@ -28,7 +28,7 @@ var errPeerClosed = errors.New("the other side has ended the session")
 // conn implements mux.Channel, whose comments hold for its methods: it is a byte
 // stream each way in one association.
 type conn struct {
-	pc       net.PacketConn // never changes, like what follows
+	pc       engine.Carrier // never changes, like what follows
 	assoc    *sctp.Association
 	stream   *sctp.Stream
 	spare    *sctp.Stream   // never sent on, see wake
@@ -62,7 +62,7 @@ type outgoing struct {
 
 // newConn starts one side of an association over pc. Both sides are clients for
 // the library, because its servers know no tokens.
-func newConn(pc net.PacketConn, client bool) (*conn, error) {
+func newConn(pc engine.Carrier, client bool) (*conn, error) {
 	c := &conn{
 		pc:       pc,
 		done:     make(chan struct{}),
@@ -70,9 +70,7 @@ func newConn(pc net.PacketConn, client bool) (*conn, error) {
 		writing:  make(chan struct{}, 1),
 		out:      outgoing{una: firstTSN, sent: firstTSN, next: firstTSN},
 	}
-	if a, ok := pc.(interface{ RemoteAddr() net.Addr }); ok {
-		c.peer = a.RemoteAddr()
-	}
+	c.peer = pc.RemoteAddr()
 	local, remote := clientToken, serverToken
 	if !client {
 		local, remote = remote, local

@@ -17,7 +17,7 @@ import (
 var ordinary = enginetest.Path{Delay: 50 * time.Millisecond}
 
 // newEnd starts one end, which the test's cleanup closes.
-func newEnd(t testing.TB, pc net.PacketConn, client bool) *conn {
+func newEnd(t testing.TB, pc engine.Carrier, client bool) *conn {
 	t.Helper()
 	c, err := newConn(pc, client)
 	if err != nil {

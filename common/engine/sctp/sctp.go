@@ -43,7 +43,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 
 	"github.com/pion/logging"
 	"github.com/pion/sctp"
@@ -142,12 +141,12 @@ func (Engine) Name() string { return "sctp" }
 func (Engine) Multiplexes() bool { return true }
 
 // Client implements engine.Engine.
-func (Engine) Client(pc net.PacketConn) (engine.Session, error) { return start(pc, true) }
+func (Engine) Client(pc engine.Carrier) (engine.Session, error) { return start(pc, true) }
 
 // Server implements engine.Engine.
-func (Engine) Server(pc net.PacketConn) (engine.Session, error) { return start(pc, false) }
+func (Engine) Server(pc engine.Carrier) (engine.Session, error) { return start(pc, false) }
 
-func start(pc net.PacketConn, client bool) (engine.Session, error) {
+func start(pc engine.Carrier, client bool) (engine.Session, error) {
 	c, err := newConn(pc, client)
 	if err != nil {
 		pc.Close()

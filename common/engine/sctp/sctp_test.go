@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -318,7 +317,7 @@ func TestPeerAddressLearnt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		server, err := Engine{}.Server(struct{ net.PacketConn }{y})
+		server, err := Engine{}.Server(engine.Over(y, nil))
 		if err != nil {
 			t.Fatal(err)
 		}
