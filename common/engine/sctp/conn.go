@@ -1,7 +1,6 @@
 package sctp
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -16,14 +15,19 @@ import (
 )
 
 // backlog bounds the bytes that were appended and that the carrier has not taken
-// yet: what is said next waits behind them. Eight times as much is not faster.
-const backlog = 64 << 10
+// yet: what is said next waits behind them. Who was refused is told when half of
+// them have left. In memory that reaches 348 MB/s, with half as much 333 MB/s,
+// with twice as much 310 MB/s.
+const backlog = 128 << 10
 
 // farewellTime is how long Close waits for a blocked carrier before it gives up
 // telling the other side.
 const farewellTime = 100 * time.Millisecond
 
 var errPeerClosed = errors.New("the other side has ended the session")
+
+// messages are buffers for what is not a whole message yet, or no more.
+var messages = sync.Pool{New: func() any { return new([maxMessage]byte) }}
 
 // conn implements mux.Channel, whose comments hold for its methods: it is a byte
 // stream each way in one association.
@@ -37,7 +41,8 @@ type conn struct {
 	writing  chan struct{}  // held while pc.WriteTo is called, but for the farewell
 	group    sync.WaitGroup // what says farewell
 
-	rest []byte // of a message that Read has begun; its one caller's
+	buf  *[maxMessage]byte // of a message that Read has begun, from the pool; its one caller's
+	rest []byte            // what is left of that; the same
 
 	mu   sync.Mutex // guards what follows
 	peer net.Addr   // where to write to; nil until it is known
@@ -52,12 +57,12 @@ type conn struct {
 // below next were given to it. The conn's mutex guards it.
 type outgoing struct {
 	una, sent, next uint32
-	reported        uint32       // the highest TSN that is known to have arrived before its turn
-	staged          bytes.Buffer // bytes that the library was not given
-	held            bool         // what is staged waits for more
-	unsent          int          // bytes that the library has and the carrier has not taken
-	batch           int          // of them, in the packet that is being written
-	waits           bool         // somebody was refused and has not been told of room
+	reported        uint32 // the highest TSN that is known to have arrived before its turn
+	staged          []byte // a message that is not full, from the pool; nil: none
+	held            bool   // what is staged waits for more
+	unsent          int    // bytes that the library has and the carrier has not taken
+	batch           int    // of them, in the packet that is being written
+	waits           bool   // somebody was refused and has not been told of room
 }
 
 // newConn starts one side of an association over pc. Both sides are clients for
@@ -76,7 +81,7 @@ func newConn(pc engine.Carrier, client bool) (*conn, error) {
 		local, remote = remote, local
 	}
 	c.ack.timer = time.AfterFunc(0, c.acknowledge)
-	c.mu.Lock() // the library's goroutines find c complete
+	c.mu.Lock() // so that the library's goroutines find c complete
 	defer c.mu.Unlock()
 	var err error
 	c.assoc, err = sctp.ClientWithOptions(slices.Concat(options,
@@ -117,16 +122,14 @@ func (c *conn) Read(p []byte) (int, error) {
 	case len(p) == 0:
 		return 0, nil
 	case len(c.rest) > 0:
-		n := copy(p, c.rest)
-		c.rest = c.rest[n:]
-		return n, nil
+		return c.take(p), nil
 	}
-	n, err := c.stream.Read(p)
-	if errors.Is(err, io.ErrShortBuffer) { // n is what there is
-		message := make([]byte, n)
-		_, err = c.stream.Read(message)
-		n = copy(p, message)
-		c.rest = message[n:]
+	n, err := c.stream.Read(p) // an idle session waits without memory for a message
+	if errors.Is(err, io.ErrShortBuffer) {
+		c.buf = messages.Get().(*[maxMessage]byte)
+		n, err = c.stream.Read(c.buf[:])
+		c.rest = c.buf[:n]
+		n = c.take(p)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -138,6 +141,16 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// take moves what is left of a message into p.
+func (c *conn) take(p []byte) int {
+	n := copy(p, c.rest)
+	if c.rest = c.rest[n:]; len(c.rest) == 0 {
+		messages.Put(c.buf)
+		c.buf = nil
+	}
+	return n
+}
+
 func (c *conn) Append(hold time.Duration, parts ...[]byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -147,12 +160,12 @@ func (c *conn) Append(hold time.Duration, parts ...[]byte) error {
 	switch {
 	case hold == 0:
 		c.out.held = false
-	case c.out.staged.Len() == 0:
+	case len(c.out.staged) == 0:
 		c.out.held = true
 		time.AfterFunc(hold, func() { c.Append(0) })
 	}
 	for _, p := range parts {
-		c.out.staged.Write(p)
+		c.stage(p)
 	}
 	c.pump()
 	return nil
@@ -192,30 +205,54 @@ func (c *conn) Close() error {
 
 // What follows needs mu held.
 
-func (c *conn) waiting() int { return c.out.staged.Len() + c.out.unsent }
+func (c *conn) waiting() int { return len(c.out.staged) + c.out.unsent }
 
-// pump gives the library what is staged, as far as the carrier keeps up and
-// acknowledgements come. Less than a full message waits as long as the library
-// has something else to send.
-func (c *conn) pump() {
+// stage gives the library full messages of p, and keeps what is left of it.
+func (c *conn) stage(p []byte) {
 	o := &c.out
-	for c.err == nil && o.staged.Len() > 0 && o.unsent < backlog && o.next-o.una < maxOutstanding {
-		if o.staged.Len() < maxMessage && (o.held || o.unsent > 0) {
-			break
+	for len(p) > 0 {
+		if len(o.staged) == 0 && len(p) >= maxMessage {
+			c.give(p[:maxMessage])
+			p = p[maxMessage:]
+			continue
 		}
-		message := o.staged.Next(maxMessage)
-		o.next++
-		o.unsent += len(message)
-		if _, err := c.stream.Write(message); err != nil {
-			c.fail(err)
+		if o.staged == nil {
+			o.staged = messages.Get().(*[maxMessage]byte)[:0]
+		}
+		n := min(maxMessage-len(o.staged), len(p))
+		o.staged = append(o.staged, p[:n]...)
+		if p = p[n:]; len(o.staged) == maxMessage {
+			c.flush()
 		}
 	}
-	if o.waits && c.waiting() < backlog {
+}
+
+// pump gives the library less than a full message when it has nothing else to send,
+// so that small writes gather while the carrier is busy, and tells of room.
+func (c *conn) pump() {
+	o := &c.out
+	if len(o.staged) > 0 && !o.held && o.unsent == 0 && o.next-o.una < maxOutstanding {
+		c.flush()
+	}
+	if o.waits && c.waiting() < backlog/2 {
 		o.waits = false
 		signal(c.writable)
 	}
-	if o.una == o.next && o.staged.Len() == 0 {
-		o.staged = bytes.Buffer{} // an idle session needs no memory for it
+}
+
+// flush gives the library what is staged.
+func (c *conn) flush() {
+	c.give(c.out.staged)
+	messages.Put((*[maxMessage]byte)(c.out.staged[:maxMessage]))
+	c.out.staged = nil
+}
+
+// give gives the library a message, of which it makes a copy.
+func (c *conn) give(message []byte) {
+	c.out.next++
+	c.out.unsent += len(message)
+	if _, err := c.stream.Write(message); err != nil {
+		c.fail(err)
 	}
 }
 
@@ -237,7 +274,6 @@ func (c *conn) finish(err error) {
 	}
 	c.err = err
 	close(c.done)
-	c.out.staged = bytes.Buffer{}
 	c.ack.timer.Stop()
 	signal(c.writable)
 	peer := c.peer

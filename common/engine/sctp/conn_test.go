@@ -304,7 +304,7 @@ func TestIdleIsSilent(t *testing.T) {
 		}
 		for _, c := range []*conn{client, server} {
 			c.mu.Lock()
-			n := c.out.staged.Cap() + len(c.rest)
+			n := cap(c.out.staged) + len(c.rest)
 			c.mu.Unlock()
 			if n > 0 {
 				t.Errorf("an idle session holds %d bytes", n)
@@ -314,7 +314,7 @@ func TestIdleIsSilent(t *testing.T) {
 }
 
 // TestUnread: a session that is not read stops the other side, and goes on when
-// it is read: at once where it is read slowly, and soon where it was not at all.
+// it is read.
 func TestUnread(t *testing.T) {
 	enginetest.Bubble(t, func(t *testing.T) {
 		client, server, network := connect(t, ordinary)
@@ -326,7 +326,7 @@ func TestUnread(t *testing.T) {
 		}
 		start := time.Now()
 		receive(t, server, size)
-		if d := time.Since(start); d > 5*time.Second {
+		if d := time.Since(start); d > 5*time.Second { // two looks, see maxTimeout
 			t.Errorf("the rest took %v", d)
 		}
 		if stats := client.count(); stats.again > 1000 {
@@ -339,13 +339,12 @@ func TestUnread(t *testing.T) {
 func TestEnds(t *testing.T) {
 	lost := errors.New("lost")
 	for name, test := range map[string]struct {
-		end           func(client *conn, network *enginetest.Conn)
-		here, there   error
-		thereIsAReset bool
+		end         func(client *conn, network *enginetest.Conn)
+		here, there error
 	}{
-		"closed": {func(c *conn, _ *enginetest.Conn) { c.Close() }, engine.ErrClosed, errPeerClosed, true},
-		"failed": {func(c *conn, _ *enginetest.Conn) { c.Fail(lost) }, lost, errPeerClosed, true},
-		"broken": {func(_ *conn, n *enginetest.Conn) { n.Break(lost) }, lost, nil, false},
+		"closed": {func(c *conn, _ *enginetest.Conn) { c.Close() }, engine.ErrClosed, errPeerClosed},
+		"failed": {func(c *conn, _ *enginetest.Conn) { c.Fail(lost) }, lost, errPeerClosed},
+		"broken": {func(_ *conn, n *enginetest.Conn) { n.Break(lost) }, lost, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			enginetest.Bubble(t, func(t *testing.T) {

@@ -33,10 +33,11 @@
 // out of band. Here both are constants: tag 1 of the client and 2 of the server,
 // TSN 1, a_rwnd 32 MB, one stream each way, zero checksum with method 1.
 //
-// At most 3072 messages may be on their way. A packet with anything else than said
-// here is ignored, in size, type of chunk, flags or number; so is one with a
-// message of 4608 or more above the number of those that were read, or with a SACK
-// of what was never sent, or of something twice.
+// At most 25 MB may be on their way, and a message that is not full is sent only
+// if fewer than 3072 are. A packet with anything else than said here is ignored,
+// in size, type of chunk, flags or number; so is one with a message of 6144 or more
+// above the number of those that were read, or with a SACK of what was never sent,
+// or of something twice.
 package sctp
 
 import (
@@ -58,17 +59,17 @@ const (
 	mtu        = 8176
 	maxMessage = mtu - packetHeaderSize - dataHeaderSize
 
-	// maxOutstanding is how many messages may be on their way: 25 MB of full
-	// ones. 500 Mbit/s with a round trip of 200 ms are 12.5 MB, and half as much
-	// again waits in the bottleneck and for an acknowledgement to leave. The
-	// library goes through all that is outstanding for every batch it sends.
+	// maxOutstanding is how many full messages may be on their way: 25 MB. 500
+	// Mbit/s with a round trip of 200 ms are 12.5 MB, and half as much again waits
+	// in the bottleneck and for an acknowledgement to leave. The library goes
+	// through all that is outstanding for every batch it sends.
 	maxOutstanding = 3072
 
-	// maxAhead is how many messages the other side may be ahead of what was read.
-	// It bounds in number what is held unread or out of order: the library counts
+	// maxAhead is how many messages the other side may be ahead of what was read:
+	// as many as a well-behaved side has on their way, full ones and others. It
+	// bounds in number what is held unread or out of order: the library counts
 	// bytes, takes 33 million messages of one byte, and sorts them all for each.
-	// Nothing is refused that a well-behaved side sends to one that reads.
-	maxAhead = maxOutstanding * 3 / 2
+	maxAhead = 2 * maxOutstanding
 
 	// receiveBuffer in bytes is SCTP's own receive window, which stops a side
 	// whose session is not read (see maxHeld in package mux). It holds more than

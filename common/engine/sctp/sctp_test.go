@@ -200,13 +200,14 @@ func evil(t *testing.T, r *rand.Rand) {
 		}
 		var chunks [][]byte
 		for range 1 + r.IntN(4) {
-			x := tsn + uint32(r.IntN(6)) - 2
-			switch r.IntN(50) {
-			case 0:
+			x := tsn
+			switch n := r.IntN(50); {
+			case n == 0:
 				x = r.Uint32()
+			case n < 9:
+				x += uint32(r.IntN(6)) - 2
 			default:
-				x, tsn = tsn, tsn+1
-			case 1, 2, 3, 4, 5, 6, 7, 8:
+				tsn++
 			}
 			chunks = append(chunks, data(x, "anything"[:1+r.IntN(8)]))
 		}
