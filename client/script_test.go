@@ -64,10 +64,7 @@ func (l leakCheck) Run() int {
 // ordinary web server; CLOSED: an address where nobody listens; BUSY: one where
 // somebody does.
 func TestScripts(t *testing.T) {
-	key, err := tunnel.NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := tunnel.NewKey()
 	server := echoServer(t, key)
 	bench := echoServer(t, nil)
 	web := httptest.NewServer(http.NotFoundHandler())
@@ -112,10 +109,7 @@ func TestScripts(t *testing.T) {
 // brings, and returns its URL.
 func echoServer(t *testing.T, key *tunnel.Key) string {
 	t.Helper()
-	server, err := tunnel.NewServer(tunnel.ServerConfig{Key: key})
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := tunnel.NewServer(tunnel.ServerConfig{Key: key})
 	web := httptest.NewServer(server)
 	done := make(chan struct{})
 	go func() {
@@ -372,10 +366,7 @@ func TestNobodyReads(t *testing.T) {
 
 // Requests do not wait for each other, whether they share a session or not.
 func TestSeveralRequestsAtOnce(t *testing.T) {
-	key, err := tunnel.NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := tunnel.NewKey()
 	args := "url=" + echoServer(t, key) + ";key=" + key.Public()
 	cmd := command(t)
 	stdout, err := cmd.StdoutPipe()

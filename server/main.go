@@ -234,10 +234,7 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 	if s.decoy, err = decoy.New(set.decoy, born, log); err != nil {
 		return nil, fmt.Errorf("-decoy: %w", err)
 	}
-	s.tunnel, err = tunnel.NewServer(tunnel.ServerConfig{Key: s.key, Decoy: s.decoy, TrustedProxies: s.trusted, Log: log})
-	if err != nil {
-		return nil, err
-	}
+	s.tunnel = tunnel.NewServer(tunnel.ServerConfig{Key: s.key, Decoy: s.decoy, TrustedProxies: s.trusted, Log: log})
 	s.streams = newForwarder(func() (stream, error) {
 		st, err := s.tunnel.Accept()
 		if err != nil {

@@ -44,10 +44,7 @@ func loadKey(dir string) (*tunnel.Key, error) {
 
 // makeKey writes a new key, unless another process is quicker.
 func makeKey(dir, path string) error {
-	key, err := tunnel.NewKey()
-	if err != nil {
-		return err
-	}
+	key := tunnel.NewKey()
 	tmp, err := writeTemporary(dir, key.Marshal())
 	if err != nil {
 		return err

@@ -119,10 +119,7 @@ func FuzzConfigSet(f *testing.F) {
 }
 
 func TestKey(t *testing.T) {
-	key, err := NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := NewKey()
 	text := key.Marshal()
 	again, err := ParseKey(text)
 	if err != nil || again.Public() != key.Public() || string(again.Marshal()) != string(text) {
@@ -152,10 +149,7 @@ func TestKey(t *testing.T) {
 }
 
 func FuzzParseKey(f *testing.F) {
-	key, err := NewKey()
-	if err != nil {
-		f.Fatal(err)
-	}
+	key := NewKey()
 	f.Add(key.Marshal())
 	f.Add([]byte(keyPrefix))
 	f.Add([]byte(keyPrefix + strings.Repeat("A", 43) + "\r\n"))

@@ -15,7 +15,7 @@ type Key struct{ private handshake.PrivateKey }
 const keyPrefix = "turbotunnel-private-key-1 "
 
 // NewKey makes a key.
-func NewKey() (*Key, error) { return &Key{handshake.GenerateKey()}, nil }
+func NewKey() *Key { return &Key{handshake.GenerateKey()} }
 
 // ParseKey reads what Marshal wrote: the content of a turbo_key file.
 func ParseKey(text []byte) (*Key, error) {

@@ -67,14 +67,8 @@ func TestKilledClient(t *testing.T) {
 }
 
 func testKilledClient(t *testing.T, e engine.Engine) {
-	key, err := NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, err := NewServer(ServerConfig{Key: key, Log: testLog()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := NewKey()
+	server := NewServer(ServerConfig{Key: key, Log: testLog()})
 	network := &pipes{make(chan net.Conn), make(chan struct{})}
 	web := &http.Server{Handler: server}
 	served := make(chan error)

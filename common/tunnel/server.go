@@ -53,7 +53,7 @@ type Server struct {
 }
 
 // NewServer returns a Server, which serves all engines.
-func NewServer(cfg ServerConfig) (*Server, error) {
+func NewServer(cfg ServerConfig) *Server {
 	s := &Server{log: cfg.Log, streams: make(chan *ServerStream)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -76,7 +76,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		ClientAddr: func(r *http.Request) netip.Addr { return clientAddr(r, trusted) },
 		Log:        s.log,
 	})
-	return s, nil
+	return s
 }
 
 // ServeHTTP answers clients and leaves everyone else to the decoy.

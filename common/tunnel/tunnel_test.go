@@ -50,10 +50,7 @@ type site struct {
 }
 
 func newSite(t testing.TB) *site {
-	key, err := NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := NewKey()
 	s := &site{t: t, key: key}
 	s.start()
 	s.web = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -79,10 +76,7 @@ func (s *site) start(more ...func(*ServerConfig)) (before *Server) {
 	for _, f := range more {
 		f(&cfg)
 	}
-	server, err := NewServer(cfg)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	server := NewServer(cfg)
 	return s.server.Swap(server)
 }
 
@@ -411,10 +405,7 @@ func TestErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed.Close()
-	other, err := NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := NewKey()
 	for i, c := range []struct {
 		name   string
 		change func(*Config, *site)
