@@ -66,6 +66,7 @@ func benchmarkTransfer(b *testing.B, eng engine.Engine, path Path, size int) {
 		for rest := b.N * unit; rest > 0; {
 			n, err := c.Write(block[:min(rest, size)])
 			if err != nil {
+				client.Close() // the reader waits for more
 				done <- err
 				return
 			}

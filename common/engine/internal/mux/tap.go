@@ -2,6 +2,7 @@ package mux
 
 import (
 	"encoding/binary"
+	"math"
 	"math/bits"
 	"sync"
 	"time"
@@ -17,6 +18,7 @@ const (
 	cmdNOP = 3
 	cmdUPD = 4
 
+	maxFrame   = math.MaxUint16 // the largest body of any smux, in bytes
 	updateSize = 8
 	noticeSize = 5
 
@@ -206,7 +208,7 @@ func (s *Session) announced(id uint32, size int) error {
 		return nil
 	case st.fin:
 		return errFormat
-	case st.unread+size > streamWindow:
+	case st.unread+size > streamWindow+maxFrame: // smux tells of a Read before that has returned
 		return errWindow
 	}
 	return nil
