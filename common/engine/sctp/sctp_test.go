@@ -204,9 +204,9 @@ func evil(t *testing.T, r *rand.Rand) {
 			switch r.IntN(50) {
 			case 0:
 				x = r.Uint32()
+			case 1, 2, 3, 4, 5, 6, 7, 8:
 			default:
 				x, tsn = tsn, tsn+1
-			case 1, 2, 3, 4, 5, 6, 7, 8:
 			}
 			chunks = append(chunks, data(x, "anything"[:1+r.IntN(8)]))
 		}
