@@ -25,6 +25,10 @@ import (
 	"turbotunnel/test/proc"
 )
 
+// Root is the folder of the module of both programs, for tests, each of which
+// runs in the folder of its package.
+const Root = "../.."
+
 // WaitLimit bounds the wait for what takes seconds on an idle machine.
 const WaitLimit = time.Minute
 
@@ -61,8 +65,9 @@ func Main(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	for program, folder := range map[*string]string{&Client: "client", &Server: "server"} {
 		*program = filepath.Join(dir, "turbotunnel-"+folder)
-		args := append([]string{"build", "-o", *program}, buildFlags...)
-		if out, err := exec.Command("go", append(args, "turbotunnel/"+folder)...).CombinedOutput(); err != nil {
+		// In their own module, so that they are made as users make them.
+		args := append([]string{"-C", Root, "build", "-o", *program}, buildFlags...)
+		if out, err := exec.Command("go", append(args, "./"+folder)...).CombinedOutput(); err != nil {
 			fmt.Printf("go build %s: %v\n%s", folder, err, out)
 			return 1
 		}
