@@ -307,7 +307,7 @@ func (b *bench) measure(s scenario, f *figures) error {
 	}
 	defer t.close()
 	defer func() {
-		f.Memory = max(peakMemory(t.clientPID), peakMemory(t.serverPID))
+		f.Memory = max(peakMemory(t.client.ID()), peakMemory(t.server.ID()))
 		f.Cuts = t.cuts.Load()
 		f.Requests, f.Lost = t.requests()
 	}()

@@ -124,15 +124,11 @@ func Write(t *testing.T, name, text string) {
 // Addrs are n of 127.0.0.1, host:port, on which nobody listens.
 func Addrs(t *testing.T, n int) []string {
 	t.Helper()
-	ports, err := proc.FreePorts(n)
+	addrs, err := proc.FreeAddrs(n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	list := make([]string, n)
-	for i, port := range ports {
-		list[i] = fmt.Sprintf("127.0.0.1:%d", port)
-	}
-	return list
+	return addrs
 }
 
 // Addr is one of Addrs.
