@@ -51,12 +51,9 @@ func (b *bench) setUp() error {
 	if err := cdn.WritePEM(cert, filepath.Join(b.dir, "cert.pem"), filepath.Join(b.dir, "key.pem")); err != nil {
 		return err
 	}
-	pem, err := os.ReadFile(b.ca)
-	if err != nil {
+	if b.pool, err = cdn.ReadCA(b.ca); err != nil {
 		return err
 	}
-	b.pool = x509.NewCertPool()
-	b.pool.AppendCertsFromPEM(pem)
 	b.load, err = newLoadServer()
 	return err
 }
