@@ -79,7 +79,7 @@ type rig struct {
 	wg             sync.WaitGroup
 }
 
-func (b *bench) startTunnel(s scenario) (*rig, error) {
+func (b *bench) startRig(s scenario) (*rig, error) {
 	t := &rig{stop: make(chan struct{})}
 	if err := b.startPrograms(t, s); err != nil {
 		t.close()
