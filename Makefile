@@ -22,20 +22,26 @@ build:
 # Everything, with real tor, proxies and programs: some minutes. A test whose
 # tools are missing fails. -count=1, because go test does not know that a test
 # which runs a program depends on the program's source. test/pace is run again
-# without the race detector, which is too slow for its fast paths.
+# without the race detector, which is too slow for its fast paths. The folder
+# test is a module of its own, which ./... does not enter.
 test:
 	test/install.sh $(TEST_PACKAGES)
 	go vet ./...
+	go -C test vet ./...
 	go test -race -count=1 -timeout 15m ./...
-	go test -count=1 ./test/pace
+	go -C test test -race -count=1 -timeout 15m ./...
+	go -C test test -count=1 ./pace
 
 # What needs nothing but Go, without the race detector: some seconds.
 test-short:
 	go test -short -count=1 ./...
+	go -C test test -short -count=1 ./...
 
 lint:
 	go vet ./...
+	go -C test vet ./...
 	go run $(STATICCHECK) ./...
+	go -C test run $(STATICCHECK) ./...
 	@unformatted=$$(go run $(GOFUMPT) -l .) || exit 1; \
 	if [ -n "$$unformatted" ]; then \
 		echo "Not formatted; run: go run $(GOFUMPT) -w ."; echo "$$unformatted"; exit 1; \
@@ -43,22 +49,22 @@ lint:
 
 # go test fuzzes one target of one package at a time.
 fuzz:
-	@set -e; for dir in $$(go list -f '{{.Dir}}' ./...); do \
+	@set -e; for dir in $$(go list -f '{{.Dir}}' ./... && go -C test list -f '{{.Dir}}' ./...); do \
 		for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$$dir"/*_test.go 2>/dev/null | cut -d' ' -f2); do \
 			echo "$$dir $$target"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir"; \
+			go -C "$$dir" test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .; \
 		done; \
 	done
 
 # exec: the demo itself gets make's signals, and cleans up.
 demo:
-	@mkdir -p bin && go build -o bin/demo ./test/demo && exec bin/demo
+	@mkdir -p bin && go -C test build -o ../bin/demo ./demo && exec bin/demo
 
 bench-programs:
 	@mkdir -p bin
 	go build -o bin/turbotunnel-client ./client
 	go build -o bin/turbotunnel-server ./server
-	go build -o bin/bench ./test/bench
+	go -C test build -o ../bin/bench ./bench
 
 # The tunnel beside raw HTTP/2 on emulated paths, some ten minutes. It writes
 # its tables, plots and numbers into doc/benchmarks.*. Run nothing else.
@@ -78,7 +84,7 @@ bench-engines: bench-programs
 		trap 'git worktree remove --force bin/source' EXIT; \
 		for program in client server test/bench; do \
 			name=$${program#test/}; [ $$name = bench ] || name=turbotunnel-$$name; \
-			(cd bin/source && go build -o ../$(BEFORE)/$$name ./$$program); \
+			go -C bin/source/$$program build -o "$(CURDIR)/bin/$(BEFORE)/$$name" .; \
 		done; \
 		bin/bench -suite engines -before bin/$(BEFORE) -o doc; \
 	else \

@@ -38,7 +38,9 @@ func startPebble(t *testing.T, life time.Duration) *pebble {
 		t.Skip("builds and runs an ACME server")
 	}
 	dir := t.TempDir()
-	out, err := exec.Command("go", "tool", "-n", "pebble").Output() // builds it, once
+	// It is a tool of the tests' module, so that nobody who imports this one
+	// gets it. This builds it, once.
+	out, err := exec.Command("go", "-C", "../test", "tool", "-n", "pebble").Output()
 	if err != nil {
 		t.Fatalf("go tool: %v", err)
 	}

@@ -94,7 +94,7 @@ func (f *sessionFigures) print() {
 }
 
 func (b *bench) memoryOne(f *sessionFigures, s scenario) error {
-	server, err := b.startServer(b.folder(s.before))
+	server, err := b.startMemoryServer(b.folder(s.before))
 	if err != nil {
 		return err
 	}
@@ -144,33 +144,27 @@ func (b *bench) memoryOne(f *sessionFigures, s scenario) error {
 // tells by its metrics what it holds.
 type memoryServer struct {
 	*proc.Process
-	pid           int
 	addr, metrics string
 	key           string
 }
 
-func (b *bench) startServer(folder string) (*memoryServer, error) {
-	ports, err := proc.FreePorts(2)
+func (b *bench) startMemoryServer(folder string) (*memoryServer, error) {
+	addrs, err := proc.FreeAddrs(2)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(b.dir, strconv.FormatInt(b.tunnels.Add(1), 10))
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	dir, err := b.newFolder()
+	if err != nil {
 		return nil, err
 	}
-	s := &memoryServer{addr: fmt.Sprintf("127.0.0.1:%d", ports[0]), metrics: fmt.Sprintf("127.0.0.1:%d", ports[1])}
-	cmd := exec.Command(filepath.Join(folder, "turbotunnel-server"), "-state-dir", filepath.Join(dir, "state"), "-metrics", s.metrics,
-		"-tls-cert", filepath.Join(b.dir, "cert.pem"), "-tls-key", filepath.Join(b.dir, "key.pem"), s.addr, b.load.ln.Addr().String())
-	if s.Process, err = proc.Start("turbotunnel-server", filepath.Join(dir, "server.log"), cmd); err != nil {
+	s := &memoryServer{addr: addrs[0], metrics: addrs[1]}
+	s.Process, s.key, err = b.startServer(folder, dir, s.addr, append(b.tlsFlags(), "-metrics", s.metrics)...)
+	if err != nil {
 		return nil, err
 	}
-	s.pid = cmd.Process.Pid
-	for _, addr := range []string{s.addr, s.metrics} {
-		if err := b.waitListen(addr); err != nil {
-			return nil, errors.Join(err, errors.New(proc.Tail(s.Log())), s.Stop())
-		}
-	}
-	if s.key, err = b.waitKey(s.Log()); err != nil {
+	ctx, cancel := context.WithTimeout(b.ctx, startLimit)
+	defer cancel()
+	if err := s.Wait(ctx, "its metrics", func() error { return proc.Listening(s.metrics) }); err != nil {
 		return nil, errors.Join(err, s.Stop())
 	}
 	return s, nil
@@ -183,7 +177,7 @@ const collections = 2
 // use measures the program. It collects garbage when it has made enough, which
 // answers about its metrics are.
 func (s *memoryServer) use(ctx context.Context) (use, error) {
-	u := use{Resident: resident(s.pid)}
+	u := use{Resident: resident(s.ID())}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	m, err := s.scrape(ctx)
@@ -270,7 +264,6 @@ type holdAnswer struct {
 // A holder is that process.
 type holder struct {
 	*proc.Process
-	pid int
 	in  *json.Encoder
 	out *json.Decoder
 }
@@ -298,12 +291,12 @@ func (b *bench) startHolder(before bool) (*holder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &holder{p, cmd.Process.Pid, json.NewEncoder(in), json.NewDecoder(out)}, nil
+	return &holder{p, json.NewEncoder(in), json.NewDecoder(out)}, nil
 }
 
 // do asks for something and waits until it is done.
 func (h *holder) do(what string, ask holdAsk) (use, error) {
-	held := resident(h.pid)
+	held := resident(h.ID())
 	u, err := h.exchange(what, ask)
 	if err != nil {
 		return u, fmt.Errorf("the client's end: %w\n%s", err, proc.Tail(h.Log()))

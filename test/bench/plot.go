@@ -128,7 +128,7 @@ func (r *results) pathBars() bars {
 			continue // most of that transfer was an outage
 		}
 		c.groups = append(c.groups, f.Name)
-		for i, x := range []float64{f.ratio(f.Down, f.Raw.Down), f.ratio(f.Up, f.Raw.Up), f.ratio(f.Raw.MeekDown, f.Raw.Down), f.ratio(f.Raw.MeekUp, f.Raw.Up)} {
+		for i, x := range []float64{share(f.Down, f.Raw.Down), share(f.Up, f.Raw.Up), share(f.Raw.MeekDown, f.Raw.Down), share(f.Raw.MeekUp, f.Raw.Up)} {
 			c.values[i] = append(c.values[i], x)
 		}
 	}
@@ -168,7 +168,7 @@ func (r *results) engineBars() bars {
 			c.groups = append(c.groups, f.Path)
 		}
 		k := at[f.Engine]
-		c.values[k] = append(c.values[k], min(f.ratio(f.Down, f.Raw.Down), f.ratio(f.Up, f.Raw.Up)))
+		c.values[k] = append(c.values[k], min(share(f.Down, f.Raw.Down), share(f.Up, f.Raw.Up)))
 	}
 	return c
 }

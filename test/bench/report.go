@@ -188,7 +188,7 @@ func cell(x, raw float64) string {
 	if x == 0 {
 		return "–"
 	}
-	return fmt.Sprintf("%.1f (%.2f)", x, x/raw)
+	return fmt.Sprintf("%.1f (%.2f)", x, share(x, raw))
 }
 
 func orDash(x float64, format string) string {
@@ -355,7 +355,7 @@ func (r *results) verdicts(s *strings.Builder) {
 		if !ok {
 			return
 		}
-		down, up := f.ratio(f.Down, f.Raw.Down), f.ratio(f.Up, f.Raw.Up)
+		down, up := share(f.Down, f.Raw.Down), share(f.Up, f.Raw.Up)
 		add(fmt.Sprintf("%s: at least %.2f of raw", name, least), fmt.Sprintf("%.2f down, %.2f up", down, up), down >= least && up >= least)
 	}
 	within := func(what string, got, limit time.Duration) {

@@ -159,7 +159,8 @@ type figures struct {
 	Error              string
 }
 
-func (f *figures) ratio(x, raw float64) float64 {
+// share is x as a share of raw. 0: raw was not measured.
+func share(x, raw float64) float64 {
 	if raw == 0 {
 		return 0
 	}
@@ -256,9 +257,9 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 
 func (f *figures) print() {
 	fmt.Printf("    one stream: down %.1f MB/s (%.2f of raw), up %.1f (%.2f); eight: down %.1f (%.2f), up %.1f (%.2f)\n",
-		f.Down, f.ratio(f.Down, f.Raw.Down), f.Up, f.ratio(f.Up, f.Raw.Up), f.Down8, f.ratio(f.Down8, f.Raw.Down), f.Up8, f.ratio(f.Up8, f.Raw.Up))
+		f.Down, share(f.Down, f.Raw.Down), f.Up, share(f.Up, f.Raw.Up), f.Down8, share(f.Down8, f.Raw.Down), f.Up8, share(f.Up8, f.Raw.Up))
 	if f.UpWarm > 0 {
-		fmt.Printf("    one stream that has been used before: up %.1f (%.2f)\n", f.UpWarm, f.ratio(f.UpWarm, f.Raw.Up))
+		fmt.Printf("    one stream that has been used before: up %.1f (%.2f)\n", f.UpWarm, share(f.UpWarm, f.Raw.Up))
 	}
 	fmt.Printf("    CPU %.1f s/GB, memory %d MB, longest pause %v, wire %.3f down %.3f up", f.CPU, f.Memory>>20, f.Gap.Round(time.Millisecond), f.WireDown, f.WireUp)
 	if f.Cuts > 0 || f.Lost > 0 {
@@ -301,13 +302,13 @@ func (b *bench) measure(s scenario, f *figures) error {
 	if n == 0 {
 		n = b.bytesFor(s.link)
 	}
-	t, err := b.startTunnel(s)
+	t, err := b.startRig(s)
 	if err != nil {
 		return err
 	}
 	defer t.close()
 	defer func() {
-		f.Memory = max(peakMemory(t.clientPID), peakMemory(t.serverPID))
+		f.Memory = max(peakMemory(t.client.ID()), peakMemory(t.server.ID()))
 		f.Cuts = t.cuts.Load()
 		f.Requests, f.Lost = t.requests()
 	}()
@@ -573,7 +574,7 @@ func (b *bench) idle(names []string) []idleFigures {
 }
 
 func (b *bench) idleOne(s scenario, f *idleFigures) error {
-	t, err := b.startTunnel(s)
+	t, err := b.startRig(s)
 	if err != nil {
 		return err
 	}

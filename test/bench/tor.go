@@ -95,8 +95,8 @@ func (b *bench) torMeasure(f *torFigures) (err error) {
 	network, err := tornet.Start(ctx, tornet.Options{
 		Dir:       dir,
 		Transport: "turbo",
-		ServerExec: fmt.Sprintf("%s -tls-cert %s -tls-key %s -url https://%s/bench", filepath.Join(b.bin, "turbotunnel-server"),
-			filepath.Join(b.dir, "cert.pem"), filepath.Join(b.dir, "key.pem"), cdn.Front),
+		ServerExec: fmt.Sprintf("%s %s -url https://%s/bench", filepath.Join(b.bin, "turbotunnel-server"),
+			strings.Join(b.tlsFlags(), " "), cdn.Front),
 		Env: []string{"SSL_CERT_FILE=" + b.ca},
 	})
 	if err != nil {

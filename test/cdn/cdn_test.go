@@ -2,11 +2,9 @@ package cdn
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -27,12 +25,10 @@ func TestFronting(t *testing.T) {
 	}
 	defer c.Close()
 
-	ca, err := os.ReadFile(caFile)
+	roots, err := ReadCA(caFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca)
 	transport := &http.Transport{
 		TLSClientConfig:   &tls.Config{RootCAs: roots, ServerName: Front},
 		ForceAttemptHTTP2: true,

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"os"
 	"time"
@@ -16,9 +17,10 @@ import (
 // certificateLife is longer than any test.
 const certificateLife = 24 * time.Hour
 
-// WriteCA makes a certificate authority for one certificate, that of hosts, or
-// of [Front] if none are given, which it returns. The authority's own certificate goes to the file name: it
-// is what clients have to trust, for example by the variable SSL_CERT_FILE.
+// WriteCA makes a certificate authority and returns the one certificate that it
+// signs, for hosts, or for [Front] if none are given. The authority's own goes
+// to the file name: it is what clients have to trust, for example by the
+// variable SSL_CERT_FILE, or by [ReadCA].
 func WriteCA(name string, hosts ...string) (tls.Certificate, error) {
 	var none tls.Certificate
 	if len(hosts) == 0 {
@@ -63,6 +65,19 @@ func WriteCA(name string, hosts ...string) (tls.Certificate, error) {
 		return none, err
 	}
 	return tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: key}, nil
+}
+
+// ReadCA returns a pool of what WriteCA wrote to the file name.
+func ReadCA(name string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s holds no certificate", name)
+	}
+	return roots, nil
 }
 
 // WritePEM writes a certificate of WriteCA and its key to files, for programs

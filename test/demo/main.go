@@ -215,12 +215,11 @@ func (d *demo) tor(ctx context.Context, web *target.Server) (err error) {
 
 // forward shows forwarding mode.
 func (d *demo) forward(ctx context.Context, web *target.Server) (err error) {
-	ports, err := proc.FreePorts(2)
+	addrs, err := proc.FreeAddrs(2)
 	if err != nil {
 		return err
 	}
-	serverAddr := fmt.Sprintf("127.0.0.1:%d", ports[0])
-	clientAddr := fmt.Sprintf("127.0.0.1:%d", ports[1])
+	serverAddr, clientAddr := addrs[0], addrs[1]
 	d.show.line("Starting turbotunnel-server %s %s: it serves HTTP on the first address, and connects each stream to the second, a small web server.",
 		serverAddr, web.Addr())
 	server, err := d.start(ctx, serverAddr, exec.Command(d.server, serverAddr, web.Addr()))
@@ -257,15 +256,7 @@ func (d *demo) forward(ctx context.Context, web *target.Server) (err error) {
 func (d *demo) start(ctx context.Context, addr string, cmd *exec.Cmd) (*proc.Process, error) {
 	cmd.Env = append(cmd.Environ(), "SSL_CERT_FILE="+d.ca)
 	name := filepath.Base(cmd.Path)
-	p, err := proc.Start(name, filepath.Join(d.dir, name+".log"), cmd)
-	if err != nil {
-		return nil, err
-	}
-	err = p.Wait(ctx, "its listener", func() error { return proc.Listening(addr) })
-	if err != nil {
-		return nil, errors.Join(err, p.Stop())
-	}
-	return p, nil
+	return proc.StartServing(ctx, name, filepath.Join(d.dir, name+".log"), cmd, addr)
 }
 
 type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)

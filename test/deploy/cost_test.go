@@ -19,7 +19,7 @@ import (
 
 // How long TestCost measures. For the numbers in doc/deploy-cdn.md:
 //
-//	go test ./test/deploy -run TestCost -v -timeout 1h -args -idle 10m -bulk 64
+//	go -C test test ./deploy -run TestCost -v -timeout 1h -args -idle 10m -bulk 64
 var (
 	idleTime = flag.Duration("idle", 5*time.Second, "how long TestCost watches an idle session")
 	bulkSize = flag.Int64("bulk", 4, "how many MB TestCost moves each way")

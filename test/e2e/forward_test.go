@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/net/proxy"
 
+	"turbotunnel/common/engines"
 	"turbotunnel/test/proc"
 	"turbotunnel/test/programs"
 	"turbotunnel/test/target"
@@ -25,7 +26,7 @@ import (
 
 // eachEngine runs a test with each engine.
 func eachEngine(t *testing.T, test func(t *testing.T, engine string)) {
-	for _, engine := range engines {
+	for _, engine := range engines.Names() {
 		t.Run(engine, func(t *testing.T) { test(t, engine) })
 	}
 }

@@ -12,9 +12,6 @@ import (
 	"turbotunnel/test/programs"
 )
 
-// engines are tested one by one.
-var engines = []string{"kcp", "kcp-smux", "quic", "sctp"}
-
 func TestMain(m *testing.M) { os.Exit(programs.Main(m)) }
 
 // runServer starts the server in forwarding mode and returns its address.

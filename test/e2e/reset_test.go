@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	all "turbotunnel/common/engines"
+	"turbotunnel/common/engines"
 	"turbotunnel/test/programs"
 )
 
@@ -68,7 +68,7 @@ var moments = []struct {
 // them ended in the same way, so that a part is never taken for the whole.
 func TestReset(t *testing.T) {
 	t.Parallel()
-	for _, engine := range all.Names() {
+	for _, engine := range engines.Names() {
 		t.Run(engine, func(t *testing.T) {
 			connect := ends(t, engine)
 			for _, how := range endings {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"turbotunnel/common/engines"
 	"turbotunnel/test/cdn"
 	"turbotunnel/test/guide"
 	"turbotunnel/test/programs"
@@ -216,7 +217,7 @@ func fronted(c *guide.CDN, engine string) tornet.ClientOptions {
 func TestTor(t *testing.T) {
 	t.Parallel()
 	tt := startTorTest(t)
-	for i, engine := range engines {
+	for i, engine := range engines.Names() {
 		country := []string{"aa", "bb", "cc", "dd"}[i]
 		network := []string{"192.0.2.1", "192.0.2.20", "198.51.100.1", "198.51.100.20"}[i] // and a digit
 		t.Run(engine, func(t *testing.T) {

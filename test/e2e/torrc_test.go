@@ -14,7 +14,7 @@ import (
 // example returns the two halves of torrc.example.
 func example(t *testing.T) (bridge, client string) {
 	t.Helper()
-	text, err := os.ReadFile("../../torrc.example")
+	text, err := os.ReadFile(filepath.Join(programs.Root, "torrc.example"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
@@ -85,33 +84,36 @@ func ofChromium(t *testing.T, protocol string) []*Connection {
 		t.Fatal(err)
 	}
 	key := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	dir := t.TempDir()
-	log := filepath.Join(dir, "log")
-	browser, err := proc.Start("chromium", log, exec.Command(program,
+	browse(t, rec, "chromium", exec.Command(program,
 		"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 		"--remote-debugging-port=0", // keeps it running
 		"--lang=en-US",
-		"--user-data-dir="+filepath.Join(dir, "profile"),
+		"--user-data-dir="+filepath.Join(t.TempDir(), "profile"),
 		"--ignore-certificate-errors-spki-list="+base64.StdEncoding.EncodeToString(key[:]),
 		"--host-resolver-rules=MAP "+cdn.Front+" "+rec.Addr(),
 		"https://"+cdn.Front+"/"))
+	if err := rec.Close(); err != nil {
+		t.Error(err)
+	}
+	return rec.Connections()
+}
+
+// browse runs a browser that loads the page until it has made its requests.
+func browse(t *testing.T, rec *Recorder, name string, cmd *exec.Cmd) {
+	t.Helper()
+	browser, err := proc.Start(name, filepath.Join(t.TempDir(), "log"), cmd)
 	if err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-rec.Answered("/done"):
 	case <-time.After(startTime):
-		text, _ := os.ReadFile(log)
-		t.Errorf("chromium has not made its requests:\n%s", text)
+		t.Errorf("%s has not made its requests:\n%s", name, browser.Tail())
 	}
 	if err := browser.Stop(); err != nil {
 		t.Log(err)
 	}
-	if err := rec.Close(); err != nil {
-		t.Error(err)
-	}
-	return rec.Connections()
 }
 
 // ofOurs returns the connections of this project's client. The headers given
@@ -119,12 +121,10 @@ func ofChromium(t *testing.T, protocol string) []*Connection {
 func ofOurs(t *testing.T, protocol, utls string, header http.Header) []*Connection {
 	t.Helper()
 	rec, _, ca := newRecorder(t, protocol)
-	pem, err := os.ReadFile(ca)
+	roots, err := cdn.ReadCA(ca)
 	if err != nil {
 		t.Fatal(err)
 	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pem)
 	f, err := front.New(front.Config{
 		URL:     &url.URL{Scheme: "https", Host: cdn.Front, Path: "/"},
 		Addr:    rec.Addr(),

@@ -11,13 +11,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
 	"turbotunnel/test/cdn"
-	"turbotunnel/test/proc"
 )
 
 // firefoxPrefs make a Firefox resolve every name to this computer, speak no
@@ -62,22 +60,9 @@ func ofFirefox(t *testing.T, program, protocol string) []*Connection {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := filepath.Join(t.TempDir(), "log")
 	cmd := exec.Command(program, "--headless", "--no-remote", "--profile", profile, "https://"+cdn.Front+":"+number+"/")
 	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
-	browser, err := proc.Start("firefox", log, cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-rec.Answered("/done"):
-	case <-time.After(startTime):
-		text, _ := os.ReadFile(log)
-		t.Errorf("firefox has not made its requests:\n%s", text)
-	}
-	if err := browser.Stop(); err != nil {
-		t.Log(err)
-	}
+	browse(t, rec, "firefox", cmd)
 	if err := rec.Close(); err != nil {
 		t.Log(err)
 	}

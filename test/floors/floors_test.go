@@ -2,6 +2,7 @@
 package floors
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,9 +16,20 @@ import (
 
 const module = "turbotunnel/"
 
-// A pkg is what go list says of a package of the module.
+// The folders of the two modules, seen from this one. Import paths of both
+// begin with module.
+const (
+	product = "../.."
+	tests   = ".."
+)
+
+// A pkg is what go list says of a package.
 type pkg struct {
-	ImportPath   string
+	ImportPath string
+	Module     *struct { // nil in the standard library
+		Path, Version string
+		Main          bool
+	}
 	Imports      []string
 	TestImports  []string
 	XTestImports []string
@@ -34,7 +46,7 @@ var floors = [][]string{
 	{"common/engine", "common/engines"}, // below it only by the rules further down
 	{"common/tunnel"},
 	{"client", "server"},
-	{"test"},
+	{"test"}, // the other module
 }
 
 const goptlib = "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
@@ -145,8 +157,11 @@ func anyIn(importPath string, folders []string) bool {
 	return slices.ContainsFunc(folders, func(folder string) bool { return in(importPath, folder) })
 }
 
-func TestFloors(t *testing.T) {
-	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", module+"...")
+// list returns what go list says of the packages of the module in dir and of all
+// that they are made of.
+func list(t *testing.T, dir string) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "-C", dir, "list", "-deps", "-json=ImportPath,Module,Imports,TestImports,XTestImports", "./...")
 	out, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError
@@ -156,22 +171,51 @@ func TestFloors(t *testing.T) {
 		t.Fatalf("go list: %v", err)
 	}
 	var packages []pkg
-	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
 		var p pkg
 		err := dec.Decode(&p)
 		if errors.Is(err, io.EOF) {
-			break
+			return packages
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		packages = append(packages, p)
 	}
-	if len(packages) < 2 {
-		t.Fatalf("go list found %d packages", len(packages))
+}
+
+func TestFloors(t *testing.T) {
+	for _, dir := range []string{product, tests} {
+		packages := slices.DeleteFunc(list(t, dir), func(p pkg) bool { return p.Module == nil || !p.Module.Main })
+		if len(packages) < 2 {
+			t.Fatalf("go list found %d packages in %s", len(packages), dir)
+		}
+		for _, wrong := range check(packages) {
+			t.Error(wrong)
+		}
 	}
-	for _, wrong := range check(packages) {
-		t.Error(wrong)
+}
+
+// TestVersions: tests that use the product's packages use what the programs are
+// made of. Each module has a go.mod of its own, in which the two could drift.
+func TestVersions(t *testing.T) {
+	versions := make(map[string]string)
+	for _, p := range list(t, product) {
+		if p.Module != nil && !p.Module.Main {
+			versions[p.Module.Path] = p.Module.Version
+		}
+	}
+	if len(versions) == 0 {
+		t.Fatal("the product is made of no other modules")
+	}
+	for _, p := range list(t, tests) {
+		if p.Module == nil {
+			continue
+		}
+		if want, both := versions[p.Module.Path]; both && p.Module.Version != want {
+			t.Errorf("%s is %s in the tests, and %s in the programs", p.Module.Path, p.Module.Version, want)
+			delete(versions, p.Module.Path) // said once
+		}
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -19,8 +18,7 @@ import (
 // of code whose first line is a comment of that name.
 func Printed(t *testing.T, guide, name string) string {
 	t.Helper()
-	_, here, _, _ := runtime.Caller(0)
-	text, err := os.ReadFile(filepath.Join(filepath.Dir(here), "..", "..", "doc", guide))
+	text, err := os.ReadFile(filepath.Join(programs.Root, "doc", guide))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,6 +44,19 @@ func FreePorts(n int) ([]int, error) {
 	return nil, fmt.Errorf("no %d free ports on 127.0.0.1 from %d to %d", n, firstPort, lastPort)
 }
 
+// FreeAddrs is FreePorts, as host:port.
+func FreeAddrs(n int) ([]string, error) {
+	ports, err := FreePorts(n)
+	if err != nil {
+		return nil, err
+	}
+	addrs := make([]string, n)
+	for i, port := range ports {
+		addrs[i] = fmt.Sprintf("127.0.0.1:%d", port)
+	}
+	return addrs, nil
+}
+
 // Listening returns nil when somebody listens on the TCP port of addr, an IPv4
 // host:port. It does not connect: that would make it the listener's first
 // client.

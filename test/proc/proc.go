@@ -82,6 +82,21 @@ func Start(name, log string, cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
+// StartServing is Start, and returns when somebody listens on addr, an IPv4
+// host:port. When that does not come about before ctx or the program ends,
+// nothing is left running.
+func StartServing(ctx context.Context, name, log string, cmd *exec.Cmd, addr string) (*Process, error) {
+	p, err := Start(name, log, cmd)
+	if err != nil {
+		return nil, err
+	}
+	err = p.Wait(ctx, "a listener on "+addr, func() error { return Listening(addr) })
+	if err != nil {
+		return nil, errors.Join(err, p.Stop())
+	}
+	return p, nil
+}
+
 // wait follows the program from its start until Stop is through with it. The
 // program is reaped last, so that its id, which is its group's, cannot go to
 // another one while Stop uses it.
@@ -101,6 +116,9 @@ func (p *Process) wait() {
 
 // Exited is closed when the program has ended. What it started may still run.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
+
+// ID is the program's process id.
+func (p *Process) ID() int { return p.cmd.Process.Pid }
 
 // Log is the name of the file that holds what the program printed.
 func (p *Process) Log() string { return p.log }

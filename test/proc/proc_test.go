@@ -117,6 +117,26 @@ func TestWaitSaysWhyAndShowsTheLog(t *testing.T) {
 	}
 }
 
+func TestStartServing(t *testing.T) {
+	addrs, err := FreeAddrs(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(t.TempDir(), "log")
+	cmd := exec.Command("sh", "-c", "echo elsewhere; exec sleep 100")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err = StartServing(ctx, "sh", log, cmd, addrs[0])
+	for _, want := range []string{addrs[0], "elsewhere"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v does not say %q", err, want)
+		}
+	}
+	if left := group(cmd.Process.Pid); len(left) > 0 {
+		t.Errorf("left running: %v", left)
+	}
+}
+
 func TestFreePorts(t *testing.T) {
 	ports, err := FreePorts(50)
 	if err != nil {

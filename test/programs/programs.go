@@ -25,6 +25,10 @@ import (
 	"turbotunnel/test/proc"
 )
 
+// Root is the folder of the module of both programs, for tests, each of which
+// runs in the folder of its package.
+const Root = "../.."
+
 // WaitLimit bounds the wait for what takes seconds on an idle machine.
 const WaitLimit = time.Minute
 
@@ -61,8 +65,9 @@ func Main(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	for program, folder := range map[*string]string{&Client: "client", &Server: "server"} {
 		*program = filepath.Join(dir, "turbotunnel-"+folder)
-		args := append([]string{"build", "-o", *program}, buildFlags...)
-		if out, err := exec.Command("go", append(args, "turbotunnel/"+folder)...).CombinedOutput(); err != nil {
+		// In their own module, so that they are made as users make them.
+		args := append([]string{"-C", Root, "build", "-o", *program}, buildFlags...)
+		if out, err := exec.Command("go", append(args, "./"+folder)...).CombinedOutput(); err != nil {
 			fmt.Printf("go build %s: %v\n%s", folder, err, out)
 			return 1
 		}
@@ -119,15 +124,11 @@ func Write(t *testing.T, name, text string) {
 // Addrs are n of 127.0.0.1, host:port, on which nobody listens.
 func Addrs(t *testing.T, n int) []string {
 	t.Helper()
-	ports, err := proc.FreePorts(n)
+	addrs, err := proc.FreeAddrs(n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	list := make([]string, n)
-	for i, port := range ports {
-		list[i] = fmt.Sprintf("127.0.0.1:%d", port)
-	}
-	return list
+	return addrs
 }
 
 // Addr is one of Addrs.

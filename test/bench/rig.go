@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -50,12 +51,9 @@ func (b *bench) setUp() error {
 	if err := cdn.WritePEM(cert, filepath.Join(b.dir, "cert.pem"), filepath.Join(b.dir, "key.pem")); err != nil {
 		return err
 	}
-	pem, err := os.ReadFile(b.ca)
-	if err != nil {
+	if b.pool, err = cdn.ReadCA(b.ca); err != nil {
 		return err
 	}
-	b.pool = x509.NewCertPool()
-	b.pool.AppendCertsFromPEM(pem)
 	b.load, err = newLoadServer()
 	return err
 }
@@ -73,8 +71,6 @@ func (b *bench) folder(before bool) string {
 type rig struct {
 	loader
 	client, server *proc.Process
-	clientPID      int
-	serverPID      int
 	link           *link.Link // nil on loopback
 	box            *http.Server
 	middlebox      *middlebox.Box // nil where there is none
@@ -83,7 +79,7 @@ type rig struct {
 	wg             sync.WaitGroup
 }
 
-func (b *bench) startTunnel(s scenario) (*rig, error) {
+func (b *bench) startRig(s scenario) (*rig, error) {
 	t := &rig{stop: make(chan struct{})}
 	if err := b.startPrograms(t, s); err != nil {
 		t.close()
@@ -107,38 +103,26 @@ func (b *bench) startTunnel(s scenario) (*rig, error) {
 }
 
 func (b *bench) startPrograms(t *rig, s scenario) error {
-	ports, err := proc.FreePorts(2)
+	addrs, err := proc.FreeAddrs(2)
 	if err != nil {
 		return err
 	}
-	serverAddr := fmt.Sprintf("127.0.0.1:%d", ports[0])
+	serverAddr := addrs[0]
 	t.loader = loader{
 		ctx: b.ctx, server: b.load,
-		addr:  fmt.Sprintf("127.0.0.1:%d", ports[1]),
+		addr:  addrs[1],
 		limit: time.Duration((20 + 8*b.seconds) * float64(time.Second)),
 	}
-	dir := filepath.Join(b.dir, strconv.FormatInt(b.tunnels.Add(1), 10))
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	args := []string{"-state-dir", filepath.Join(dir, "state")}
-	if s.habits != nil {
-		args = append(args, "-disable-tls")
-	} else {
-		args = append(args, "-tls-cert", filepath.Join(b.dir, "cert.pem"), "-tls-key", filepath.Join(b.dir, "key.pem"))
-	}
-	args = append(args, serverAddr, b.load.ln.Addr().String())
-	cmd := exec.Command(filepath.Join(b.folder(s.before), "turbotunnel-server"), args...)
-	logName := filepath.Join(dir, "server.log")
-	if t.server, err = proc.Start("turbotunnel-server", logName, cmd); err != nil {
-		return err
-	}
-	t.serverPID = cmd.Process.Pid
-	if err := b.waitListen(serverAddr); err != nil {
-		return fmt.Errorf("%w\n%s", err, proc.Tail(logName))
-	}
-	key, err := b.waitKey(logName)
+	dir, err := b.newFolder()
 	if err != nil {
+		return err
+	}
+	flags := b.tlsFlags()
+	if s.habits != nil {
+		flags = []string{"-disable-tls"} // which the middlebox ends
+	}
+	var key string
+	if t.server, key, err = b.startServer(b.folder(s.before), dir, serverAddr, flags...); err != nil {
 		return err
 	}
 	end := serverAddr
@@ -163,7 +147,7 @@ func (b *bench) startPrograms(t *rig, s scenario) error {
 		}
 		end = t.link.Addr()
 	}
-	args = []string{"-key", key, "-addr", end}
+	args := []string{"-key", key, "-addr", end}
 	if s.mode != "" {
 		args = append(args, "-mode", s.mode)
 	}
@@ -171,44 +155,53 @@ func (b *bench) startPrograms(t *rig, s scenario) error {
 		args = append(args, "-engine", s.engine)
 	}
 	args = append(args, t.addr, "https://"+cdn.Front+"/bench")
-	cmd = exec.Command(filepath.Join(b.folder(s.before), "turbotunnel-client"), args...)
+	cmd := exec.Command(filepath.Join(b.folder(s.before), "turbotunnel-client"), args...)
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+b.ca)
-	logName = filepath.Join(dir, "client.log")
-	if t.client, err = proc.Start("turbotunnel-client", logName, cmd); err != nil {
+	t.client, err = b.start(dir, t.addr, cmd)
+	return err
+}
+
+// startLimit bounds the wait for what a program does at its start.
+const startLimit = 10 * time.Second
+
+// start starts a program, with its log in dir, that listens on addr.
+func (b *bench) start(dir, addr string, cmd *exec.Cmd) (*proc.Process, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, startLimit)
+	defer cancel()
+	name := filepath.Base(cmd.Path)
+	return proc.StartServing(ctx, name, filepath.Join(dir, name+".log"), cmd, addr)
+}
+
+// startServer starts turbotunnel-server of that folder on addr, in front of the
+// load server and with its files in dir, and returns the key that clients need.
+func (b *bench) startServer(folder, dir, addr string, flags ...string) (p *proc.Process, key string, err error) {
+	flags = append(flags, "-state-dir", filepath.Join(dir, "state"), addr, b.load.ln.Addr().String())
+	p, err = b.start(dir, addr, exec.Command(filepath.Join(folder, "turbotunnel-server"), flags...))
+	if err != nil {
+		return nil, "", err
+	}
+	ctx, cancel := context.WithTimeout(b.ctx, startLimit)
+	defer cancel()
+	// It may name the key just after it has begun to listen.
+	err = p.Wait(ctx, "its key", func() (err error) {
+		key, err = publicKey(p.Log())
 		return err
+	})
+	if err != nil {
+		return nil, "", errors.Join(err, p.Stop())
 	}
-	t.clientPID = cmd.Process.Pid
-	if err := b.waitListen(t.addr); err != nil {
-		return fmt.Errorf("%w\n%s", err, proc.Tail(logName))
-	}
-	return nil
+	return p, key, nil
 }
 
-func (b *bench) waitListen(addr string) error {
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		err := proc.Listening(addr)
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(deadline) || b.ctx.Err() != nil {
-			return fmt.Errorf("nobody listens on %s: %w", addr, err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+// tlsFlags are the server's flags for a certificate of its own.
+func (b *bench) tlsFlags() []string {
+	return []string{"-tls-cert", filepath.Join(b.dir, "cert.pem"), "-tls-key", filepath.Join(b.dir, "key.pem")}
 }
 
-// waitKey finds the key in what the server says when it starts, which may be
-// just after it has begun to listen.
-func (b *bench) waitKey(logName string) (string, error) {
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		key, err := publicKey(logName)
-		if err == nil || time.Now().After(deadline) || b.ctx.Err() != nil {
-			return key, err
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+// newFolder makes one for the files of a tunnel.
+func (b *bench) newFolder() (string, error) {
+	dir := filepath.Join(b.dir, strconv.FormatInt(b.tunnels.Add(1), 10))
+	return dir, os.Mkdir(dir, 0o700)
 }
 
 // publicKey finds the key in a server's log.
@@ -264,7 +257,7 @@ func (t *rig) requests() (all, lost int64) {
 }
 
 // cpu is the CPU time that both programs have used.
-func (t *rig) cpu() time.Duration { return cpuOf(t.clientPID) + cpuOf(t.serverPID) }
+func (t *rig) cpu() time.Duration { return cpuOf(t.client.ID()) + cpuOf(t.server.ID()) }
 
 // cpuOf reads a process' CPU time: fields 14 and 15 of its stat, in ticks of
 // 10 ms (proc(5); Linux has USER_HZ 100 on every machine that Go runs on).
