@@ -140,7 +140,9 @@ type Stream interface {
 
 	// Reset ends both directions and says that something has failed: the other
 	// side's Read and Write return ErrReset, Read after what it was sent before
-	// where the protocol keeps that order. On this side it is like Close. On a
-	// stream that was closed it does nothing.
+	// where the protocol keeps that order. An end of file that it has read stays
+	// one; one that was sent by CloseWrite and not read yet becomes a failure where
+	// the protocol can say that (QUIC's cannot, once it has arrived). On this side
+	// it is like Close. On a stream that was closed it does nothing.
 	Reset() error
 }

@@ -39,6 +39,8 @@ var cases = []struct {
 	{"HalfClose", true, 0, testHalfClose},
 	{"CloseDelivers", true, 0, testCloseDelivers},
 	{"CloseStopsTheOtherSide", true, 0, testCloseStops},
+	{"Reset", true, 0, testReset},
+	{"CloseEndsTheOthersWrite", true, 0, testCloseEndsWrite},
 	{"ReadBackpressure", true, 0, testBackpressure},
 	{"Deadlines", true, 0, testDeadlines},
 	{"WriteTimeoutKeepsOrder", true, 0, testWriteTimeout},
@@ -456,6 +458,89 @@ func testCloseStops(t *testing.T, on setup) {
 	expectErr(t, "Write to a closed stream", err, engine.ErrReset)
 	expect(t, s, "last words")
 	expectEOF(t, s)
+}
+
+// testReset: a stream that is reset ends for the other side by an error, from
+// either side, and not by an end of file. An end of file that was read stays one.
+func testReset(t *testing.T, on setup) {
+	for _, from := range []string{"client", "server"} {
+		for _, ended := range []bool{false, true} {
+			p := newPair(t, on, ordinary, ordinary)
+			x, y := p.stream()
+			if from == "server" {
+				x, y = y, x
+			}
+			what := fmt.Sprintf("%s, after CloseWrite %t: ", from, ended)
+			write(t, x, "unfinished")
+			expect(t, y, "unfinished")
+			write(t, y, "unread")
+			want := engine.ErrReset
+			if ended {
+				x.CloseWrite()
+				expectEOF(t, y)
+				want = io.EOF
+			}
+			reading := make(chan error, 1)
+			go func() {
+				_, err := y.Read(make([]byte, 1))
+				reading <- err
+			}()
+			start := time.Now()
+			if err := x.Reset(); err != nil {
+				t.Errorf("%sReset: %v", what, err)
+			}
+			p.expectPassed(t, "Reset", start, 0)
+			expectErr(t, what+"Read that waits", <-reading, want)
+			_, err := y.Read(make([]byte, 1))
+			expectErr(t, what+"Read", err, want)
+			y.SetWriteDeadline(time.Now().Add(time.Hour))
+			for err = nil; err == nil; {
+				_, err = y.Write(make([]byte, 1000))
+				p.pass(time.Millisecond)
+			}
+			expectErr(t, what+"Write", err, engine.ErrReset)
+			_, err = x.Read(make([]byte, 1))
+			expectErr(t, what+"Read on its own side", err, engine.ErrClosed)
+			_, err = x.Write([]byte("x"))
+			expectErr(t, what+"Write on its own side", err, engine.ErrClosed)
+			for range 2 {
+				if err := errors.Join(x.Reset(), x.Close(), y.Reset(), y.Close()); err != nil {
+					t.Errorf("%sclosing again: %v", what, err)
+				}
+			}
+			p.close()
+		}
+	}
+}
+
+// testCloseEndsWrite: a Write that waits for a reader ends soon after the reader has
+// gone, and so it does after a reset.
+func testCloseEndsWrite(t *testing.T, on setup) {
+	for _, leave := range []func(engine.Stream) error{engine.Stream.Close, engine.Stream.Reset} {
+		p := newPair(t, on, ordinary, ordinary)
+		c, s := p.stream()
+		if _, err := p.fill(c, newSource(1)); err != nil {
+			t.Fatal(err)
+		}
+		c.SetWriteDeadline(time.Time{})
+		blocked := make(chan error, 1)
+		go func() {
+			for {
+				if _, err := c.Write(make([]byte, 32<<10)); err != nil {
+					blocked <- err
+					return
+				}
+			}
+		}()
+		p.pass(time.Minute)
+		start := time.Now()
+		leave(s)
+		expectErr(t, "Write whose reader has gone", <-blocked, engine.ErrReset)
+		if d := time.Since(start); on.connect == nil && d > 2*time.Second {
+			t.Errorf("a Write returned %v after its reader had gone", d)
+		}
+		p.close()
+	}
 }
 
 // testBackpressure: a writer stops when nobody reads, and goes on when

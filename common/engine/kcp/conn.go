@@ -23,7 +23,8 @@ const (
 	// longer message is a panic. TestBuffers fails with a kcp-go that has less.
 	SegmentSize = 1472
 
-	// Window is the send and receive window of both sides in segments: 24 MB,
+	// Window is the send and receive window of both sides in segments: 24 MB (and
+	// twice that for a peer that ignores it, as KCP holds as much out of order),
 	// which covers 500 Mbit/s with a round trip of 200 ms (12.5 MB), half as much
 	// again that waits in the bottleneck, and the delay of acknowledgements. A
 	// session has one stream, so there is no time to let it grow.
@@ -107,6 +108,8 @@ type incoming struct {
 	ended   bool   // an END has come, at endSN
 	endSN   uint32
 	stopped bool // the other side reads no more
+	reset   bool // and something has failed there
+	ate     bool // Read has returned the end of file: that no failure undoes
 	whole   bool // everything up to the END has arrived, or it is not wanted
 }
 
@@ -217,7 +220,10 @@ func (c *Conn) recv(p []byte) (int, error) {
 	switch {
 	case total > 0:
 		return total, nil
+	case c.in.end == io.EOF && c.in.reset && !c.in.ate:
+		return 0, engine.ErrReset
 	case c.in.end != nil:
+		c.in.ate = c.in.end == io.EOF
 		return 0, c.in.end
 	}
 	return 0, c.err

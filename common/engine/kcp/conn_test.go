@@ -402,3 +402,18 @@ func FuzzOrder(f *testing.F) {
 		}
 	})
 }
+
+// TestAcksAreBounded: who sends the same again and again and takes nothing does not
+// make acknowledgements pile up.
+func TestAcksAreBounded(t *testing.T) {
+	x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+	c := prepare(y, false)
+	push := segment(kcp.IKCP_CMD_PUSH, 0, 5, 0, []byte("x\x00")) // behind a gap
+	d := bytes.Repeat(push, engine.MaxDatagram/len(push))
+	for range 1000 {
+		c.receive(d, x.LocalAddr(), nil)
+	}
+	if most := 2*maxBacklog + engine.MaxDatagram; c.out.bytes > most {
+		t.Errorf("%d bytes of acknowledgements wait; want %d at most", c.out.bytes, most)
+	}
+}

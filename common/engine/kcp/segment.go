@@ -183,6 +183,9 @@ func (c *Conn) input(p []byte) {
 	if !ok {
 		return
 	}
+	if sum.data && c.out.bytes > 2*maxBacklog {
+		return // who takes no acknowledgements sends again; they would pile up
+	}
 	f := &c.flight
 	if int32(sum.una-f.una) > 0 {
 		// KCP flushes when its window moves: give it what is waiting.
@@ -223,6 +226,7 @@ func (c *Conn) arrived(sum summary) {
 	if sum.marks&markOpen != 0 && !c.client && !isClosed(c.opened) {
 		close(c.opened)
 	}
+	c.in.reset = c.in.reset || sum.marks&markReset != 0
 	if sum.marks&(markStop|markReset) != 0 && !c.in.stopped {
 		c.in.stopped = true
 		signal(c.writable)

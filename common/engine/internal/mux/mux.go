@@ -33,12 +33,12 @@
 //
 // # Bounds
 //
-// Both sides hold at most maxStreams streams a session, maxPending of them not
-// yet accepted, at most streamWindow unread bytes for each of them, and at most
-// maxHeld bytes for all of them together, counted as the memory that they take.
-// A session that holds as much reads no more until its streams are read. A peer
-// that breaks a rule ends the session: a frame that smux does not know, an even
-// or known number in SYN, PSH after FIN, more bytes than the window, more
+// A client has at most maxStreams streams a session, and a server twice as many,
+// maxPending of them not yet accepted; streamWindow unread bytes for each of them,
+// and a frame; and maxHeld bytes for all of them together, counted as the memory
+// that their frames take. A session that holds as much reads no more until its
+// streams are read. A peer that breaks a rule ends the session: a frame that smux
+// does not know, an even or known number in SYN, more bytes than the window, more
 // consumed than was sent, too many streams, a malformed notice, and so much to be
 // answered that maxAnswers bytes wait for a carrier that does not take them.
 package mux
@@ -81,13 +81,16 @@ const (
 	firstWindow = 256 << 10
 
 	// maxHeld is how much memory in bytes the unread frames of a session may
-	// take: those of a dozen streams that nobody reads, and one at full speed.
+	// take: those of a dozen streams that nobody reads, and one at full speed, in
+	// frames of 2 or 32 KB, as relay makes them of what comes fast. Frames of a
+	// little more than a power of two take twice as much, so that half as many
+	// such streams stop the others.
 	maxHeld = 13 * streamWindow
 
 	// frameCost is what an unread frame takes besides its body, in bytes: the
-	// pointer to its buffer, and two places in the ring of its stream, half of
-	// which may be empty.
-	frameCost = 24 + 2*(24+8)
+	// slice that is its buffer's head, two places in the ring of its stream, half
+	// of which may be empty, and its size twice in ours.
+	frameCost = 24 + 2*(24+8) + 2*2
 
 	// maxStreams is how many streams a client may have open at a time. The
 	// server may learn late of those that are closed and allows twice as many.
@@ -110,6 +113,7 @@ const (
 var (
 	errFormat     = errors.New("smux: malformed frame")
 	errWindow     = errors.New("smux: the other side ignores a window")
+	errPending    = fmt.Errorf("smux: %d streams wait to be accepted", maxPending)
 	errTooMany    = fmt.Errorf("smux: %d streams are open on this session; close some or open another session", maxStreams)
 	errFlood      = errors.New("smux: the other side asks for more than it takes")
 	errServerOpen = errors.New("smux: only the client opens streams")
@@ -166,6 +170,7 @@ type Session struct {
 	streams map[uint32]*Stream // those that this side has not closed, by number
 	pending int                // of them: not yet accepted
 	held    int                // bytes that unread frames take
+	over    bool               // the channel has ended, and all that came was seen
 }
 
 // New starts one side of a session over a channel, which it owns from now on.
@@ -258,11 +263,14 @@ func (s *Session) take() bool {
 // accept takes from smux the stream that take has reserved: it is there, or
 // about to be put there by the goroutine that called the tap.
 func (s *Session) accept() (engine.Stream, error) {
-	str, err := s.smux.AcceptStream()
-	if err != nil {
-		return nil, s.failure(err)
+	var err error
+	for range 64 { // its select takes any of what is ready, the session's end among it
+		var str *smux.Stream
+		if str, err = s.smux.AcceptStream(); err == nil {
+			return s.attach(str), nil
+		}
 	}
-	return s.attach(str), nil
+	return nil, s.failure(err)
 }
 
 // attach gives a stream that the tap has registered what smux has made for it.
@@ -300,6 +308,7 @@ func (s *Session) Close() error {
 func (s *Session) wake() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.over = true
 	for _, st := range s.streams {
 		signal(st.readable)
 		signal(st.writable)

@@ -61,6 +61,8 @@ func TestFrames(t *testing.T) {
 		{"streams in any order", join(frame(cmdSYN, 9), frame(cmdSYN, 1), frame(cmdSYN, 3)), nil},
 		{"keepalive", join(frame(cmdNOP, 0), frame(cmdNOP, 77)), nil},
 		{"end twice", join(syn, fin, fin), nil},
+		{"data after the end", join(syn, fin, psh), nil}, // a plain smux that closes during a Write
+		{"consumed less than before", join(syn, update(3, 0), update(3, 1<<31)), nil},
 		{"empty data", join(syn, frame(cmdPSH, 3)), nil},
 		{"frames of no stream", join(psh, fin, update(3, 0), notice(noticeStop, 3)), nil},
 		{"notices", join(syn, notice(noticeStop, 3), notice(noticeReset, 3)), nil},
@@ -75,7 +77,6 @@ func TestFrames(t *testing.T) {
 		{"unknown notice", notice(noticeReset+1, 3), errFormat},
 		{"even stream", frame(cmdSYN, 2), errFormat},
 		{"stream twice", join(syn, syn), errFormat},
-		{"data after the end", join(syn, fin, psh), errFormat},
 		{"consumed what was not sent", join(syn, update(3, 1)), errWindow},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -267,7 +268,7 @@ func TestTooMany(t *testing.T) {
 		}
 		a.Write(frame(cmdSYN, 1))
 		synctest.Wait()
-		if err := b.Err(); err != errTooMany {
+		if err := b.Err(); err != errPending {
 			t.Errorf("one stream more to accept: %v", err)
 		}
 	})

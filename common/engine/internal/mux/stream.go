@@ -25,16 +25,19 @@ type Stream struct {
 	sending            sync.Mutex    // held while smux is given a frame, so that none follows the FIN
 
 	// The session's mutex guards what follows.
-	unread   int    // bytes that have come, and Read has not returned
-	cost     int    // the memory that they take, in bytes
-	sent     uint32 // bytes given to smux, modulo 2^32
-	consumed uint32 // of them read by the other side, as far as it has said
-	window   uint32 // bytes that may be sent beyond consumed
-	fin      bool   // the other side has ended its direction
-	stopped  bool   // the other side reads no more
-	reset    bool   // the other side's end is a failure
-	ended    bool   // this side has ended its direction
-	closed   bool   // this side has closed the stream
+	unread   int      // bytes that have come, and Read has not returned
+	frames   []uint16 // the bodies that they came in, in bytes, what is read of the first included
+	begun    int      // bytes of the first frame that Read has returned
+	cost     int      // the memory that the frames take, in bytes
+	sent     uint32   // bytes given to smux, modulo 2^32
+	consumed uint32   // of them read by the other side, as far as it has said
+	window   uint32   // bytes that may be sent beyond consumed
+	fin      bool     // the other side has ended its direction
+	stopped  bool     // the other side reads no more
+	reset    bool     // the other side's end is a failure
+	ate      bool     // Read has returned the end of file: that no failure undoes
+	ended    bool     // this side has ended its direction
+	closed   bool     // this side has closed the stream
 }
 
 func newStream(s *Session, id uint32) *Stream {
@@ -86,12 +89,15 @@ func (st *Stream) look(passed <-chan struct{}, want int) (ready bool, err error)
 		return false, nil
 	case st.unread > 0:
 		return true, nil
-	case st.reset:
+	case st.reset && !st.ate:
 		return false, engine.ErrReset
 	case st.fin:
+		st.ate = true
 		return false, io.EOF
+	case st.session.over:
+		return false, st.session.channel.Err()
 	}
-	return false, st.session.channel.Err()
+	return false, nil
 }
 
 // read reads what has come. smux has it, or is about to: the goroutine that
@@ -104,17 +110,29 @@ func (st *Stream) read(p []byte) (int, error) {
 	switch {
 	case st.closed:
 		return 0, engine.ErrClosed
+	case n == 0 && st.fin: // smux has dropped what a plain smux sent behind its end
+		st.forget()
+		return 0, io.EOF
 	case n == 0:
 		return 0, s.failure(err)
 	}
-	freed := st.cost
-	if n < st.unread {
-		freed = int(int64(st.cost) * int64(n) / int64(st.unread)) // on average
-	}
 	st.unread -= n
-	st.cost -= freed
-	s.release(freed)
+	for st.begun += n; len(st.frames) > 0 && st.begun >= int(st.frames[0]); st.frames = st.frames[1:] {
+		st.begun -= int(st.frames[0])
+		freed := cost(int(st.frames[0]))
+		st.cost -= freed
+		s.release(freed)
+	}
+	if len(st.frames) == 0 {
+		st.frames = nil
+	}
 	return n, nil // an error that comes with bytes comes again
+}
+
+// forget takes off the account what will not be read. The session's mutex is held.
+func (st *Stream) forget() {
+	st.session.release(st.cost)
+	st.unread, st.frames, st.begun, st.cost = 0, nil, 0, 0
 }
 
 // release takes off the session's account what was read or thrown away.
@@ -197,9 +215,11 @@ func (st *Stream) send(p []byte, passed <-chan struct{}) (int, error) {
 	}
 	st.sending.Lock()
 	defer st.sending.Unlock()
-	if _, err := st.allowed(nil, 0); err != nil {
+	size, err := st.allowed(nil, len(p))
+	if err != nil {
 		return 0, err
 	}
+	p = p[:size]
 	st.session.mu.Lock()
 	st.sent += uint32(len(p)) // before the other side can have read it
 	st.session.mu.Unlock()
@@ -247,9 +267,7 @@ func (st *Stream) close(how byte) error {
 	}
 	notify := how == noticeReset || !st.fin
 	st.closed, st.ended = true, true
-	s.release(st.cost)
-	st.cost, st.unread = 0, 0
-	delete(s.streams, st.id)
+	st.forget()
 	signal(st.readable)
 	signal(st.writable)
 	s.mu.Unlock()
@@ -259,6 +277,9 @@ func (st *Stream) close(how byte) error {
 		s.notice(how, st.id) // before the FIN, which would be an end of file
 	}
 	st.smux.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.streams, st.id) // not before smux has: its number is not free yet
 	return nil
 }
 

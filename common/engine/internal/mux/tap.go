@@ -26,6 +26,11 @@ const (
 	noticeReset = 1
 )
 
+// noLimit is the window that smux is told of, in place of the real one: its own
+// arithmetic is signed, and with a window of 2^31 or one that has shrunk a Write
+// would wait in it, where no deadline and no end of the session reaches it.
+var noLimit = binary.LittleEndian.AppendUint32(nil, math.MaxInt32)
+
 // header is the head of a frame.
 func header(cmd byte, size int, id uint32) []byte {
 	p := make([]byte, headerSize)
@@ -60,22 +65,21 @@ type tap struct {
 }
 
 // Read implements io.Reader for smux. Between two frames it waits while the
-// session holds more than it may, see Session.
+// session holds more than it may. The end of the channel's stream is the end of
+// the session, also where the channel itself would live on.
 func (t *tap) Read(p []byte) (int, error) {
 	if t.got == 0 {
 		t.s.wait()
 	}
 	n, err := t.s.channel.Read(p)
 	if n > 0 {
-		if err := t.see(p[:n]); err != nil {
-			t.s.channel.Fail(err)
-			t.s.wake()
-			return 0, err
+		if err = t.see(p[:n]); err == nil {
+			return n, nil
 		}
-		return n, nil
 	}
+	t.s.channel.Fail(err)
 	t.s.wake()
-	return n, err
+	return 0, err
 }
 
 // wait returns when the session may read another frame.
@@ -118,6 +122,13 @@ func (t *tap) see(p []byte) error {
 		} else {
 			copy(small, small[n:])
 			copy(small[len(small)-n:], p[:n])
+		}
+		if t.head[1] == cmdUPD {
+			for i := range n {
+				if at := updateSize - t.left - n + i; at >= 4 {
+					p[i] = noLimit[at-4]
+				}
+			}
 		}
 		p = p[n:]
 		if t.left == 0 {
@@ -167,7 +178,7 @@ func (t *tap) frame() error {
 		return s.noticed(body[0], binary.LittleEndian.Uint32(body[1:]))
 	}
 	st := s.streams[id]
-	if st == nil {
+	if st == nil || st.closed {
 		return nil // it was closed here, and smux ignores the frame
 	}
 	switch cmd {
@@ -176,20 +187,23 @@ func (t *tap) frame() error {
 		signal(st.readable)
 	case cmdUPD:
 		consumed := binary.LittleEndian.Uint32(t.body[:])
+		if int32(consumed-st.consumed) < 0 {
+			return nil // two Reads at once on a plain smux may tell in the wrong order
+		}
 		if st.sent-consumed > st.sent-st.consumed {
 			return errWindow
 		}
-		st.consumed, st.window = consumed, binary.LittleEndian.Uint32(t.body[4:])
+		st.consumed, st.window = consumed, min(binary.LittleEndian.Uint32(t.body[4:]), math.MaxInt32)
 		signal(st.writable)
 	case cmdPSH:
 		size := int(binary.LittleEndian.Uint16(t.head[2:]))
 		if size == 0 {
 			return nil
 		}
-		cost := cost(size)
 		st.unread += size
-		st.cost += cost
-		s.held += cost
+		st.frames = append(st.frames, uint16(size))
+		st.cost += cost(size)
+		s.held += cost(size)
 		signal(st.readable)
 	}
 	return nil
@@ -204,10 +218,8 @@ func (s *Session) announced(id uint32, size int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch st := s.streams[id]; {
-	case st == nil:
+	case st == nil || st.closed:
 		return nil
-	case st.fin:
-		return errFormat
 	case st.unread+size > streamWindow+maxFrame: // smux tells of a Read before that has returned
 		return errWindow
 	}
@@ -230,8 +242,11 @@ func (s *Session) register(id uint32) error {
 	if s.client || id%2 == 0 || s.streams[id] != nil {
 		return errFormat
 	}
-	if len(s.streams) >= 2*maxStreams || s.pending >= maxPending {
+	if len(s.streams) >= 2*maxStreams {
 		return errTooMany
+	}
+	if s.pending >= maxPending {
+		return errPending
 	}
 	s.streams[id] = newStream(s, id)
 	s.pending++
@@ -245,7 +260,7 @@ func (s *Session) noticed(what byte, id uint32) error {
 	}
 	if st := s.streams[id]; st != nil {
 		st.stopped = true
-		st.reset = st.reset || what == noticeReset && !st.fin
+		st.reset = st.reset || what == noticeReset
 		signal(st.readable)
 		signal(st.writable)
 	}
@@ -282,7 +297,11 @@ func (t *tap) put(hold time.Duration, parts ...[]byte) error {
 	if t.s.channel.Waiting() > maxAnswers {
 		t.s.channel.Fail(errFlood)
 	}
-	return t.s.channel.Append(hold, parts...)
+	err := t.s.channel.Append(hold, parts...)
+	if err != nil {
+		t.s.channel.Fail(err) // it may take no more and live on: a session is both ways
+	}
+	return err
 }
 
 // Write implements io.Writer. smux does not call it where there is WriteBuffers.
