@@ -35,7 +35,7 @@ func TestMarks(t *testing.T) {
 		{"content after the end", false, messages{"hi\x03", "ho\x00"}, "hi", io.EOF},
 		{"answer", true, messages{"hi\x00", "\x04", "ho\x02"}, "hiho", io.EOF},
 		{"reset", true, messages{"hi\x00", "\x08"}, "hi", engine.ErrReset},
-		{"reset after the end", true, messages{"hi\x02", "\x08"}, "hi", io.EOF},
+		{"reset after an end that was not read", true, messages{"hi\x02", "\x08"}, "hi", engine.ErrReset},
 		{"no open", false, messages{"hi\x00"}, "", errFormat},
 		{"open twice", false, messages{"hi\x01", "ho\x01"}, "hi", errFormat},
 		{"server opens", true, messages{"hi\x01"}, "", errFormat},
