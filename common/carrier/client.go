@@ -147,6 +147,15 @@ func (fs flights) cancel(k kind) {
 	}
 }
 
+// cancelHeld breaks off those that are held. Their ends come as results.
+func (fs flights) cancelHeld(now time.Time) {
+	for _, f := range fs {
+		if g := f.glance(now); g.held() {
+			f.cancel(errUnneeded)
+		}
+	}
+}
+
 // carry tells whether one of them carries records.
 func (fs flights) carry() bool {
 	for _, f := range fs {
@@ -397,6 +406,9 @@ func (c *Client) act(p *plan, now time.Time) {
 	}
 	if p.resume {
 		c.serial.suspended = time.Time{}
+	}
+	if p.cancelHeld {
+		c.flights.cancelHeld(now)
 	}
 	for k := range kinds {
 		if p.cancel[k] {

@@ -45,6 +45,13 @@ type glance struct {
 // exchange was started.
 func (g *glance) since(age time.Duration) time.Duration { return g.age - age }
 
+// held tells whether the server waits for something to say on the exchange, and
+// nothing of its answer has come. One whose answer is arriving is not held.
+func (g *glance) held() bool {
+	waits := g.kind == poll || g.kind == stream || g.kind == combined && g.hold > combinedHold
+	return waits && g.sent > 0 && g.first == 0
+}
+
 // A situation is all that a plan is made from.
 type situation struct {
 	flights []glance // under way, in no order
@@ -108,9 +115,10 @@ func room(slots, downloading int) (uploads, downloads int) {
 
 // A plan is what a client does in a situation.
 type plan struct {
-	start  [kinds]int    // exchanges, by kind
-	cancel [kinds]bool   // exchanges under way, by kind
-	again  time.Duration // when to plan anew, if nothing happens before
+	start      [kinds]int    // exchanges, by kind
+	cancel     [kinds]bool   // exchanges under way, by kind
+	cancelHeld bool          // those that are held, whatever their kind
+	again      time.Duration // when to plan anew, if nothing happens before
 
 	// What the exchanges under way show of the path.
 	heldBack string // why answers do not come as they are written; empty: it does not show
@@ -175,10 +183,8 @@ func (s *situation) combine(p *plan) {
 	}
 	for i := range s.flights {
 		f := &s.flights[i]
-		held := f.kind == poll || f.kind == stream || f.kind == combined && f.hold > combinedHold
-		if held && f.sent > 0 && f.first == 0 || f.kind == stream {
-			p.cancel[f.kind] = true
-		}
+		p.cancelHeld = p.cancelHeld || f.held()
+		p.cancel[stream] = p.cancel[stream] || f.kind == stream
 	}
 }
 

@@ -21,6 +21,9 @@ func (p *plan) text() string {
 			does = append(does, "cancel "+names[k])
 		}
 	}
+	if p.cancelHeld {
+		does = append(does, "cancel what is held")
+	}
 	for what, yes := range map[string]bool{"held back": p.heldBack != "", "suspend": p.suspend, "resume": p.resume} {
 		if yes {
 			does = append(does, what)
@@ -41,6 +44,8 @@ func TestPlans(t *testing.T) {
 		}
 	}
 	polled := glance{kind: poll, hold: 28 * time.Second, age: time.Second, begun: ms, sent: 2 * ms}
+	receiving := polled
+	receiving.first, receiving.heard = 900*ms, 990*ms
 	streamed := glance{kind: stream, stream: time.Minute, age: time.Second, begun: ms, sent: 2 * ms, first: 102 * ms, heard: 102 * ms}
 	written := glance{kind: upload, age: 50 * ms, begun: ms, sent: 2 * ms}
 	writing := glance{kind: upload, age: 50 * ms, begun: ms}
@@ -139,13 +144,20 @@ func TestPlans(t *testing.T) {
 		}, "", 0},
 		{"what is to be said ends one that waits long", func(s *situation) {
 			s.serial, s.due, s.flights = true, 0, []glance{{kind: combined, hold: 28 * time.Second, age: time.Second, sent: ms}}
-		}, "cancel combined", 0},
+		}, "cancel what is held", 0},
 		{"not one that is answered soon", func(s *situation) {
 			s.serial, s.due, s.flights = true, 0, []glance{{kind: combined, hold: combinedHold, age: 10 * ms, sent: ms}}
 		}, "", 0},
 		{"nor one that is being answered", func(s *situation) {
 			s.serial, s.due, s.flights = true, 0, []glance{{kind: combined, hold: 28 * time.Second, age: time.Second, sent: ms, first: 900 * ms}}
 		}, "", 0},
+		{"of polls that were under way before, those that are held", func(s *situation) {
+			s.serial, s.due, s.flights = true, 0, []glance{polled, receiving}
+		}, "cancel what is held", 0},
+		{"and none of those that are being answered", func(s *situation) {
+			s.serial, s.due, s.flights = true, 0, []glance{receiving, receiving}
+		}, "", 0},
+		{"but every stream", func(s *situation) { s.serial, s.due, s.flights = true, 0, []glance{receiving, streamed} }, "cancel stream", 0},
 		{"in a crowd who has nothing to say pauses", func(s *situation) { s.slots, s.crowded, s.combined = 1, true, time.Second }, "", crowdPause - time.Second},
 		{"and looks now and then", func(s *situation) { s.slots, s.crowded, s.combined = 1, true, crowdPause }, "start 1 combined", 0},
 		{"who has something to say does not", func(s *situation) { s.slots, s.crowded, s.combined, s.due = 1, true, time.Second, 0 }, "start 1 combined", 0},
@@ -160,6 +172,39 @@ func TestPlans(t *testing.T) {
 			t.Errorf("%s: %q, and again in %v; want %q, %v", c.why, got, p.again, c.want, c.again)
 		}
 	}
+}
+
+func TestCancelHeld(t *testing.T) {
+	fs := make(flights)
+	for i, c := range []struct {
+		why         string
+		kind        kind
+		hold        time.Duration
+		sent, first int64
+		held        bool
+	}{
+		{"a poll that waits", poll, longest, 1, 0, true},
+		{"a poll whose answer is arriving", poll, longest, 1, 2, false},
+		{"a poll that is not sent yet", poll, longest, 0, 0, false},
+		{"a stream that says nothing", stream, 0, 1, 0, true},
+		{"a combined exchange that waits long", combined, longest, 1, 0, true},
+		{"a combined exchange that waits for a moment", combined, combinedHold, 1, 0, false},
+		{"an upload", upload, 0, 1, 0, false},
+	} {
+		f := &flight{kind: c.kind, started: time.Now()}
+		f.asked.Hold = c.hold
+		f.sent.Store(c.sent)
+		f.first.Store(c.first)
+		canceled := false
+		f.cancel = func(error) { canceled = true }
+		fs[uint64(i)] = f
+		defer func() {
+			if canceled != c.held {
+				t.Errorf("%s: broken off %v", c.why, canceled)
+			}
+		}()
+	}
+	fs.cancelHeld(time.Now())
 }
 
 func TestRoom(t *testing.T) {
