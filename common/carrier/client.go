@@ -93,6 +93,7 @@ type Client struct {
 	wg       sync.WaitGroup // exchanges
 
 	// Owned by run.
+	last      situation // that a plan was made from; zero before the first
 	target    string    // URL of the session's requests; constant once the server has answered
 	flights   flights   // exchanges under way
 	exchanges uint64    // number of the next
@@ -344,6 +345,7 @@ func (c *Client) launch(now time.Time) time.Duration {
 	for {
 		s := c.situation(now)
 		p := decide(&s)
+		c.last = s
 		c.act(&p, now)
 		if !p.starts() {
 			return p.again
@@ -363,6 +365,7 @@ func (c *Client) situation(now time.Time) situation {
 		streams:      c.receiving.streams,
 		probing:      c.cfg.Mode != Poll,
 		probeIn:      way.probeIn(now),
+		polls:        c.polling.next(),
 		answered:     now.Sub(c.serial.answered),
 		silent:       now.Sub(c.spoke),
 		combined:     now.Sub(c.combined),
@@ -372,28 +375,11 @@ func (c *Client) situation(now time.Time) situation {
 	for _, f := range c.flights {
 		s.flights = append(s.flights, f.glance(now))
 	}
-	_, downloads := c.room()
-	s.polls = c.polling.next(s.silent < lively, downloads)
-	s.demand = c.link.demand(now, c.lanes())
+	s.demand = c.link.demand(now, s.lanes())
 	if s.due < 0 {
 		s.due = s.news
 	}
 	return s
-}
-
-// room says how many exchanges may be under way in each direction.
-func (c *Client) room() (uploads, downloads int) {
-	n, _ := c.cfg.Transport.Slots()
-	return room(n, c.flights.count(poll)+c.flights.count(stream))
-}
-
-// lanes says what an exchange that carries records is worth.
-func (c *Client) lanes() lanes {
-	if _, crowded := c.cfg.Transport.Slots(); crowded || c.way().oneAtATime(time.Now()) {
-		return lanes{} // one exchange carries all there is
-	}
-	uploads, _ := c.room()
-	return lanes{slots: uploads}
 }
 
 // act does what a plan says.
@@ -407,6 +393,7 @@ func (c *Client) act(p *plan, now time.Time) {
 	if p.resume {
 		c.serial.suspended = time.Time{}
 	}
+	c.polling.settle(p.polls)
 	if p.cancelHeld {
 		c.flights.cancelHeld(now)
 	}
@@ -440,7 +427,7 @@ func (c *Client) start(k kind) {
 	f := c.newFlight(c.exchanges, k)
 	c.exchanges++
 	hold, quiet, age := c.way().lengths()
-	_, downloads := c.room()
+	_, downloads := room(c.last.slots, 0)
 	f.asked.Limit = bodyBelow(maxAnswers / downloads)
 	switch k {
 	case poll:
@@ -455,14 +442,14 @@ func (c *Client) start(k kind) {
 		c.combined = f.started.Add(-mathrand.N(crowdPause / 4)) // no period
 		if f.started.Sub(c.spoke) < lively {
 			f.asked.Hold = below(combinedHold, combinedHold/4)
-		} else if _, crowded := c.cfg.Transport.Slots(); !crowded {
+		} else if !c.last.crowded {
 			f.asked.Hold = hold
 		}
 	case farewell:
 		f.asked.Close = wire.CloseDone
 	}
 	if k == upload || k == combined || k == farewell {
-		f.records = c.link.take(f.number, c.bodies.next(), c.lanes())
+		f.records = c.link.take(f.number, c.bodies.next(), c.last.lanes())
 		if len(f.records) > 0 {
 			c.spoke = f.started
 		}
@@ -474,7 +461,8 @@ func (c *Client) start(k kind) {
 // observe learns from how an exchange ended.
 func (c *Client) observe(res *result) {
 	f, now, way := res.flight, time.Now(), c.way()
-	most, _ := c.room()
+	slots, _ := c.cfg.Transport.Slots()
+	most, _ := room(slots, c.flights.count(poll)+c.flights.count(stream))
 	uploads := c.flights.count(upload)
 	delete(c.flights, f.number)
 	c.recall.learn(&c.cfg.Path.recall, c.cfg.Transport.Name(), c.link, f.kind, res.good && c.health.failing()) // recall
@@ -524,7 +512,7 @@ func (c *Client) sayFarewell() {
 			if c.flights.carry() {
 				continue
 			}
-			if said && c.link.demand(time.Now(), c.lanes()).due < 0 {
+			if said && c.link.demand(time.Now(), c.last.lanes()).due < 0 {
 				return // the server has no room for the rest
 			}
 			c.start(farewell)

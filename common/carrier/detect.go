@@ -193,8 +193,8 @@ func (b *bodies) observe(res *result, uploads, most int, w *way) (refused bool) 
 // next is the limit of a body's records.
 func (b *bodies) next() int { return bodyBelow(b.limit) - headRoom }
 
-// polling learns how many answers it is worth to wait for: one in silence, two
-// in a conversation, and as many as there can be in a transfer.
+// polling learns how many answers it is worth to wait for: one in silence, and as
+// many as there can be in a transfer. A plan may want more in a conversation.
 type polling struct{ want int }
 
 // observe learns from how a poll ended.
@@ -212,11 +212,13 @@ func (p *polling) observe(res *result) {
 	}
 }
 
-// next is how many polls are worth it, of downloads that there can be.
-func (p *polling) next(conversation bool, downloads int) int {
-	if conversation {
-		p.want = max(p.want, min(livelyPolls, downloads))
+// next is how many polls are worth it.
+func (p *polling) next() int { return max(1, p.want) }
+
+// settle takes note of how many polls a plan has wanted: from there the number
+// goes on. Where polls are not the way to receive, no plan does.
+func (p *polling) settle(wanted int) {
+	if wanted > 0 {
+		p.want = wanted
 	}
-	p.want = max(1, p.want)
-	return p.want
 }

@@ -209,12 +209,18 @@ func TestPolling(t *testing.T) {
 		{"another exchange", ended(time.Now(), upload, time.Second, succeeds), 4},
 	} {
 		p := polling{want: 4}
-		if p.observe(c.res); p.next(false, maxDownloads) != c.want {
+		if p.observe(c.res); p.next() != c.want {
 			t.Errorf("%s: %d, want %d", c.why, p.want, c.want)
 		}
 	}
-	var p polling
-	if a, b := p.next(false, 16), p.next(true, 16); a != 1 || b != livelyPolls {
-		t.Errorf("%d in silence, %d in a conversation", a, b)
+	p := polling{want: -1}
+	if n := p.next(); n != 1 {
+		t.Errorf("%d at the least", n)
+	}
+	if p.settle(3); p.next() != 3 {
+		t.Errorf("%d where a plan wanted 3", p.want)
+	}
+	if p.settle(0); p.next() != 3 {
+		t.Errorf("%d after a plan without polls", p.want)
 	}
 }

@@ -69,7 +69,7 @@ type situation struct {
 	streams      bool          // it delivers answers as they are written
 	probing      bool          // whether it does is worth a probe
 	probeIn      time.Duration // when it is
-	polls        int           // answers that it is worth to wait for; see polling
+	polls        int           // answers that it is worth to wait for in silence; see polling
 	answered     time.Duration // since the upload was started that was answered last
 
 	// What there is to say and to hear.
@@ -113,11 +113,21 @@ func room(slots, downloading int) (uploads, downloads int) {
 	return min(maxUploads, max(third, slots-1-downloading)), min(maxDownloads, slots-third)
 }
 
+// lanes says what an exchange that carries records is worth.
+func (s *situation) lanes() lanes {
+	if s.crowded || s.serial {
+		return lanes{} // one exchange carries all there is
+	}
+	uploads, _ := room(s.slots, s.count(poll)+s.count(stream))
+	return lanes{slots: uploads}
+}
+
 // A plan is what a client does in a situation.
 type plan struct {
 	start      [kinds]int    // exchanges, by kind
 	cancel     [kinds]bool   // exchanges under way, by kind
 	cancelHeld bool          // those that are held, whatever their kind
+	polls      int           // so many are wanted to be under way; 0: polls are not the way to receive now
 	again      time.Duration // when to plan anew, if nothing happens before
 
 	// What the exchanges under way show of the path.
@@ -285,7 +295,11 @@ func (s *situation) hear(p *plan) {
 	}
 	uploads := s.count(upload) + p.start[upload]
 	_, downloads := room(s.slots, 0)
-	p.start[poll] = max(0, min(s.polls, downloads, max(1, s.slots-uploads))-s.count(poll))
+	p.polls = s.polls
+	if s.silent < lively {
+		p.polls = max(p.polls, min(livelyPolls, downloads))
+	}
+	p.start[poll] = max(0, min(p.polls, downloads, max(1, s.slots-uploads))-s.count(poll))
 }
 
 // wantedStreams is 1, and 2 while the older one is about to end. A probe that is

@@ -107,17 +107,17 @@ func TestPlans(t *testing.T) {
 		{"records owed for a moment mean nothing yet", func(s *situation) { s.streams, s.owed, s.flights = true, 100*ms, []glance{streamed} }, "", late - 100*ms},
 
 		{"a conversation by polls makes a probe when it is time", func(s *situation) {
-			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled}
+			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled, polled}
 		}, "start 1 stream", 0},
 		{"and looks again when it will be", func(s *situation) {
-			s.silent, s.probeIn, s.flights = time.Second, 3*time.Second, []glance{polled}
+			s.silent, s.probeIn, s.flights = time.Second, 3*time.Second, []glance{polled, polled}
 		}, "", 3 * time.Second},
 		{"silence makes none", func(s *situation) { s.probeIn, s.flights = 0, []glance{polled} }, "", 0},
 		{"nor does a client that was told to poll", func(s *situation) {
-			s.silent, s.probing, s.probeIn, s.flights = time.Second, false, 0, []glance{polled}
+			s.silent, s.probing, s.probeIn, s.flights = time.Second, false, 0, []glance{polled, polled}
 		}, "", 0},
 		{"one probe at a time, which ends no poll", func(s *situation) {
-			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled, {kind: stream, probe: true, stream: 2 * time.Second, age: time.Second}}
+			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled, polled, {kind: stream, probe: true, stream: 2 * time.Second, age: time.Second}}
 		}, "", 800 * ms},
 
 		{"an upload that waits long may wait for the poll", func(s *situation) {
@@ -170,6 +170,33 @@ func TestPlans(t *testing.T) {
 		}
 		if got := p.text(); got != c.want || !p.starts() && p.again != min(c.again, longest) {
 			t.Errorf("%s: %q, and again in %v; want %q, %v", c.why, got, p.again, c.want, c.again)
+		}
+	}
+}
+
+// A conversation raises the number of polls only where polls are the way to
+// receive: who comes back to them after it begins with one.
+func TestWantedPolls(t *testing.T) {
+	for _, c := range []struct {
+		why  string
+		do   func(s *situation)
+		want int
+	}{
+		{"in silence", func(s *situation) { s.silent = lively }, 1},
+		{"in a conversation", func(*situation) {}, livelyPolls},
+		{"in a conversation after a transfer", func(s *situation) { s.polls = 5 }, 5},
+		{"where one download is possible", func(s *situation) { s.slots = 2 }, 1},
+		{"by streams", func(s *situation) { s.streams = true }, 0},
+		{"one exchange at a time", func(s *situation) { s.serial = true }, 0},
+		{"in a crowd", func(s *situation) { s.crowded = true }, 0},
+		{"on a failing path", func(s *situation) { s.failing = true }, 0},
+		{"in a rest", func(s *situation) { s.rest = time.Second }, 0},
+		{"while answers are ended", func(s *situation) { s.suspended = true }, 0},
+	} {
+		s := situation{slots: 100, polls: 1, demand: demand{due: -1, news: -1}}
+		c.do(&s)
+		if p := decide(&s); p.polls != c.want {
+			t.Errorf("%s: %d, want %d", c.why, p.polls, c.want)
 		}
 	}
 }
