@@ -287,9 +287,7 @@ func backoff(n int, age time.Duration) time.Duration {
 func (c *Client) carry() error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	if c.cfg.Mode == Auto {
-		c.receiving.streams = c.way().streaming() // as other sessions have found
-	}
+	c.receiving.begin(c.way())
 	var closed time.Time // when the server said that it has ended the session
 	for {
 		wait := c.launch(time.Now())
@@ -357,21 +355,19 @@ func (c *Client) launch(now time.Time) time.Duration {
 func (c *Client) situation(now time.Time) situation {
 	way, t := c.way(), c.cfg.Transport
 	s := situation{
-		rest:         c.health.next(now, t.Rest()),
-		failing:      c.health.failing(),
-		serial:       way.oneAtATime(now),
-		suspended:    !c.serial.suspended.IsZero(),
-		suspendedFor: now.Sub(c.serial.suspended),
-		streams:      c.receiving.streams,
-		probing:      c.cfg.Mode != Poll,
-		probeIn:      way.probeIn(now),
-		polls:        c.polling.next(),
-		answered:     now.Sub(c.serial.answered),
-		silent:       now.Sub(c.spoke),
-		combined:     now.Sub(c.combined),
-		flights:      make([]glance, 0, len(c.flights)),
+		rest:     c.health.next(now, t.Rest()),
+		failing:  c.health.failing(),
+		serial:   way.oneAtATime(now),
+		streams:  c.receiving.streams,
+		probing:  c.cfg.Mode != Poll,
+		probeIn:  way.probeIn(now),
+		polls:    c.polling.next(),
+		silent:   now.Sub(c.spoke),
+		combined: now.Sub(c.combined),
+		flights:  make([]glance, 0, len(c.flights)),
 	}
 	s.slots, s.crowded = t.Slots()
+	s.suspended, s.suspendedFor, s.answered = c.serial.next(now)
 	for _, f := range c.flights {
 		s.flights = append(s.flights, f.glance(now))
 	}
@@ -388,10 +384,10 @@ func (c *Client) act(p *plan, now time.Time) {
 		c.say(c.receiving.heldBack(now, p.heldBack, c.way()))
 	}
 	if p.suspend {
-		c.serial.suspended = now
+		c.serial.suspend(now)
 	}
 	if p.resume {
-		c.serial.suspended = time.Time{}
+		c.serial.resume()
 	}
 	c.polling.settle(p.polls)
 	if p.cancelHeld {
@@ -407,10 +403,10 @@ func (c *Client) act(p *plan, now time.Time) {
 	}
 }
 
-// say logs what is new of the path, if anything is.
-func (c *Client) say(news string) {
-	if news != "" {
-		c.log.Info(news)
+// say logs what a detector reports, if it reports anything.
+func (c *Client) say(report string) {
+	if report != "" {
+		c.log.Info(report)
 	}
 }
 
@@ -478,8 +474,8 @@ func (c *Client) observe(res *result) {
 	if c.seems.Store(c.health.forgotten()); c.health.forgotten() {
 		c.forgotten.open()
 	}
-	end, news := c.receiving.observe(now, res, way)
-	if c.say(news); end {
+	end, report := c.receiving.observe(now, res, way)
+	if c.say(report); end {
 		c.flights.cancel(stream) // what the server says on them would come when they end
 	}
 	c.polling.observe(res)

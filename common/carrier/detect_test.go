@@ -120,8 +120,8 @@ func TestReceiving(t *testing.T) {
 	r := receiving{mode: Auto, streams: true}
 	w.saw(now, true)
 	for i, want := range []time.Duration{firstProbe, firstProbe, firstProbe} {
-		if news := r.heldBack(now, "why", w); (news != "") != (i == 0) {
-			t.Errorf("%d: news %q", i, news)
+		if report := r.heldBack(now, "why", w); (report != "") != (i == 0) {
+			t.Errorf("%d: reports %q", i, report)
 		}
 		if in := w.probeIn(now); in > want || in < want*3/4 {
 			t.Errorf("%d: the next probe is in %v", i, in)
@@ -152,9 +152,9 @@ func TestSerial(t *testing.T) {
 		{"it has no answer", time.Second, 0, 10 * time.Second, true, false},
 	} {
 		s, w := serial{suspended: now.Add(-time.Second), passed: now.Add(-c.passed)}, new(Path).way("")
-		news := upload(&s, w, c.sent, c.first)
-		if s.suspended.IsZero() == c.suspended || w.oneAtATime(now) != c.serial || (news != "") != c.serial {
-			t.Errorf("%s: suspended %v, serial %v, news %q", c.why, !s.suspended.IsZero(), w.oneAtATime(now), news)
+		report := upload(&s, w, c.sent, c.first)
+		if s.suspended.IsZero() == c.suspended || w.oneAtATime(now) != c.serial || (report != "") != c.serial {
+			t.Errorf("%s: suspended %v, serial %v, reports %q", c.why, !s.suspended.IsZero(), w.oneAtATime(now), report)
 		}
 	}
 }
