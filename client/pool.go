@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// maxLinks bounds the dialers that exist at once. Tor uses a few bridges;
+	// maxEntries bounds the dialers that exist at once. Tor uses a few bridges;
 	// this is for a client that makes up arguments without end.
-	maxLinks = 32
+	maxEntries = 32
 
 	// idleTime is how long a dialer without a stream is kept. Its session
 	// costs three requests a minute, which also show an observer that
@@ -24,15 +24,15 @@ const (
 type pool struct {
 	open func(config) (dialer, error)
 
-	mu     sync.Mutex
-	links  map[config]*link
-	closed bool
+	mu      sync.Mutex
+	entries map[config]*entry
+	closed  bool
 
 	closing sync.WaitGroup // dialers being closed
 }
 
-// A link is a dialer with those who use it.
-type link struct {
+// An entry is a dialer with those who use it.
+type entry struct {
 	dialer
 	cfg config
 
@@ -44,62 +44,62 @@ type link struct {
 }
 
 func newPool(open func(config) (dialer, error)) *pool {
-	return &pool{open: open, links: make(map[config]*link)}
+	return &pool{open: open, entries: make(map[config]*entry)}
 }
 
-// acquire returns the link for cfg. Its user calls release once.
-func (p *pool) acquire(cfg config) (*link, error) {
+// acquire returns the entry for cfg. Its user calls release once.
+func (p *pool) acquire(cfg config) (*entry, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil, errors.New("the program is ending")
 	}
-	l := p.links[cfg]
-	if l == nil {
-		if len(p.links) >= maxLinks && !p.evict() {
-			return nil, fmt.Errorf("%d bridges with different arguments are in use, and no more are possible", maxLinks)
+	e := p.entries[cfg]
+	if e == nil {
+		if len(p.entries) >= maxEntries && !p.evict() {
+			return nil, fmt.Errorf("%d bridges with different arguments are in use, and no more are possible", maxEntries)
 		}
 		d, err := p.open(cfg)
 		if err != nil {
 			return nil, err
 		}
-		l = &link{dialer: d, cfg: cfg}
-		p.links[cfg] = l
+		e = &entry{dialer: d, cfg: cfg}
+		p.entries[cfg] = e
 	}
-	l.users++
-	if l.idle != nil {
-		l.idle.Stop()
-		l.idle = nil
+	e.users++
+	if e.idle != nil {
+		e.idle.Stop()
+		e.idle = nil
 	}
-	return l, nil
+	return e, nil
 }
 
-// release gives l back.
-func (p *pool) release(l *link) {
+// release gives e back.
+func (p *pool) release(e *entry) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l.users--
-	if l.users > 0 || p.closed {
+	e.users--
+	if e.users > 0 || p.closed {
 		return
 	}
-	l.freed = time.Now()
-	l.idle = time.AfterFunc(idleTime, func() {
+	e.freed = time.Now()
+	e.idle = time.AfterFunc(idleTime, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		// It may have found a user between the timer's end and here.
-		if l.users == 0 && p.links[l.cfg] == l {
-			p.drop(l)
+		if e.users == 0 && p.entries[e.cfg] == e {
+			p.drop(e)
 		}
 	})
 }
 
-// evict drops the link that has been idle longest, and tells whether there was
+// evict drops the entry that has been idle longest, and tells whether there was
 // one. The caller holds p.mu.
 func (p *pool) evict() bool {
-	var oldest *link
-	for _, l := range p.links {
-		if l.users == 0 && (oldest == nil || l.freed.Before(oldest.freed)) {
-			oldest = l
+	var oldest *entry
+	for _, e := range p.entries {
+		if e.users == 0 && (oldest == nil || e.freed.Before(oldest.freed)) {
+			oldest = e
 		}
 	}
 	if oldest != nil {
@@ -108,23 +108,23 @@ func (p *pool) evict() bool {
 	return oldest != nil
 }
 
-// drop forgets l and closes its dialer, which may wait for the network. The
+// drop forgets e and closes its dialer, which may wait for the network. The
 // caller holds p.mu.
-func (p *pool) drop(l *link) {
-	if l.idle != nil {
-		l.idle.Stop()
+func (p *pool) drop(e *entry) {
+	if e.idle != nil {
+		e.idle.Stop()
 	}
-	delete(p.links, l.cfg)
-	p.closing.Go(func() { l.Close() })
+	delete(p.entries, e.cfg)
+	p.closing.Go(func() { e.Close() })
 }
 
-// setUp notes whether l's session is known to work, and tells whether that is
+// setUp notes whether e's session is known to work, and tells whether that is
 // news.
-func (p *pool) setUp(l *link, up bool) bool {
+func (p *pool) setUp(e *entry, up bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	news := l.up != up
-	l.up = up
+	news := e.up != up
+	e.up = up
 	return news
 }
 
@@ -133,8 +133,8 @@ func (p *pool) Close() {
 	p.mu.Lock()
 	if !p.closed {
 		p.closed = true
-		for _, l := range p.links {
-			p.drop(l)
+		for _, e := range p.entries {
+			p.drop(e)
 		}
 	}
 	p.mu.Unlock()

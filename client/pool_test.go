@@ -44,31 +44,31 @@ func TestIdleDialersEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, made := newFakePool()
 		cfg := config{URL: "http://a.example/"}
-		l, _ := p.acquire(cfg)
+		e, _ := p.acquire(cfg)
 		time.Sleep(10 * idleTime)
 		if closed((*made)[0]) {
 			t.Fatal("closed while in use")
 		}
-		p.release(l)
+		p.release(e)
 		time.Sleep(idleTime - 1)
 		again, _ := p.acquire(cfg)
-		if again != l {
+		if again != e {
 			t.Fatal("not kept long enough")
 		}
 		time.Sleep(10 * idleTime)
 		if closed((*made)[0]) {
 			t.Fatal("closed while in use again")
 		}
-		p.release(l)
+		p.release(e)
 		time.Sleep(idleTime)
 		synctest.Wait()
 		if !closed((*made)[0]) {
 			t.Fatal("idle, and not closed")
 		}
-		if l, _ = p.acquire(cfg); len(*made) != 2 {
+		if e, _ = p.acquire(cfg); len(*made) != 2 {
 			t.Error("a closed dialer was given out")
 		}
-		p.release(l)
+		p.release(e)
 		p.Close()
 		if !closed((*made)[1]) {
 			t.Error("Close left a dialer open")
@@ -84,22 +84,22 @@ func TestPoolIsBounded(t *testing.T) {
 		p, made := newFakePool()
 		defer p.Close()
 		cfg := func(i int) config { return config{URL: fmt.Sprint("http://", i, ".example/")} }
-		var links []*link
-		for i := range maxLinks {
-			l, err := p.acquire(cfg(i))
+		var entries []*entry
+		for i := range maxEntries {
+			e, err := p.acquire(cfg(i))
 			if err != nil {
 				t.Fatal(err)
 			}
-			links = append(links, l)
+			entries = append(entries, e)
 		}
-		if _, err := p.acquire(cfg(maxLinks)); err == nil {
+		if _, err := p.acquire(cfg(maxEntries)); err == nil {
 			t.Fatal("no bound")
 		}
 		// The one that has been idle longest makes room.
-		p.release(links[7])
+		p.release(entries[7])
 		time.Sleep(time.Second)
-		p.release(links[3])
-		if _, err := p.acquire(cfg(maxLinks)); err != nil {
+		p.release(entries[3])
+		if _, err := p.acquire(cfg(maxEntries)); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

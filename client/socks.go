@@ -48,8 +48,8 @@ func runManaged(p *ptproc.Process, s settings) int {
 		return exitFailure
 	}
 	pt.ReportVersion(program, ptproc.Version())
-	links := newPool(func(c config) (dialer, error) { return open(c, info.ProxyURL, p.Log()) })
-	defer links.Close()
+	dialers := newPool(func(c config) (dialer, error) { return open(c, info.ProxyURL, p.Log()) })
+	defer dialers.Close()
 
 	var ln net.Listener
 	if slices.Contains(info.MethodNames, method) {
@@ -72,7 +72,7 @@ func runManaged(p *ptproc.Process, s settings) int {
 	}
 	srv := &socksServer{
 		defaults: s.tunnel,
-		links:    links,
+		dialers:  dialers,
 		log:      p.Log(),
 		status:   func(pairs ...string) { p.Status(method, pairs...) },
 		stopping: p.Stopping(),
@@ -85,7 +85,7 @@ func runManaged(p *ptproc.Process, s settings) int {
 // A socksServer answers tor's requests with streams through the tunnel.
 type socksServer struct {
 	defaults config // what the flags say
-	links    *pool
+	dialers  *pool
 	log      *slog.Logger
 	status   func(pairs ...string)
 
@@ -126,24 +126,24 @@ func (s *socksServer) handle(conn *net.TCPConn) {
 		refuse(pt.SocksRepAddressNotSupported, err)
 		return
 	}
-	l, err := s.links.acquire(cfg)
+	e, err := s.dialers.acquire(cfg)
 	if err != nil {
 		refuse(pt.SocksRepGeneralFailure, err)
 		return
 	}
-	defer s.links.release(l)
+	defer s.dialers.release(e)
 	s.log.Info("connecting", "engine", engineOf(cfg), ptproc.AddrKey, frontOf(cfg))
-	stream, early, err := s.dial(conn, l)
+	stream, early, err := s.dial(conn, e)
 	if errors.Is(err, errClientGone) {
 		s.log.Info("tor gave up before the server answered")
 		return
 	}
 	if err != nil {
-		s.links.setUp(l, false)
+		s.dialers.setUp(e, false)
 		refuse(replyCode(err), err)
 		return
 	}
-	if s.links.setUp(l, true) {
+	if s.dialers.setUp(e, true) {
 		s.log.Log(context.Background(), ptproc.LevelNotice, "connected", "engine", engineOf(cfg), ptproc.AddrKey, frontOf(cfg))
 	}
 	s.status("ADDRESS", target, "CONNECT", "Success")
@@ -154,7 +154,7 @@ func (s *socksServer) handle(conn *net.TCPConn) {
 	err = relay.Join(s.draining, &primedConn{TCPConn: relay.TCPConn{TCPConn: conn}, first: early}, stream)
 	switch {
 	case errors.Is(err, tunnel.ErrSessionLost):
-		if s.links.setUp(l, false) {
+		if s.dialers.setUp(e, false) {
 			s.log.Log(context.Background(), ptproc.LevelNotice, "session lost; the next connection makes a new one", "err", err)
 			s.status("ADDRESS", target, "CONNECT", "Lost", "ERRSTR", scrub.Error(err))
 		}

@@ -87,13 +87,13 @@ func newBench(t *testing.T, dial func(ctx context.Context) (stream, error)) *ben
 	var stopping, draining context.Context
 	stopping, b.stop = context.WithCancelCause(context.Background())
 	draining, b.cut = context.WithCancelCause(context.Background())
-	links := newPool(func(c config) (dialer, error) {
+	dialers := newPool(func(c config) (dialer, error) {
 		b.opened <- c
 		return newFakeDialer(dial), nil
 	})
 	srv := &socksServer{
-		links: links,
-		log:   slog.New(slog.NewTextHandler(&b.log, nil)),
+		dialers: dialers,
+		log:     slog.New(slog.NewTextHandler(&b.log, nil)),
 		status: func(pairs ...string) {
 			fmt.Fprintln(&b.status, strings.Join(pairs, " "))
 		},
@@ -113,7 +113,7 @@ func newBench(t *testing.T, dial func(ctx context.Context) (stream, error)) *ben
 		b.stop(errors.New("end of the test"))
 		b.cut(errors.New("end of the test"))
 		<-b.done
-		links.Close()
+		dialers.Close()
 	})
 	return b
 }

@@ -93,6 +93,7 @@ type Client struct {
 	wg       sync.WaitGroup // exchanges
 
 	// Owned by run.
+	last      situation // that a plan was made from; zero before the first
 	target    string    // URL of the session's requests; constant once the server has answered
 	flights   flights   // exchanges under way
 	exchanges uint64    // number of the next
@@ -142,6 +143,15 @@ func (fs flights) count(k kind) (n int) {
 func (fs flights) cancel(k kind) {
 	for _, f := range fs {
 		if f.kind == k {
+			f.cancel(errUnneeded)
+		}
+	}
+}
+
+// cancelHeld breaks off those that are held. Their ends come as results.
+func (fs flights) cancelHeld(now time.Time) {
+	for _, f := range fs {
+		if g := f.glance(now); g.held() {
 			f.cancel(errUnneeded)
 		}
 	}
@@ -277,9 +287,7 @@ func backoff(n int, age time.Duration) time.Duration {
 func (c *Client) carry() error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	if c.cfg.Mode == Auto {
-		c.receiving.streams = c.way().streaming() // as other sessions have found
-	}
+	c.receiving.begin(c.way())
 	var closed time.Time // when the server said that it has ended the session
 	for {
 		wait := c.launch(time.Now())
@@ -335,6 +343,7 @@ func (c *Client) launch(now time.Time) time.Duration {
 	for {
 		s := c.situation(now)
 		p := decide(&s)
+		c.last = s
 		c.act(&p, now)
 		if !p.starts() {
 			return p.again
@@ -346,45 +355,27 @@ func (c *Client) launch(now time.Time) time.Duration {
 func (c *Client) situation(now time.Time) situation {
 	way, t := c.way(), c.cfg.Transport
 	s := situation{
-		rest:         c.health.next(now, t.Rest()),
-		failing:      c.health.failing(),
-		serial:       way.oneAtATime(now),
-		suspended:    !c.serial.suspended.IsZero(),
-		suspendedFor: now.Sub(c.serial.suspended),
-		streams:      c.receiving.streams,
-		probing:      c.cfg.Mode != Poll,
-		probeIn:      way.probeIn(now),
-		answered:     now.Sub(c.serial.answered),
-		silent:       now.Sub(c.spoke),
-		combined:     now.Sub(c.combined),
-		flights:      make([]glance, 0, len(c.flights)),
+		rest:     c.health.next(now, t.Rest()),
+		failing:  c.health.failing(),
+		serial:   way.oneAtATime(now),
+		streams:  c.receiving.streams,
+		probing:  c.cfg.Mode != Poll,
+		probeIn:  way.probeIn(now),
+		polls:    c.polling.next(),
+		silent:   now.Sub(c.spoke),
+		combined: now.Sub(c.combined),
+		flights:  make([]glance, 0, len(c.flights)),
 	}
 	s.slots, s.crowded = t.Slots()
+	s.suspended, s.suspendedFor, s.answered = c.serial.next(now)
 	for _, f := range c.flights {
 		s.flights = append(s.flights, f.glance(now))
 	}
-	_, downloads := c.room()
-	s.polls = c.polling.next(s.silent < lively, downloads)
-	s.demand = c.link.demand(now, c.lanes())
+	s.demand = c.link.demand(now, s.lanes())
 	if s.due < 0 {
 		s.due = s.news
 	}
 	return s
-}
-
-// room says how many exchanges may be under way in each direction.
-func (c *Client) room() (uploads, downloads int) {
-	n, _ := c.cfg.Transport.Slots()
-	return room(n, c.flights.count(poll)+c.flights.count(stream))
-}
-
-// lanes says what an exchange that carries records is worth.
-func (c *Client) lanes() lanes {
-	if _, crowded := c.cfg.Transport.Slots(); crowded || c.way().oneAtATime(time.Now()) {
-		return lanes{} // one exchange carries all there is
-	}
-	uploads, _ := c.room()
-	return lanes{slots: uploads}
 }
 
 // act does what a plan says.
@@ -393,10 +384,14 @@ func (c *Client) act(p *plan, now time.Time) {
 		c.say(c.receiving.heldBack(now, p.heldBack, c.way()))
 	}
 	if p.suspend {
-		c.serial.suspended = now
+		c.serial.suspend(now)
 	}
 	if p.resume {
-		c.serial.suspended = time.Time{}
+		c.serial.resume()
+	}
+	c.polling.settle(p.polls)
+	if p.cancelHeld {
+		c.flights.cancelHeld(now)
 	}
 	for k := range kinds {
 		if p.cancel[k] {
@@ -408,10 +403,10 @@ func (c *Client) act(p *plan, now time.Time) {
 	}
 }
 
-// say logs what is new of the path, if anything is.
-func (c *Client) say(news string) {
-	if news != "" {
-		c.log.Info(news)
+// say logs what a detector reports, if it reports anything.
+func (c *Client) say(report string) {
+	if report != "" {
+		c.log.Info(report)
 	}
 }
 
@@ -428,7 +423,7 @@ func (c *Client) start(k kind) {
 	f := c.newFlight(c.exchanges, k)
 	c.exchanges++
 	hold, quiet, age := c.way().lengths()
-	_, downloads := c.room()
+	_, downloads := room(c.last.slots, 0)
 	f.asked.Limit = bodyBelow(maxAnswers / downloads)
 	switch k {
 	case poll:
@@ -443,14 +438,14 @@ func (c *Client) start(k kind) {
 		c.combined = f.started.Add(-mathrand.N(crowdPause / 4)) // no period
 		if f.started.Sub(c.spoke) < lively {
 			f.asked.Hold = below(combinedHold, combinedHold/4)
-		} else if _, crowded := c.cfg.Transport.Slots(); !crowded {
+		} else if !c.last.crowded {
 			f.asked.Hold = hold
 		}
 	case farewell:
 		f.asked.Close = wire.CloseDone
 	}
 	if k == upload || k == combined || k == farewell {
-		f.records = c.link.take(f.number, c.bodies.next(), c.lanes())
+		f.records = c.link.take(f.number, c.bodies.next(), c.last.lanes())
 		if len(f.records) > 0 {
 			c.spoke = f.started
 		}
@@ -462,7 +457,8 @@ func (c *Client) start(k kind) {
 // observe learns from how an exchange ended.
 func (c *Client) observe(res *result) {
 	f, now, way := res.flight, time.Now(), c.way()
-	most, _ := c.room()
+	slots, _ := c.cfg.Transport.Slots()
+	most, _ := room(slots, c.flights.count(poll)+c.flights.count(stream))
 	uploads := c.flights.count(upload)
 	delete(c.flights, f.number)
 	c.recall.learn(&c.cfg.Path.recall, c.cfg.Transport.Name(), c.link, f.kind, res.good && c.health.failing()) // recall
@@ -478,8 +474,8 @@ func (c *Client) observe(res *result) {
 	if c.seems.Store(c.health.forgotten()); c.health.forgotten() {
 		c.forgotten.open()
 	}
-	end, news := c.receiving.observe(now, res, way)
-	if c.say(news); end {
+	end, report := c.receiving.observe(now, res, way)
+	if c.say(report); end {
 		c.flights.cancel(stream) // what the server says on them would come when they end
 	}
 	c.polling.observe(res)
@@ -512,7 +508,7 @@ func (c *Client) sayFarewell() {
 			if c.flights.carry() {
 				continue
 			}
-			if said && c.link.demand(time.Now(), c.lanes()).due < 0 {
+			if said && c.link.demand(time.Now(), c.last.lanes()).due < 0 {
 				return // the server has no room for the rest
 			}
 			c.start(farewell)

@@ -101,6 +101,20 @@ func TestHandshakeFailures(t *testing.T) {
 	}
 }
 
+// A rest that the fronts ask for puts off the end of a handshake no further than
+// to the time that there is for it.
+func TestHandshakeRests(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(fate{there: ms, back: ms, instead: page(http.StatusServiceUnavailable, "Retry-After", "40")}))
+		begin := time.Now()
+		client := w.dial(Poll)
+		<-client.Done()
+		if d := time.Since(begin); d < 40*time.Second || d > handshakeTime+time.Second || !strings.Contains(client.Err().Error(), "status 503") {
+			t.Errorf("after %v: %v", d, client.Err())
+		}
+	})
+}
+
 // A version that the server does not know is refused with an error that says
 // which ones there are.
 func TestRefusal(t *testing.T) {

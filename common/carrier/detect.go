@@ -28,8 +28,9 @@ type health struct {
 	err      error     // why an exchange has failed last
 }
 
-// observe learns from how an exchange ended, and tells whether it is the first
-// to fail, or the first not to after the path was failing, since when.
+// observe learns from how an exchange ended. shaken says that it is the first of
+// failures in a row. back is how long the path had been failing when this exchange
+// came through, and 0 if the path was not failing.
 func (h *health) observe(now time.Time, res *result) (shaken bool, back time.Duration) {
 	if res.good {
 		if h.failing() {
@@ -94,9 +95,16 @@ type receiving struct {
 	streams bool // the client receives by streams
 }
 
+// begin takes in what other sessions have found.
+func (r *receiving) begin(w *way) {
+	if r.mode == Auto {
+		r.streams = w.streaming()
+	}
+}
+
 // observe learns from how an exchange ended. It tells whether streams that are
-// open are to be ended, and what is new.
-func (r *receiving) observe(now time.Time, res *result, w *way) (end bool, news string) {
+// open are to be ended, and reports what is new of the path.
+func (r *receiving) observe(now time.Time, res *result, w *way) (end bool, report string) {
 	f := res.flight
 	age := now.Sub(f.started)
 	spread := age - time.Duration(f.first.Load()) // between the answer's first unit and its end
@@ -115,21 +123,21 @@ func (r *receiving) observe(now time.Time, res *result, w *way) (end bool, news 
 	switch changed := w.saw(now, streams); {
 	case !changed:
 	case streams:
-		news = "receiving by streams: answers come as they are written"
+		report = "receiving by streams: answers come as they are written"
 	default:
-		news = "receiving by polls: answers come when they are complete"
+		report = "receiving by polls: answers come when they are complete"
 	}
-	return !streams, news
+	return !streams, report
 }
 
 // heldBack notes that a stream does not come as it is written. Of several that
 // show the same, the first counts: each more would put off the next probe.
-func (r *receiving) heldBack(now time.Time, why string, w *way) (news string) {
+func (r *receiving) heldBack(now time.Time, why string, w *way) (report string) {
 	if r.streams && w.saw(now, false) {
-		news = "receiving by polls: " + why
+		report = "receiving by polls: " + why
 	}
 	r.streams = false
-	return news
+	return report
 }
 
 // serial learns whether the path lets one exchange through at a time.
@@ -149,8 +157,19 @@ type serial struct {
 	answered  time.Time // when the upload that was answered last had been started
 }
 
-// observe learns from how an exchange ended, and tells what is new.
-func (s *serial) observe(now time.Time, res *result, w *way) (news string) {
+// next says whether answers that wait are ended, since when, and how long ago the
+// upload was started that was answered last.
+func (s *serial) next(now time.Time) (suspended bool, suspendedFor, answered time.Duration) {
+	return !s.suspended.IsZero(), now.Sub(s.suspended), now.Sub(s.answered)
+}
+
+// suspend is told that answers that wait are ended, and resume that they are
+// asked for again.
+func (s *serial) suspend(now time.Time) { s.suspended = now }
+func (s *serial) resume()               { s.suspended = time.Time{} }
+
+// observe learns from how an exchange ended, and reports what is new of the path.
+func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
 	f := res.flight
 	if f.kind != upload {
 		return ""
@@ -165,10 +184,10 @@ func (s *serial) observe(now time.Time, res *result, w *way) (news string) {
 	s.suspended = time.Time{}
 	if now.Sub(s.passed) < firstProbe {
 		w.setSerial(now)
-		news = "the path lets one request through at a time: sending and receiving in turns"
+		report = "the path lets one request through at a time: sending and receiving in turns"
 	}
 	s.passed = now
-	return news
+	return report
 }
 
 // bodies learns how large a body the path takes. It grows to twice the size
@@ -193,8 +212,8 @@ func (b *bodies) observe(res *result, uploads, most int, w *way) (refused bool) 
 // next is the limit of a body's records.
 func (b *bodies) next() int { return bodyBelow(b.limit) - headRoom }
 
-// polling learns how many answers it is worth to wait for: one in silence, two
-// in a conversation, and as many as there can be in a transfer.
+// polling learns how many answers it is worth to wait for: one in silence, and as
+// many as there can be in a transfer. A plan may want more in a conversation.
 type polling struct{ want int }
 
 // observe learns from how a poll ended.
@@ -212,11 +231,13 @@ func (p *polling) observe(res *result) {
 	}
 }
 
-// next is how many polls are worth it, of downloads that there can be.
-func (p *polling) next(conversation bool, downloads int) int {
-	if conversation {
-		p.want = max(p.want, min(livelyPolls, downloads))
+// next is how many polls are worth it.
+func (p *polling) next() int { return max(1, p.want) }
+
+// settle takes note of how many polls a plan has wanted: from there the number
+// goes on. Where polls are not the way to receive, no plan does.
+func (p *polling) settle(wanted int) {
+	if wanted > 0 {
+		p.want = wanted
 	}
-	p.want = max(1, p.want)
-	return p.want
 }

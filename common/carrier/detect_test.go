@@ -120,8 +120,8 @@ func TestReceiving(t *testing.T) {
 	r := receiving{mode: Auto, streams: true}
 	w.saw(now, true)
 	for i, want := range []time.Duration{firstProbe, firstProbe, firstProbe} {
-		if news := r.heldBack(now, "why", w); (news != "") != (i == 0) {
-			t.Errorf("%d: news %q", i, news)
+		if report := r.heldBack(now, "why", w); (report != "") != (i == 0) {
+			t.Errorf("%d: reports %q", i, report)
 		}
 		if in := w.probeIn(now); in > want || in < want*3/4 {
 			t.Errorf("%d: the next probe is in %v", i, in)
@@ -152,9 +152,9 @@ func TestSerial(t *testing.T) {
 		{"it has no answer", time.Second, 0, 10 * time.Second, true, false},
 	} {
 		s, w := serial{suspended: now.Add(-time.Second), passed: now.Add(-c.passed)}, new(Path).way("")
-		news := upload(&s, w, c.sent, c.first)
-		if s.suspended.IsZero() == c.suspended || w.oneAtATime(now) != c.serial || (news != "") != c.serial {
-			t.Errorf("%s: suspended %v, serial %v, news %q", c.why, !s.suspended.IsZero(), w.oneAtATime(now), news)
+		report := upload(&s, w, c.sent, c.first)
+		if s.suspended.IsZero() == c.suspended || w.oneAtATime(now) != c.serial || (report != "") != c.serial {
+			t.Errorf("%s: suspended %v, serial %v, reports %q", c.why, !s.suspended.IsZero(), w.oneAtATime(now), report)
 		}
 	}
 }
@@ -209,12 +209,18 @@ func TestPolling(t *testing.T) {
 		{"another exchange", ended(time.Now(), upload, time.Second, succeeds), 4},
 	} {
 		p := polling{want: 4}
-		if p.observe(c.res); p.next(false, maxDownloads) != c.want {
+		if p.observe(c.res); p.next() != c.want {
 			t.Errorf("%s: %d, want %d", c.why, p.want, c.want)
 		}
 	}
-	var p polling
-	if a, b := p.next(false, 16), p.next(true, 16); a != 1 || b != livelyPolls {
-		t.Errorf("%d in silence, %d in a conversation", a, b)
+	p := polling{want: -1}
+	if n := p.next(); n != 1 {
+		t.Errorf("%d at the least", n)
+	}
+	if p.settle(3); p.next() != 3 {
+		t.Errorf("%d where a plan wanted 3", p.want)
+	}
+	if p.settle(0); p.next() != 3 {
+		t.Errorf("%d after a plan without polls", p.want)
 	}
 }

@@ -170,7 +170,8 @@ func (c *Client) handshake() error {
 			return err
 		}
 		c.log.Debug("no answer from the server yet", "err", err)
-		if !pause(max(backoff(foreign+unreachable, 0), min(c.cfg.Transport.Rest(), maxRest)), c.ctx.Done(), c.link.closed) {
+		rest := min(c.cfg.Transport.Rest(), maxRest, time.Until(deadline))
+		if !pause(max(backoff(foreign+unreachable, 0), rest), c.ctx.Done(), c.link.closed) {
 			return fmt.Errorf("%w: closed before the server answered", ErrLost)
 		}
 		if _, made := c.attempts.of(a); !made.IsZero() && time.Since(made) > staleHello {

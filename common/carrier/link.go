@@ -208,8 +208,10 @@ func (l *link) received(n uint64, b *buffer) bool {
 	return kept
 }
 
-// delivered follows what may have put records into order: the gap before the
-// rest of them began at another time before. mu is held.
+// delivered is called after records have come or a gap between them was given up,
+// either of which may bring datagrams into order. It ends the link when all were
+// delivered up to the end, and sets the timer for a gap that began with this: the
+// caller says with before since when there was one until then. mu is held.
 func (l *link) delivered(before time.Time) {
 	if l.last != nil && l.in.delivered >= l.end {
 		l.endReached()

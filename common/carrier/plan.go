@@ -45,6 +45,13 @@ type glance struct {
 // exchange was started.
 func (g *glance) since(age time.Duration) time.Duration { return g.age - age }
 
+// held tells whether the server waits for something to say on the exchange, and
+// nothing of its answer has come. One whose answer is arriving is not held.
+func (g *glance) held() bool {
+	waits := g.kind == poll || g.kind == stream || g.kind == combined && g.hold > combinedHold
+	return waits && g.sent > 0 && g.first == 0
+}
+
 // A situation is all that a plan is made from.
 type situation struct {
 	flights []glance // under way, in no order
@@ -62,7 +69,7 @@ type situation struct {
 	streams      bool          // it delivers answers as they are written
 	probing      bool          // whether it does is worth a probe
 	probeIn      time.Duration // when it is
-	polls        int           // answers that it is worth to wait for; see polling
+	polls        int           // answers that it is worth to wait for in silence; see polling
 	answered     time.Duration // since the upload was started that was answered last
 
 	// What there is to say and to hear.
@@ -106,11 +113,22 @@ func room(slots, downloading int) (uploads, downloads int) {
 	return min(maxUploads, max(third, slots-1-downloading)), min(maxDownloads, slots-third)
 }
 
+// lanes says what an exchange that carries records is worth.
+func (s *situation) lanes() lanes {
+	if s.crowded || s.serial {
+		return lanes{} // one exchange carries all there is
+	}
+	uploads, _ := room(s.slots, s.count(poll)+s.count(stream))
+	return lanes{slots: uploads}
+}
+
 // A plan is what a client does in a situation.
 type plan struct {
-	start  [kinds]int    // exchanges, by kind
-	cancel [kinds]bool   // exchanges under way, by kind
-	again  time.Duration // when to plan anew, if nothing happens before
+	start      [kinds]int    // exchanges, by kind
+	cancel     [kinds]bool   // exchanges under way, by kind
+	cancelHeld bool          // those that are held, whatever their kind
+	polls      int           // so many are wanted to be under way; 0: polls are not the way to receive now
+	again      time.Duration // when to plan anew, if nothing happens before
 
 	// What the exchanges under way show of the path.
 	heldBack string // why answers do not come as they are written; empty: it does not show
@@ -175,10 +193,8 @@ func (s *situation) combine(p *plan) {
 	}
 	for i := range s.flights {
 		f := &s.flights[i]
-		held := f.kind == poll || f.kind == stream || f.kind == combined && f.hold > combinedHold
-		if held && f.sent > 0 && f.first == 0 || f.kind == stream {
-			p.cancel[f.kind] = true
-		}
+		p.cancelHeld = p.cancelHeld || f.held()
+		p.cancel[stream] = p.cancel[stream] || f.kind == stream
 	}
 }
 
@@ -279,7 +295,11 @@ func (s *situation) hear(p *plan) {
 	}
 	uploads := s.count(upload) + p.start[upload]
 	_, downloads := room(s.slots, 0)
-	p.start[poll] = max(0, min(s.polls, downloads, max(1, s.slots-uploads))-s.count(poll))
+	p.polls = s.polls
+	if s.silent < lively {
+		p.polls = max(p.polls, min(livelyPolls, downloads))
+	}
+	p.start[poll] = max(0, min(p.polls, downloads, max(1, s.slots-uploads))-s.count(poll))
 }
 
 // wantedStreams is 1, and 2 while the older one is about to end. A probe that is

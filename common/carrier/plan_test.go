@@ -21,6 +21,9 @@ func (p *plan) text() string {
 			does = append(does, "cancel "+names[k])
 		}
 	}
+	if p.cancelHeld {
+		does = append(does, "cancel what is held")
+	}
 	for what, yes := range map[string]bool{"held back": p.heldBack != "", "suspend": p.suspend, "resume": p.resume} {
 		if yes {
 			does = append(does, what)
@@ -41,6 +44,8 @@ func TestPlans(t *testing.T) {
 		}
 	}
 	polled := glance{kind: poll, hold: 28 * time.Second, age: time.Second, begun: ms, sent: 2 * ms}
+	receiving := polled
+	receiving.first, receiving.heard = 900*ms, 990*ms
 	streamed := glance{kind: stream, stream: time.Minute, age: time.Second, begun: ms, sent: 2 * ms, first: 102 * ms, heard: 102 * ms}
 	written := glance{kind: upload, age: 50 * ms, begun: ms, sent: 2 * ms}
 	writing := glance{kind: upload, age: 50 * ms, begun: ms}
@@ -102,17 +107,17 @@ func TestPlans(t *testing.T) {
 		{"records owed for a moment mean nothing yet", func(s *situation) { s.streams, s.owed, s.flights = true, 100*ms, []glance{streamed} }, "", late - 100*ms},
 
 		{"a conversation by polls makes a probe when it is time", func(s *situation) {
-			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled}
+			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled, polled}
 		}, "start 1 stream", 0},
 		{"and looks again when it will be", func(s *situation) {
-			s.silent, s.probeIn, s.flights = time.Second, 3*time.Second, []glance{polled}
+			s.silent, s.probeIn, s.flights = time.Second, 3*time.Second, []glance{polled, polled}
 		}, "", 3 * time.Second},
 		{"silence makes none", func(s *situation) { s.probeIn, s.flights = 0, []glance{polled} }, "", 0},
 		{"nor does a client that was told to poll", func(s *situation) {
-			s.silent, s.probing, s.probeIn, s.flights = time.Second, false, 0, []glance{polled}
+			s.silent, s.probing, s.probeIn, s.flights = time.Second, false, 0, []glance{polled, polled}
 		}, "", 0},
 		{"one probe at a time, which ends no poll", func(s *situation) {
-			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled, {kind: stream, probe: true, stream: 2 * time.Second, age: time.Second}}
+			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled, polled, {kind: stream, probe: true, stream: 2 * time.Second, age: time.Second}}
 		}, "", 800 * ms},
 
 		{"an upload that waits long may wait for the poll", func(s *situation) {
@@ -139,13 +144,20 @@ func TestPlans(t *testing.T) {
 		}, "", 0},
 		{"what is to be said ends one that waits long", func(s *situation) {
 			s.serial, s.due, s.flights = true, 0, []glance{{kind: combined, hold: 28 * time.Second, age: time.Second, sent: ms}}
-		}, "cancel combined", 0},
+		}, "cancel what is held", 0},
 		{"not one that is answered soon", func(s *situation) {
 			s.serial, s.due, s.flights = true, 0, []glance{{kind: combined, hold: combinedHold, age: 10 * ms, sent: ms}}
 		}, "", 0},
 		{"nor one that is being answered", func(s *situation) {
 			s.serial, s.due, s.flights = true, 0, []glance{{kind: combined, hold: 28 * time.Second, age: time.Second, sent: ms, first: 900 * ms}}
 		}, "", 0},
+		{"of polls that were under way before, those that are held", func(s *situation) {
+			s.serial, s.due, s.flights = true, 0, []glance{polled, receiving}
+		}, "cancel what is held", 0},
+		{"and none of those that are being answered", func(s *situation) {
+			s.serial, s.due, s.flights = true, 0, []glance{receiving, receiving}
+		}, "", 0},
+		{"but every stream", func(s *situation) { s.serial, s.due, s.flights = true, 0, []glance{receiving, streamed} }, "cancel stream", 0},
 		{"in a crowd who has nothing to say pauses", func(s *situation) { s.slots, s.crowded, s.combined = 1, true, time.Second }, "", crowdPause - time.Second},
 		{"and looks now and then", func(s *situation) { s.slots, s.crowded, s.combined = 1, true, crowdPause }, "start 1 combined", 0},
 		{"who has something to say does not", func(s *situation) { s.slots, s.crowded, s.combined, s.due = 1, true, time.Second, 0 }, "start 1 combined", 0},
@@ -160,6 +172,66 @@ func TestPlans(t *testing.T) {
 			t.Errorf("%s: %q, and again in %v; want %q, %v", c.why, got, p.again, c.want, c.again)
 		}
 	}
+}
+
+// A conversation raises the number of polls only where polls are the way to
+// receive: who comes back to them after it begins with one.
+func TestWantedPolls(t *testing.T) {
+	for _, c := range []struct {
+		why  string
+		do   func(s *situation)
+		want int
+	}{
+		{"in silence", func(s *situation) { s.silent = lively }, 1},
+		{"in a conversation", func(*situation) {}, livelyPolls},
+		{"in a conversation after a transfer", func(s *situation) { s.polls = 5 }, 5},
+		{"where one download is possible", func(s *situation) { s.slots = 2 }, 1},
+		{"by streams", func(s *situation) { s.streams = true }, 0},
+		{"one exchange at a time", func(s *situation) { s.serial = true }, 0},
+		{"in a crowd", func(s *situation) { s.crowded = true }, 0},
+		{"on a failing path", func(s *situation) { s.failing = true }, 0},
+		{"in a rest", func(s *situation) { s.rest = time.Second }, 0},
+		{"while answers are ended", func(s *situation) { s.suspended = true }, 0},
+	} {
+		s := situation{slots: 100, polls: 1, demand: demand{due: -1, news: -1}}
+		c.do(&s)
+		if p := decide(&s); p.polls != c.want {
+			t.Errorf("%s: %d, want %d", c.why, p.polls, c.want)
+		}
+	}
+}
+
+func TestCancelHeld(t *testing.T) {
+	fs := make(flights)
+	for i, c := range []struct {
+		why         string
+		kind        kind
+		hold        time.Duration
+		sent, first int64
+		held        bool
+	}{
+		{"a poll that waits", poll, longest, 1, 0, true},
+		{"a poll whose answer is arriving", poll, longest, 1, 2, false},
+		{"a poll that is not sent yet", poll, longest, 0, 0, false},
+		{"a stream that says nothing", stream, 0, 1, 0, true},
+		{"a combined exchange that waits long", combined, longest, 1, 0, true},
+		{"a combined exchange that waits for a moment", combined, combinedHold, 1, 0, false},
+		{"an upload", upload, 0, 1, 0, false},
+	} {
+		f := &flight{kind: c.kind, started: time.Now()}
+		f.asked.Hold = c.hold
+		f.sent.Store(c.sent)
+		f.first.Store(c.first)
+		canceled := false
+		f.cancel = func(error) { canceled = true }
+		fs[uint64(i)] = f
+		defer func() {
+			if canceled != c.held {
+				t.Errorf("%s: broken off %v", c.why, canceled)
+			}
+		}()
+	}
+	fs.cancelHeld(time.Now())
 }
 
 func TestRoom(t *testing.T) {

@@ -281,10 +281,12 @@ func (r *recaller) begin(m *memory, front string, l *link, asked *wire.Head) {
 	}
 }
 
-// learn keeps what the link has found when an upload has ended. What it finds
-// beside a change of fronts is neither's; a path that was failing may be
-// another one afterwards.
-func (r *recaller) learn(m *memory, front string, l *link, k kind, failed bool) {
+// learn keeps what the link has found when an exchange of kind k has ended, if it
+// was an upload. What was found since the one before belongs to a front only if
+// both went by it. back says that the exchange came through where others were
+// failing: what was known of the front is forgotten then, because the network
+// may be another one.
+func (r *recaller) learn(m *memory, front string, l *link, k kind, back bool) {
 	if k == upload && r.known && r.front == front {
 		up, down := l.finds()
 		m.finds(front, up, down)
@@ -292,7 +294,7 @@ func (r *recaller) learn(m *memory, front string, l *link, k kind, failed bool) 
 		l.forget()
 		r.known, r.front = true, front
 	}
-	if failed {
+	if back {
 		m.forget(front, time.Now())
 	}
 }

@@ -127,9 +127,9 @@ type place struct {
 // roundTrip sends req and returns the response, whose body holds the place. On
 // an error the place is given back.
 func (p *place) roundTrip(req *http.Request) (*http.Response, error) {
-	long := req.ContentLength >= longBody
+	long := p.conn.h2 && req.ContentLength >= longBody
 	if long {
-		p.pool.beginLong(p.conn)
+		p.pool.watch(p.conn.life.beginLong())
 	}
 	resp, err := p.conn.wire.roundTrip(req)
 	if long {

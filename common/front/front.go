@@ -85,7 +85,8 @@ func (f *Front) MaxInFlight() int { return f.pool.maxInFlight() }
 // RoundTrip waits for a connection; so what is known by then can be in it. It
 // is closed in any case, perhaps after RoundTrip has returned. With a
 // ContentLength it is sent as it is, else in chunks over HTTP/1.1. A request
-// has a body, which may be empty.
+// without a body is sent as one whose body is empty, which over HTTP/1.1 is
+// chunked, too.
 //
 // Every error is an *Error. A request goes out again, on another connection, by
 // itself only if the connection had been in use before, ended, and no octet of

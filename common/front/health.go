@@ -52,7 +52,7 @@ var ErrFrontingRefused = errors.New("this CDN refuses domain fronting (status 42
 type health struct {
 	name  string // the front's
 	log   *slog.Logger
-	alone bool // there is no other front: it is never aside
+	alone bool // there is no other front: it is never aside, and left alone only as long as it asks
 
 	mu        sync.Mutex    // guards what follows
 	begun     time.Time     // of the last attempt to connect
@@ -61,7 +61,7 @@ type health struct {
 	failedAt  time.Time     // of the last
 	aside     time.Time     // until then it is left alone; zero: it works, as far as known
 	asked     time.Time     // until then it has asked to be left alone (Retry-After)
-	err       error         // the last failure
+	err       error         // the last failure, or the answer that asked
 	strikes   int           // failures in a row of which it may not be the cause
 	struck    time.Time     // of the last
 	lastGood  time.Time     // of the last answer that speaks for it
@@ -114,7 +114,7 @@ func (h *health) record() (failures int, took time.Duration) {
 	return h.failures, h.took
 }
 
-// failure is the last one, nil if there was none.
+// failure is why the front is left alone, or was last: nil if it never was.
 func (h *health) failure() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -182,7 +182,7 @@ func (h *health) answered(resp *http.Response) error {
 	defer h.mu.Unlock()
 	h.answers++
 	if asked := h.staysAway(resp); asked > 0 {
-		h.asked = time.Now().Add(asked)
+		h.asked, h.err = time.Now().Add(asked), v.fault
 		v.strike = false
 	}
 	h.apply(v)

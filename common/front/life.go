@@ -67,7 +67,7 @@ type life struct {
 
 	mu      sync.Mutex // guards what follows
 	asks    asks
-	long    int  // exchanges with a long body that are not answered yet
+	long    int  // exchanges with a long body that are not answered yet, over HTTP/2
 	watched bool // a watch is at step 1 to 3
 	doubt   doubt
 	gone    error // why it was closed; nil: it was not, or not for being dead
@@ -159,8 +159,8 @@ func (l *life) begin(served bool) *watch {
 	return nil
 }
 
-// beginLong is told that a long body is going to be sent. It returns a watch as
-// begin does.
+// beginLong is told that a long body is going to be sent, over HTTP/2. It returns
+// a watch as begin does.
 func (l *life) beginLong() *watch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -245,8 +245,9 @@ func (l *life) outlived(born time.Time) {
 	}
 }
 
-// settle is told that a watch is over, and tells whether another one follows it
-// because a long body is under way.
+// settle is told that a watch has done its steps, and ends the doubt that they
+// may have raised. It tells whether the watch is to begin anew: it is while a long
+// body is under way and the connection lives.
 func (l *life) settle() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -322,6 +322,25 @@ func TestDeadConnectionsAreReplaced(t *testing.T) {
 	})
 }
 
+// Over HTTP/1.1 nobody counts long bodies: there is no watch that would need it.
+func TestLongBodies1(t *testing.T) {
+	inMemory1(t, func(t *testing.T, f *Front, _ *memory) {
+		for range 3 {
+			exchange(t, f, strings.Repeat("x", longBody))
+		}
+		f.pool.mu.Lock()
+		defer f.pool.mu.Unlock()
+		for _, c := range f.pool.conns {
+			if c.life.long != 0 {
+				t.Errorf("%d long bodies are under way", c.life.long)
+			}
+		}
+		if len(f.pool.conns) == 0 {
+			t.Error("no connection is left")
+		}
+	})
+}
+
 // Held answers over HTTP/1.1 cost at most the connections that there may be.
 func TestHeldAnswersAreNoEvidence1(t *testing.T) {
 	inMemory1(t, func(t *testing.T, f *Front, m *memory) {

@@ -195,14 +195,6 @@ func (p *pool) give(c *conn, inVain time.Duration) {
 	})
 }
 
-// beginLong is told that a long body is going to be sent on c, by an exchange
-// that is not answered yet.
-func (p *pool) beginLong(c *conn) {
-	if c.h2 {
-		p.watch(c.life.beginLong())
-	}
-}
-
 // watch lets w, which may be nil, run. It is called where the pool is known to
 // be open, or an exchange keeps it from being closed.
 func (p *pool) watch(w *watch) {

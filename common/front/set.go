@@ -89,7 +89,8 @@ func (s *Set) Slots(users int) (each int, crowded bool) {
 }
 
 // Rest is how long no exchange should be begun because every front has asked
-// for that (Retry-After); 0 when one of them has not.
+// for that (Retry-After). It is 0 when one of them has not, even one that is
+// merely unreachable: it may come back any moment.
 func (s *Set) Rest() time.Duration {
 	now := time.Now()
 	least := s.members[0].health.askedFor(now)

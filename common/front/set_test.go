@@ -555,6 +555,38 @@ func TestSetRetryAfterAlone(t *testing.T) {
 	})
 }
 
+// The only front may close its connection when it asks to be left alone. Who
+// comes meanwhile is told why there is no other.
+func TestSetRestAloneUnconnected(t *testing.T) {
+	inSet(t, "a", func(t *testing.T, x *setTest) {
+		x.sites["a"].status.Store(http.StatusServiceUnavailable)
+		x.sites["a"].retry.Store("30")
+		x.by("a", 0)
+		x.set.members[0].front.CloseIdleConnections()
+		_, took, err := x.ask()
+		if e, ok := err.(*Error); !ok || e.Front != "a.example" || took != 0 || !strings.Contains(err.Error(), "status 503") {
+			t.Errorf("after %v: %T %v", took, err, err)
+		}
+		x.sites["a"].status.Store(0)
+		x.sites["a"].retry.Store("")
+		time.Sleep(30 * time.Second)
+		x.by("a", 0)
+	})
+}
+
+// There is no rest while one front has not asked for it, though nobody reaches it.
+func TestSetRestUnreachable(t *testing.T) {
+	inSet(t, "a b", func(t *testing.T, x *setTest) {
+		x.sites["a"].refuses.Store(true)
+		x.sites["b"].status.Store(http.StatusServiceUnavailable)
+		x.sites["b"].retry.Store("120")
+		x.by("b", time.Second)
+		if d := x.set.Rest(); d != 0 {
+			t.Errorf("stay away for %v", d)
+		}
+	})
+}
+
 // Users share the exchanges that there may be.
 func TestSlots(t *testing.T) {
 	inSet(t, "a", func(t *testing.T, x *setTest) {
