@@ -250,7 +250,7 @@ type frontNews struct {
 	why          bool // a reason is given
 }
 
-var frontTold = regexp.MustCompile(`(?m)^LOG SEVERITY=\w+ MESSAGE="(using|leaving) a front front=\[scrubbed\] number=(\S+) .*?(error=.+)?$`)
+var frontTold = regexp.MustCompile(`(?m)^LOG SEVERITY=\w+ MESSAGE="(using|leaving) a front front=\[scrubbed\] number=(\S+) .*?(err=.+)?$`)
 
 func toldOfFronts(t *testing.T, c *programs.Tunnel) (told []frontNews) {
 	t.Helper()
