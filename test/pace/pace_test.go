@@ -272,9 +272,9 @@ type row struct {
 // Chance decides most in the first transfer, where the carrier's window doubles
 // a round trip sooner or later, so that may take 0.04 less, and 0.12 where all
 // of it is a dozen round trips. Each transfer of kcp is a session's first, and the
-// second begins with what the first has found of the path; which of what it has
-// found comes first decides about a round trip (0.98 or 0.91, one as often as the
-// other, and so it was before the engines stood on their libraries).
+// second begins with what the first has found of the path. It has
+// 0.98 or 0.91 of the fast one, a round trip less or more, and so it had before the
+// engines stood on their libraries; what decides which is not known.
 // Over HTTP/1.1 it is half of what was reached. An upload of kcp-smux and of sctp
 // waits a round trip for its stream's window: see TestPaceUsedStream.
 type limits struct {
