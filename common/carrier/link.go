@@ -49,10 +49,13 @@ type account struct {
 }
 
 // add counts n buffers more or, negative, less.
-func (a *account) add(n int) {
-	a.own.Add(int64(n) * wire.BufferSize)
+func (a *account) add(n int) { a.addBytes(n * wire.BufferSize) }
+
+// addBytes counts n bytes more or, negative, less.
+func (a *account) addBytes(n int) {
+	a.own.Add(int64(n))
 	if a.all != nil {
-		a.all.Add(int64(n) * wire.BufferSize)
+		a.all.Add(int64(n))
 	}
 }
 

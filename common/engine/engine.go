@@ -77,6 +77,14 @@ type Carrier interface {
 	// Binding is a secret that only the two ends of the sealed session below
 	// know, and nil where there is none, or not yet.
 	Binding() []byte
+
+	// Hold says that the engine holds n bytes more for the other side than
+	// before, or fewer if n is negative: what has come and was not read, what
+	// waits to be sent or to be acknowledged, each at what its memory takes and
+	// not at what it says. The carrier counts it with its own in the session's
+	// account, and closes under a session that holds more than its share. It
+	// never blocks. At the session's end nothing has to be given back.
+	Hold(n int)
 }
 
 // Over makes a Carrier of any PacketConn that does what a Carrier must. peer is
@@ -91,6 +99,7 @@ type over struct {
 func (o over) RemoteAddr() net.Addr { return o.peer }
 func (over) WaitRead()              {}
 func (over) Binding() []byte        { return nil }
+func (over) Hold(int)               {}
 
 // A Session is one conversation between a client and a server.
 //

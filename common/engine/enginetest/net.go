@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"turbotunnel/common/engine"
@@ -46,13 +47,14 @@ type PathStats struct {
 type Conn struct {
 	name, peer net.Addr
 	in, out    *direction
+	held       atomic.Int64 // what the engine has said by Hold
 }
 
 // Connect returns the two ends of a network whose directions are ab and ba.
 // The same seed gives the same losses for the same datagrams.
 func Connect(ab, ba Path, seed uint64) (a, b *Conn) {
 	x, y := newDirection(ab, seed), newDirection(ba, seed+1)
-	return &Conn{addr("a"), addr("b"), y, x}, &Conn{addr("b"), addr("a"), x, y}
+	return &Conn{name: addr("a"), peer: addr("b"), in: y, out: x}, &Conn{name: addr("b"), peer: addr("a"), in: x, out: y}
 }
 
 type addr string
@@ -71,6 +73,12 @@ func (*Conn) WaitRead() {}
 
 // Binding is none: nothing is sealed here.
 func (*Conn) Binding() []byte { return nil }
+
+// Hold implements engine.Carrier.
+func (c *Conn) Hold(n int) { c.held.Add(int64(n)) }
+
+// Held is how many bytes the engine says that it holds.
+func (c *Conn) Held() int { return int(c.held.Load()) }
 
 // ReadFrom implements net.PacketConn.
 func (c *Conn) ReadFrom(p []byte) (int, net.Addr, error) {
