@@ -212,7 +212,7 @@ func TestWrongClock(t *testing.T) {
 				// another one answers. That he refuses shows that he has read
 				// the first message and found its time right.
 				w.net.set(always(fate{instead: func(r *request) *http.Response {
-					id, _ := handshake.ParseID(path.Base(r.URL.Path), w.key.Public())
+					id, _ := handshake.ParseID(path.Base(r.URL.Path))
 					responder, hello, err := handshake.Respond(w.key, id, r.body)
 					if err != nil {
 						t.Error(err)

@@ -67,7 +67,7 @@ func (c *Client) newAttempt(clock time.Duration) *attempt {
 	c.attempts.mu.Lock()
 	defer c.attempts.mu.Unlock()
 	a := &attempt{
-		id: handshake.NewID(c.cfg.Key),
+		id: handshake.NewID(c.cfg.Key, handshake.DayOf(time.Now().Add(clock))),
 		// Room for what a TLS client says first, and no length of ours.
 		size:  2048 + mathrand.IntN(1500),
 		clock: clock,

@@ -605,7 +605,7 @@ func newTrace(t *testing.T) *trace {
 func (tr *trace) session(server *Server, r *request) (string, *Session) {
 	id := path.Base(r.URL.Path)
 	if tr.sessions[id] == nil && server != nil {
-		if parsed, err := handshake.ParseID(id, server.public); err == nil {
+		if parsed, err := handshake.ParseID(id); err == nil {
 			server.mu.Lock()
 			if s := server.sessions[parsed]; s != nil {
 				tr.sessions[id] = s

@@ -145,7 +145,7 @@ func (s *Server) Stats() Stats {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost {
 		last := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
-		if id, err := handshake.ParseID(last, s.public); err == nil {
+		if id, err := handshake.ParseID(last); err == nil {
 			if s.serve(w, r, id) {
 				return
 			}
@@ -160,7 +160,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, id handshake.ID) 
 	s.mu.Lock()
 	sess, closed := s.sessions[id], s.closed
 	s.mu.Unlock()
-	if closed {
+	// A session that exists is found whatever day it is: it may live for months.
+	if closed || sess == nil && !id.IsFor(s.public, time.Now()) {
 		return false
 	}
 	control := http.NewResponseController(w)

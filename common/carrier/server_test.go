@@ -36,7 +36,7 @@ type raw struct {
 // raw makes a first message and does not send it.
 func (w *world) raw(hello handshake.Hello) *raw {
 	w.t.Helper()
-	c := &raw{w: w, id: handshake.NewID(w.key.Public()), exchange: 1}
+	c := &raw{w: w, id: handshake.NewID(w.key.Public(), handshake.DayOf(time.Now())), exchange: 1}
 	var err error
 	if c.first, c.initiator, err = handshake.Initiate(w.key.Public(), c.id, hello, 1500); err != nil {
 		w.t.Fatal(err)
@@ -113,7 +113,7 @@ func TestDecoy(t *testing.T) {
 		stranger := func(name string, body []byte) {
 			t.Helper()
 			s := *c
-			s.id = handshake.NewID(w.key.Public())
+			s.id = handshake.NewID(w.key.Public(), handshake.DayOf(time.Now()))
 			isDecoy(t, name, s.post(body))
 		}
 		noise := make([]byte, 200<<10)
@@ -206,8 +206,8 @@ func (u unread) Read([]byte) (int, error) {
 func TestUnreadBody(t *testing.T) {
 	w := newWorld(t)
 	defer w.server.Close()
-	id := handshake.NewID(w.key.Public())
-	foreign := handshake.NewID(handshake.GenerateKey().Public())
+	id := handshake.NewID(w.key.Public(), handshake.DayOf(time.Now()))
+	foreign := handshake.NewID(handshake.GenerateKey().Public(), handshake.DayOf(time.Now()))
 	for _, c := range []struct {
 		method, path string
 		length       int64
@@ -233,12 +233,32 @@ func TestUnreadBody(t *testing.T) {
 	w.empty("after strangers")
 }
 
+// A path that was logged is nothing after two days, and a session that began with
+// it goes on.
+func TestTagsAge(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		client, session := w.pair(Poll)
+		logged := w.raw(w.hello())
+		time.Sleep(48 * time.Hour)
+		say(t, client.Conn(), session.Conn(), "hello")
+		c := w.raw(w.hello())
+		c.id = logged.id
+		var err error
+		if c.first, c.initiator, err = handshake.Initiate(w.key.Public(), c.id, w.hello(), 1500); err != nil {
+			t.Fatal(err)
+		}
+		isDecoy(t, "a new message on an old path", c.post(c.first))
+		fresh := w.raw(w.hello())
+		fresh.greet()
+	})
+}
+
 // FuzzServeHTTP: nobody without the key gets anything but the decoy.
 func FuzzServeHTTP(f *testing.F) {
 	key := handshake.GenerateKey()
 	server := NewServer(ServerConfig{Key: key, Decoy: http.HandlerFunc(decoy), Engines: []string{"raw"}, Serve: func(*Session) {}})
 	f.Cleanup(func() { server.Close() })
-	id := handshake.NewID(key.Public()).String()
+	id := handshake.NewID(key.Public(), handshake.DayOf(time.Now())).String()
 	f.Add("POST", "/", []byte("hello"), false)
 	f.Add("GET", "/x", []byte{}, true)
 	f.Add("POST", "/a/b", bytes.Repeat([]byte{1}, 200), true)

@@ -15,6 +15,7 @@ import (
 
 var (
 	testServer = GenerateKey()
+	testDay    = DayOf(time.UnixMilli(1700000000123))
 	testHello  = Hello{
 		Version:   Version,
 		Time:      time.UnixMilli(1700000000123),
@@ -61,7 +62,7 @@ func TestHandshake(t *testing.T) {
 	for _, size := range []int{MinMessage1, 2000, MaxMessage1} {
 		for _, pad := range []int{0, 512} {
 			t.Run(fmt.Sprintf("size=%d,pad=%d", size, pad), func(t *testing.T) {
-				id := NewID(testServer.Public())
+				id := NewID(testServer.Public(), testDay)
 				msg, i := initiate(t, id, testHello, size)
 				r, hello, err := Respond(testServer, id, msg)
 				if err != nil {
@@ -105,7 +106,7 @@ func TestHandshake(t *testing.T) {
 }
 
 func TestInitiateBounds(t *testing.T) {
-	id := NewID(testServer.Public())
+	id := NewID(testServer.Public(), testDay)
 	full := HelloRoom(200, "kcp", 9)
 	for _, c := range []struct {
 		name  string
@@ -137,7 +138,7 @@ func TestInitiateBounds(t *testing.T) {
 
 // A first message opens for one key, one session and unaltered only.
 func TestRespondRefuses(t *testing.T) {
-	id := NewID(testServer.Public())
+	id := NewID(testServer.Public(), testDay)
 	msg, _ := initiate(t, id, testHello, 300)
 	other := id
 	other[3] ^= 1
@@ -166,11 +167,11 @@ func TestRespondRefuses(t *testing.T) {
 // What is not the answer is refused, and the right one is still accepted
 // afterwards.
 func TestFinishRefuses(t *testing.T) {
-	id := NewID(testServer.Public())
+	id := NewID(testServer.Public(), testDay)
 	msg, i := initiate(t, id, testHello, 300)
 	good, server := respond(t, id, msg, Answer{Version: Version}, 7)
 
-	otherID := NewID(testServer.Public())
+	otherID := NewID(testServer.Public(), testDay)
 	otherMsg, _ := initiate(t, otherID, testHello, 300)
 	other, _ := respond(t, otherID, otherMsg, Answer{Version: Version}, 7)
 	// The length of the other session's answer, as this client would read it.
@@ -213,7 +214,7 @@ func TestFinishRefuses(t *testing.T) {
 // The length of message 2 looks random: the client chose what it is masked
 // with. A client accepts exactly the lengths that there can be.
 func TestLengthMask(t *testing.T) {
-	id := NewID(testServer.Public())
+	id := NewID(testServer.Public(), testDay)
 	seen := make(map[uint16]bool)
 	for range 32 {
 		msg, i := initiate(t, id, testHello, 300)
@@ -248,7 +249,7 @@ func TestAnswer(t *testing.T) {
 		{Status: 255, Version: 255, Text: strings.Repeat("x", maxText)},
 	} {
 		for _, pad := range []int{0, 1, 512} {
-			id := NewID(testServer.Public())
+			id := NewID(testServer.Public(), testDay)
 			msg, i := initiate(t, id, testHello, 300)
 			msg2, _ := respond(t, id, msg, want, pad)
 			if a, _, err := i.Finish(bytes.NewReader(msg2)); err != nil || a != want {
@@ -256,7 +257,7 @@ func TestAnswer(t *testing.T) {
 			}
 		}
 	}
-	id := NewID(testServer.Public())
+	id := NewID(testServer.Public(), testDay)
 	msg, _ := initiate(t, id, testHello, 300)
 	for name, c := range map[string]struct {
 		a   Answer
@@ -281,7 +282,7 @@ func TestAnswer(t *testing.T) {
 func TestVersionFromTheFuture(t *testing.T) {
 	future := testHello
 	future.Version = Version + 1
-	id := NewID(testServer.Public())
+	id := NewID(testServer.Public(), testDay)
 	msg, i := initiate(t, id, future, 300)
 	r, hello, err := Respond(testServer, id, msg)
 	if err != nil || hello.Version != Version+1 || !hello.Time.Equal(future.Time) || hello.Engine != "" || hello.Datagrams != nil {
@@ -327,7 +328,7 @@ func TestParseHello(t *testing.T) {
 
 // Extensions arrive as they were sent.
 func TestExtensions(t *testing.T) {
-	id := NewID(testServer.Public())
+	id := NewID(testServer.Public(), testDay)
 	binding := bytes.Repeat([]byte{7}, BindingSize)
 	msg, _, err := Initiate(testServer.Public(), id, Hello{Version: Version, Engine: "quic", Binding: binding, Ask: []byte("ask"), Datagrams: []byte{0, 1, 9}}, 500)
 	if err != nil {
@@ -383,7 +384,7 @@ func FuzzParseAnswer(f *testing.F) {
 // FuzzRespond: whoever lacks the client's part makes no message 1, and it costs
 // no more than an error to try.
 func FuzzRespond(f *testing.F) {
-	id := NewID(testServer.Public())
+	id := NewID(testServer.Public(), testDay)
 	msg, _ := initiate(f, id, testHello, 300)
 	f.Add(msg[1:])
 	f.Add([]byte{})
@@ -398,7 +399,7 @@ func FuzzRespond(f *testing.F) {
 
 // FuzzFinish: the same for message 2.
 func FuzzFinish(f *testing.F) {
-	id := NewID(testServer.Public())
+	id := NewID(testServer.Public(), testDay)
 	_, i := initiate(f, id, testHello, 300)
 	f.Add([]byte{})
 	f.Add(make([]byte, 4096))

@@ -5,10 +5,13 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	mathrand "math/rand/v2"
 	"strings"
+	"time"
 
 	"golang.org/x/crypto/blake2s"
 )
@@ -62,30 +65,59 @@ func ParsePublicKey(s string) (PublicKey, error) {
 
 const (
 	idRandom = 16 // bytes of an ID that are random
-	idTag    = 8  // bytes that say for which server it is
+	idTag    = 8  // bytes that say for which server it is, and on which day
 )
 
-// ID names a session. It is 16 random bytes chosen by the client and the first
-// 8 bytes of their BLAKE2s-256 keyed with the server's public key, so that a
-// server knows from the head of a request whether a client sent it.
+// ID names a session. It is 16 random bytes chosen by the client and a tag: the
+// first 8 bytes of the BLAKE2s-256 of those and of the number of the day (32 bits,
+// big endian), keyed with the server's public key. So a server knows from the head
+// of a request whether a client sent it, and a path that somebody finds in a log
+// later says nothing any more.
 type ID [idRandom + idTag]byte
 
-// NewID returns a new ID for the server with key pub.
-func NewID(pub PublicKey) ID {
+// A Day is a number of whole days since 1970-01-01 UTC.
+type Day uint32
+
+// DayOf is the day on which t is.
+func DayOf(t time.Time) Day { return Day(t.Unix() / (24 * 60 * 60)) }
+
+// NewID returns a new ID for the server with key pub, with the tag of a day.
+func NewID(pub PublicKey, day Day) ID {
 	var id ID
 	rand.Read(id[:idRandom])
-	tag := idTagOf(id, pub)
+	tag := newTagger(pub).tag(&id, day)
 	copy(id[idRandom:], tag[:])
 	return id
 }
 
-func idTagOf(id ID, pub PublicKey) [idTag]byte {
+// A tagger makes the tags of one server.
+type tagger struct{ hash.Hash }
+
+func newTagger(pub PublicKey) tagger {
 	h, err := blake2s.New256(pub[:])
 	if err != nil {
 		panic(err) // the length of the key is right
 	}
-	h.Write(id[:idRandom])
-	return [idTag]byte(h.Sum(nil))
+	return tagger{h}
+}
+
+func (h tagger) tag(id *ID, day Day) [idTag]byte {
+	h.Reset()
+	b := binary.BigEndian.AppendUint32(append(make([]byte, 0, blake2s.Size), id[:idRandom]...), uint32(day))
+	h.Write(b)
+	return [idTag]byte(h.Sum(b[:0]))
+}
+
+// IsFor tells whether id has the tag of the server with key pub and of one of the
+// days: the one on which t is, the one before and the one after it. It takes the
+// same time whatever the answer is.
+func (id ID) IsFor(pub PublicKey, t time.Time) bool {
+	h, today, found := newTagger(pub), DayOf(t), 0
+	for _, day := range [...]Day{today - 1, today, today + 1} {
+		tag := h.tag(&id, day)
+		found |= subtle.ConstantTimeCompare(id[idRandom:], tag[:])
+	}
+	return found == 1
 }
 
 // idText is the number of characters of an ID, and maxTail how many may follow
@@ -107,25 +139,19 @@ func (id ID) Segment() string {
 	return id.String() + base64.RawURLEncoding.EncodeToString(tail)[:n]
 }
 
-var errNotID = errors.New("handshake: not the ID of a session with this server")
+var errNotID = errors.New("handshake: not the ID of a session")
 
-// ParseID reads what String or Segment wrote. It returns an error if s is not
-// the ID of a session with the server whose key is pub.
-func ParseID(s string, pub PublicKey) (ID, error) {
-	var id ID
+// ParseID reads what String or Segment wrote. It returns an error if s is not of
+// their form. Whether the tag is right IsFor tells.
+func ParseID(s string) (ID, error) {
 	if len(s) < idText || len(s) > idText+maxTail || strings.ContainsFunc(s[idText:], notBase64URL) {
 		return ID{}, errNotID
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s[:idText])
-	if err != nil || len(b) != len(id) { // the decoder skips line breaks
+	if err != nil || len(b) != len(ID{}) { // the decoder skips line breaks
 		return ID{}, errNotID
 	}
-	id = ID(b)
-	tag := idTagOf(id, pub)
-	if subtle.ConstantTimeCompare(id[idRandom:], tag[:]) != 1 {
-		return ID{}, errNotID
-	}
-	return id, nil
+	return ID(b), nil
 }
 
 func notBase64URL(r rune) bool {

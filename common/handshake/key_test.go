@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestKeysAsText(t *testing.T) {
@@ -29,35 +30,69 @@ func TestKeysAsText(t *testing.T) {
 }
 
 func TestID(t *testing.T) {
-	pub := GenerateKey().Public()
-	id := NewID(pub)
-	if id == NewID(pub) {
+	pub, now := GenerateKey().Public(), time.Now()
+	id := NewID(pub, DayOf(now))
+	if id == NewID(pub, DayOf(now)) {
 		t.Error("two sessions have one ID")
 	}
 	s := id.String()
-	if got, err := ParseID(s, pub); err != nil || got != id {
+	if got, err := ParseID(s); err != nil || got != id || !got.IsFor(pub, now) {
 		t.Errorf("%v became %v, %v", id, got, err)
 	}
-	if _, err := ParseID(s, GenerateKey().Public()); err == nil {
+	if id.IsFor(GenerateKey().Public(), now) {
 		t.Error("an ID for one server is one for another")
 	}
 	for i := range id {
 		bad := id
 		bad[i] ^= 1
-		if _, err := ParseID(bad.String(), pub); err == nil {
-			t.Errorf("byte %d altered: still an ID", i)
+		if bad.IsFor(pub, now) {
+			t.Errorf("byte %d altered: still the server's", i)
 		}
 	}
 	for _, bad := range []string{
 		"", s[1:], s[:31] + "+", s[:31] + "\n", "index.html",
 		s + "=", s + "+", s + "\n", s + "A/", s + "\xff", s + strings.Repeat("A", 33), strings.Repeat("A", 1<<20),
 	} {
-		if _, err := ParseID(bad, pub); err == nil {
+		if _, err := ParseID(bad); err == nil {
 			t.Errorf("%q is an ID", bad)
 		}
 	}
-	if n := testing.AllocsPerRun(100, func() { ParseID("a-page-that-has-thirty-two-bytes", pub) }); n > 4 {
+	if n := testing.AllocsPerRun(100, func() {
+		id, _ := ParseID("a-page-that-has-thirty-two-bytes")
+		id.IsFor(pub, now)
+	}); n > 8 {
 		t.Errorf("looking at a stranger's path allocates %v times", n)
+	}
+}
+
+// A tag is good on its day, the day before and the day after: clocks differ, and
+// days begin.
+func TestTagsAge(t *testing.T) {
+	pub := GenerateKey().Public()
+	noon := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+	id := NewID(pub, DayOf(noon))
+	for _, c := range []struct {
+		at time.Time
+		ok bool
+	}{
+		{noon, true},
+		{noon.Add(36*time.Hour - time.Second), true},
+		{noon.Add(36 * time.Hour), false},
+		{noon.Add(-36 * time.Hour), true},
+		{noon.Add(-36*time.Hour - time.Second), false},
+		{noon.AddDate(1, 0, 0), false},
+		{time.Unix(0, 0), false},
+		{time.Unix(-1, 0), false},
+	} {
+		if id.IsFor(pub, c.at) != c.ok {
+			t.Errorf("at %v: %v", c.at, !c.ok)
+		}
+	}
+	// A server whose clock begins in 1970 has a yesterday, too.
+	for _, at := range []time.Time{time.Unix(0, 0), time.Unix(-90_000, 0), time.Unix(1<<40, 0)} {
+		if !NewID(pub, DayOf(at)).IsFor(pub, at) {
+			t.Errorf("at %v the day's own tag is refused", at)
+		}
 	}
 }
 
@@ -66,9 +101,9 @@ func TestSegment(t *testing.T) {
 	pub := GenerateKey().Public()
 	lengths, tails := make(map[int]int), make(map[string]bool)
 	for range 3300 {
-		id := NewID(pub)
+		id := NewID(pub, 1)
 		s := id.Segment()
-		if got, err := ParseID(s, pub); err != nil || got != id {
+		if got, err := ParseID(s); err != nil || got != id {
 			t.Fatalf("%q became %v, %v", s, got, err)
 		}
 		lengths[len(s)]++
@@ -83,25 +118,34 @@ func TestSegment(t *testing.T) {
 	if len(tails) < 3000 { // one in 33 is empty, and some are very short
 		t.Errorf("3300 sessions have %d tails", len(tails))
 	}
-	full := NewID(pub).String() + strings.Repeat("Az09-_xy", 4)
-	if _, err := ParseID(full, pub); err != nil {
+	full := NewID(pub, 1).String() + strings.Repeat("Az09-_xy", 4)
+	if _, err := ParseID(full); err != nil {
 		t.Errorf("%q: %v", full, err)
+	}
+}
+
+func BenchmarkIsFor(b *testing.B) {
+	pub, now := GenerateKey().Public(), time.Now()
+	id := NewID(GenerateKey().Public(), DayOf(now))
+	b.ReportAllocs()
+	for b.Loop() {
+		id.IsFor(pub, now)
 	}
 }
 
 func FuzzParseID(f *testing.F) {
 	pub := GenerateKey().Public()
-	f.Add(NewID(pub).String())
-	f.Add(NewID(pub).Segment())
+	f.Add(NewID(pub, 20000).String())
+	f.Add(NewID(pub, 20000).Segment())
 	f.Add("")
 	f.Add("index.html")
 	f.Add(strings.Repeat("A", 31) + "\n") // once a panic: the decoder skips line breaks
 	f.Fuzz(func(t *testing.T, s string) {
-		id, err := ParseID(s, pub)
+		id, err := ParseID(s)
 		if err != nil {
 			return
 		}
-		if again, err := ParseID(id.String(), pub); !strings.HasPrefix(s, id.String()) || len(s) > 64 || again != id || err != nil {
+		if again, err := ParseID(id.String()); !strings.HasPrefix(s, id.String()) || len(s) > 64 || again != id || err != nil {
 			t.Fatalf("%q was read as %v, which is read as %v, %v", s, id, again, err)
 		}
 	})

@@ -46,7 +46,7 @@ func TestVectors(t *testing.T) {
 	if !bytes.Equal(pub[:], v["static.public"]) {
 		t.Errorf("public key %x", pub[:])
 	}
-	if got, err := ParseID(id.String(), pub); err != nil || got != id {
+	if got, err := ParseID(id.String()); err != nil || got != id || !got.IsFor(pub, time.UnixMilli(1700000000123)) {
 		t.Errorf("the session's ID: %v", err)
 	}
 	if wellKnown := WellKnown.Public(); !bytes.Equal(WellKnown[:], v["wellknown.private"]) || !bytes.Equal(wellKnown[:], v["wellknown.public"]) {
