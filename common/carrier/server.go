@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -92,6 +93,7 @@ type Server struct {
 	credit      credit                    // recall
 	closed      bool
 
+	named                    atomic.Uint64 // sessions that have a name
 	opened, refused, expired atomic.Uint64
 }
 
@@ -226,9 +228,11 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 	if ask.Parse(hello.Ask) != nil { // or nothing is asked
 		ask = wire.Head{}
 	}
+	name := strconv.FormatUint(s.named.Add(1), 10)
 	sess = &Session{
 		server:    s,
 		id:        id,
+		name:      name,
 		engine:    hello.Engine,
 		ephemeral: ephemeral,
 		answer:    msg2,
@@ -236,7 +240,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 		looks:     newAppearance(),
 		blur:      newBlur(),
 		link:      l,
-		conn:      newConn(l, Addr(id.String()[:6]), hello.Binding),
+		conn:      newConn(l, Addr(name), hello.Binding),
 		taker:     make(chan struct{}, 1),
 		gone:      make(chan struct{}),
 		lastSeen:  now,

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -666,6 +668,42 @@ func TestClientAddr(t *testing.T) {
 		c.post(c.body(wire.Head{}))
 		if got := s.Client(); got != addr {
 			t.Errorf("client %v", got)
+		}
+	})
+}
+
+// No part of a session's ID gets into the log or the names of its ends, whatever
+// happens to the session.
+func TestNames(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		var log bytes.Buffer
+		cfg := w.config()
+		cfg.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		w.server.Close()
+		w.server = NewServer(cfg)
+		w.net.connect(w.server)
+		time.Sleep(time.Second)
+
+		c := w.raw(w.hello())
+		said := c.body
+		c.post(c.first[:700])
+		c.greet()
+		s := <-w.accepted
+		request := said(wire.Head{}, "hello")
+		c.isOurs("a request that is cut short", c.post(request[:len(request)-3]))
+		broken := append(c.keys.Send.Seal([]byte("01234567\xff\xff"), wire.HeadKind, 77), 1, 2, 3)
+		isDecoy(t, "a head that is none", c.post(broken))
+		c.post(c.first)
+		s.end(wire.CloseRoom)
+		fmt.Fprint(&log, s.Name(), " ", s.Conn().LocalAddr(), s.Conn().RemoteAddr())
+
+		if log.Len() < 100 {
+			t.Errorf("the log has %d bytes: it is not the one that was to be looked at", log.Len())
+		}
+		for id, n := c.id.String(), 0; n+5 <= len(id); n++ {
+			if strings.Contains(log.String(), id[n:n+5]) {
+				t.Errorf("%q of the ID %q is in the log:\n%s", id[n:n+5], id, &log)
+			}
 		}
 	})
 }

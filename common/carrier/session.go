@@ -40,6 +40,7 @@ const (
 type Session struct {
 	server    *Server // constant, like what follows up to gone
 	id        handshake.ID
+	name      string
 	engine    string
 	ephemeral [handshake.EphemeralSize]byte
 	answer    []byte // message 2
@@ -72,8 +73,9 @@ func (s *Session) Conn() *Conn { return s.conn }
 // Engine is the engine that the client has chosen.
 func (s *Session) Engine() string { return s.engine }
 
-// Name is a short name for the log. It tells nothing about the client.
-func (s *Session) Name() string { return s.id.String()[:6] }
+// Name is a number for the log. It tells nothing about the client, and nothing of
+// the ID: whoever reads a log shall find no part of a path in it.
+func (s *Session) Name() string { return s.name }
 
 // Client is the address from which the client was heard last, or the zero Addr.
 func (s *Session) Client() netip.Addr {
