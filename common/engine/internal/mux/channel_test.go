@@ -77,10 +77,20 @@ func (m *memory) Room() (<-chan struct{}, bool) {
 	return m.out.writable, m.Waiting() < m.out.limit || m.Err() != nil
 }
 
-func (m *memory) Waiting() int {
-	m.out.mu.Lock()
-	defer m.out.mu.Unlock()
-	return len(m.out.buf)
+func (m *memory) Waiting() int { return m.out.Len() }
+
+// Len is how many bytes wait.
+func (h *half) Len() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.buf)
+}
+
+// Clear throws away what waits.
+func (h *half) Clear() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.buf = nil
 }
 
 func (m *memory) Done() <-chan struct{} { return m.done }

@@ -328,7 +328,7 @@ func TestBlockedChannel(t *testing.T) {
 		c := open(t, client)
 		s := accept(t, server)
 		c.SetWriteDeadline(start.Add(time.Second))
-		if n, err := c.Write(make([]byte, 100)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		if n, err := c.Write(make([]byte, frameSize)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("Write without room: %d, %v", n, err)
 		}
 		d := open(t, client)
@@ -342,6 +342,109 @@ func TestBlockedChannel(t *testing.T) {
 			t.Errorf("the peer reads %d, %v", n, err)
 		}
 	})
+}
+
+// content is n bytes of which no two neighbours are alike.
+func content(n int) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(i * 7)
+	}
+	return p
+}
+
+// TestSmallWrites: what is written in small pieces leaves at once, in few frames
+// when there is much of it, and arrives whole whatever ends the stream, except for
+// a reset.
+func TestSmallWrites(t *testing.T) {
+	type ending struct {
+		name string
+		call func(*Stream) error
+		want error
+	}
+	for _, end := range []ending{{"CloseWrite", (*Stream).CloseWrite, nil}, {"Close", (*Stream).Close, nil}, {"Reset", (*Stream).Reset, engine.ErrReset}} {
+		bubble(t, func(t *testing.T) {
+			client, server := pair(t)
+			c, s := open(t, client), accept(t, server)
+			want := content(1 << 20)
+			go func() {
+				for rest := want; len(rest) > 0; {
+					piece := bytes.Clone(rest[:min(1+len(rest)%300, len(rest))])
+					c.Write(piece)
+					rest = rest[len(piece):]
+					clear(piece) // it is the caller's again
+				}
+				if end.want != nil {
+					synctest.Wait() // all that was written may leave
+				}
+				end.call(c)
+			}()
+			got, err := io.ReadAll(s)
+			if !bytes.Equal(got, want) || !errors.Is(err, end.want) || end.want == nil && err != nil {
+				t.Errorf("%s: %d bytes came of %d, %v", end.name, len(got), len(want), err)
+			}
+		})
+	}
+	bubble(t, func(t *testing.T) {
+		a, b := connect(1 << 30)
+		c := open(t, start(t, a, true))
+		synctest.Wait()
+		before := b.in.Len()
+		c.Write([]byte("alone"))
+		synctest.Wait()
+		if n := b.in.Len() - before; n != headerSize+5 {
+			t.Errorf("a write that is alone: %d bytes have left", n)
+		}
+		before = b.in.Len()
+		const writes = firstWindow / 200
+		for range writes {
+			c.Write(content(100))
+		}
+		synctest.Wait()
+		if n := b.in.Len() - before; n < writes*100 || n > writes*(100+headerSize/4) {
+			t.Errorf("%d small writes: %d bytes have left", writes, n)
+		}
+	})
+}
+
+// TestSmallWritesBlocked: without room what gathers is bounded, has been written for
+// its writer, and is delivered by a Close that does not wait, or dropped by Reset.
+func TestSmallWritesBlocked(t *testing.T) {
+	for _, reset := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			a, b := connect(0)
+			c := open(t, start(t, a, true))
+			synctest.Wait()
+			b.in.Clear()
+			start := time.Now()
+			c.SetWriteDeadline(start.Add(time.Second))
+			want, written := content(2*gatherSize), 0
+			for err := error(nil); err == nil; {
+				var n int
+				n, err = c.Write(bytes.Clone(want[written : written+100]))
+				written += n
+			}
+			if took := time.Since(start); took != time.Second || written > gatherSize || written < gatherSize-100 {
+				t.Errorf("%d bytes were written in %v", written, took)
+			}
+			if n := b.in.Len(); n > 0 {
+				t.Errorf("%d bytes have left", n)
+			}
+			if reset {
+				c.Reset()
+				synctest.Wait()
+				if n := b.in.Len(); n != 2*headerSize+noticeSize {
+					t.Errorf("%d bytes have left after Reset", n)
+				}
+				return
+			}
+			c.Close()
+			got := make([]byte, headerSize+written)
+			if _, err := io.ReadFull(b, got); err != nil || !bytes.Equal(got[headerSize:], want[:written]) {
+				t.Errorf("after Close: %v, or other bytes", err)
+			}
+		})
+	}
 }
 
 // TestOrder: streams that write at once have their turns one after the other.
@@ -508,16 +611,15 @@ func FuzzTap(f *testing.F) {
 	f.Add(join(frame(cmdSYN, 3), frame(cmdSYN, 5), frame(cmdPSH, 5, make([]byte, 300)...), notice(noticeReset, 5)), 7)
 	f.Add(frame(cmdNOP, 0), 3)
 	f.Fuzz(func(t *testing.T, sent []byte, step int) {
-		_, b := connect(1 << 20)
+		a, b := connect(1 << 20)
+		a.Write(sent)
+		b.Fail(io.EOF)
 		s := &Session{channel: b, streams: make(map[uint32]*Stream), accepted: make(chan struct{}, 1), drained: make(chan struct{}, 1)}
 		s.tap = &tap{s: s}
-		step = max(step%64, 1)
-		for rest := sent; len(rest) > 0; {
-			n := min(step, len(rest))
-			if s.tap.see(rest[:n]) != nil {
+		for p := make([]byte, max(step%64, 1)); ; {
+			if _, err := s.tap.Read(p); err != nil {
 				break
 			}
-			rest = rest[n:]
 		}
 		unread, held := 0, 0
 		for _, st := range s.streams {

@@ -13,6 +13,18 @@ import (
 	"turbotunnel/common/engine"
 )
 
+const (
+	// Writes of at most smallWrite bytes gather, gatherSize at most. A frame costs
+	// some 3 µs in smux, however small it is: gathered, a write of 100 bytes takes
+	// 0.34 µs of the processors where it took 4.6 (BenchmarkWrites, both ends).
+	// With 16 KB it would be 0.26 µs, and twice as much may wait when streams close.
+	smallWrite = 2 << 10
+	gatherSize = 8 << 10
+)
+
+// stages are buffers for small writes.
+var stages = sync.Pool{New: func() any { return new([gatherSize]byte) }}
+
 // Stream implements engine.Stream. It is safe for concurrent use.
 type Stream struct {
 	session *Session // never changes, like id
@@ -36,6 +48,9 @@ type Stream struct {
 	stopped  bool     // the other side reads no more
 	reset    bool     // the other side's end is a failure
 	ate      bool     // Read has returned the end of file: that no failure undoes
+	staged   []byte   // small writes that have not been given to smux, from the pool; nil: none
+	flushing bool     // flush runs
+	answers  bool     // Read has returned bytes, and nothing was written since
 	ended    bool     // this side has ended its direction
 	closed   bool     // this side has closed the stream
 }
@@ -116,6 +131,7 @@ func (st *Stream) read(p []byte) (int, error) {
 	case n == 0:
 		return 0, s.failure(err)
 	}
+	st.answers = true
 	st.unread -= n
 	for st.begun += n; len(st.frames) > 0 && st.begun >= int(st.frames[0]); st.frames = st.frames[1:] {
 		st.begun -= int(st.frames[0])
@@ -143,15 +159,18 @@ func (s *Session) release(cost int) {
 	s.held -= cost
 }
 
-// Write implements net.Conn. It returns when the channel has taken all of p. A
-// frame at a time waits for the other side's window, for its turn among the
-// session's streams, and for the carrier.
+// Write implements net.Conn. What is small it leaves to flush, if there is room
+// where that gathers. Else, and if it may be an answer that somebody waits for, it
+// returns when the channel has taken all of p: a frame at a time waits for the
+// other side's window, for its turn among the session's streams, and for the
+// carrier.
 func (st *Stream) Write(p []byte) (int, error) {
 	st.writing <- struct{}{}
 	defer func() { <-st.writing }()
 	for total := 0; ; {
 		passed := st.writeBy.Done()
-		size, err := st.allowed(passed, len(p)-total)
+		taken, size, err := st.offer(passed, p[total:])
+		total += taken
 		if err != nil || total == len(p) {
 			return total, err
 		}
@@ -178,10 +197,33 @@ func (st *Stream) Write(p []byte) (int, error) {
 	}
 }
 
-// allowed is how many of want bytes may be sent in a frame now, or why none may.
-func (st *Stream) allowed(passed <-chan struct{}, want int) (int, error) {
+// offer takes p if it is small and there is room for it. Else it says how many
+// bytes of p may be sent in a frame now, or why none may.
+func (st *Stream) offer(passed <-chan struct{}, p []byte) (taken, size int, err error) {
 	st.session.mu.Lock()
 	defer st.session.mu.Unlock()
+	size, err = st.allowed(passed, len(p))
+	if err != nil || size == 0 || size < len(p) || size > smallWrite || len(st.staged)+size > gatherSize {
+		return 0, size, err
+	}
+	if st.answers {
+		st.answers = false
+		return 0, size, nil // without the goroutine: 12 µs there and back in place of 22
+	}
+	if st.staged == nil {
+		st.staged = stages.Get().(*[gatherSize]byte)[:0]
+	}
+	st.staged = append(st.staged, p...)
+	if !st.flushing {
+		st.flushing = true
+		go st.flush()
+	}
+	return size, 0, nil
+}
+
+// allowed is how many of want bytes may be sent in a frame now, or why none may.
+// The session's mutex is held.
+func (st *Stream) allowed(passed <-chan struct{}, want int) (int, error) {
 	switch {
 	case st.closed || st.ended:
 		return 0, engine.ErrClosed
@@ -192,12 +234,54 @@ func (st *Stream) allowed(passed <-chan struct{}, want int) (int, error) {
 	case isClosed(passed):
 		return 0, os.ErrDeadlineExceeded
 	}
-	room := int64(st.window) - int64(st.sent-st.consumed)
+	room := int64(st.window) - int64(st.sent-st.consumed) - int64(len(st.staged))
 	return int(max(min(room, int64(want), frameSize), 0)), nil
 }
 
-// send gives smux a frame as soon as the channel has room, and nothing if the
-// stream may not send any more by then. The session's turn is held.
+// flush gives smux what is staged, as soon as it has the turn and the channel has
+// room, until nothing is: what is written meanwhile goes in one frame.
+func (st *Stream) flush() {
+	s := st.session
+	for st.flushes() {
+		s.turn <- struct{}{}
+		for room, ok := s.channel.Room(); !ok; room, ok = s.channel.Room() {
+			<-room
+		}
+		st.sending.Lock()
+		if err := st.push(); err != nil {
+			s.channel.Fail(err) // it was said to be written
+		}
+		st.sending.Unlock()
+		<-s.turn
+	}
+}
+
+// flushes tells whether flush has something to do.
+func (st *Stream) flushes() bool {
+	st.session.mu.Lock()
+	defer st.session.mu.Unlock()
+	st.flushing = len(st.staged) > 0
+	return st.flushing
+}
+
+// push gives smux what is staged. sending is held.
+func (st *Stream) push() error {
+	st.session.mu.Lock()
+	staged := st.staged
+	st.staged = nil
+	st.sent += uint32(len(staged))
+	st.session.mu.Unlock()
+	if staged == nil {
+		return nil
+	}
+	_, err := st.smux.Write(staged)
+	stages.Put((*[gatherSize]byte)(staged[:gatherSize]))
+	return err
+}
+
+// send gives smux a frame as soon as the channel has room, or what is staged if p
+// is small, and nothing if the stream may not send any more by then. The
+// session's turn is held.
 func (st *Stream) send(p []byte, passed <-chan struct{}) (int, error) {
 	for {
 		room, ok := st.session.channel.Room()
@@ -209,21 +293,23 @@ func (st *Stream) send(p []byte, passed <-chan struct{}) (int, error) {
 		case <-st.writable:
 		case <-passed:
 		}
-		if _, err := st.allowed(passed, 0); err != nil {
+		if _, _, err := st.offer(passed, nil); err != nil {
 			return 0, err
 		}
 	}
 	st.sending.Lock()
 	defer st.sending.Unlock()
+	if err := st.push(); err != nil {
+		return 0, st.session.failure(err)
+	}
+	st.session.mu.Lock()
 	size, err := st.allowed(nil, len(p))
+	st.sent += uint32(size) // before the other side can have read it
+	st.session.mu.Unlock()
 	if err != nil {
 		return 0, err
 	}
-	p = p[:size]
-	st.session.mu.Lock()
-	st.sent += uint32(len(p)) // before the other side can have read it
-	st.session.mu.Unlock()
-	n, err := st.smux.Write(p)
+	n, err := st.smux.Write(p[:size])
 	if err != nil {
 		return n, st.session.failure(err)
 	}
@@ -244,6 +330,7 @@ func (st *Stream) CloseWrite() error {
 	case closed:
 		return engine.ErrClosed
 	case !ended:
+		st.push()
 		st.smux.CloseWrite() // fails with the session only
 	}
 	return nil
@@ -266,6 +353,10 @@ func (st *Stream) close(how byte) error {
 		return nil
 	}
 	notify := how == noticeReset || !st.fin
+	if how == noticeReset && st.staged != nil {
+		stages.Put((*[gatherSize]byte)(st.staged[:gatherSize]))
+		st.staged = nil
+	}
 	st.closed, st.ended = true, true
 	st.forget()
 	signal(st.readable)
@@ -273,6 +364,7 @@ func (st *Stream) close(how byte) error {
 	s.mu.Unlock()
 	st.readBy.Set(time.Time{})
 	st.writeBy.Set(time.Time{})
+	st.push()
 	if notify {
 		s.notice(how, st.id) // before the FIN, which would be an end of file
 	}

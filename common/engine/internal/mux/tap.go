@@ -2,6 +2,7 @@ package mux
 
 import (
 	"encoding/binary"
+	"io"
 	"math"
 	"math/bits"
 	"sync"
@@ -25,6 +26,10 @@ const (
 	noticeStop  = 0
 	noticeReset = 1
 )
+
+// bodySize is the length in bytes of each frame that is not data; a PSH is a
+// notice here.
+var bodySize = map[byte]int{cmdSYN: 0, cmdFIN: 0, cmdPSH: noticeSize, cmdNOP: 0, cmdUPD: updateSize}
 
 // noLimit is the window that smux is told of, in place of the real one: its own
 // arithmetic is signed, and with a window of 2^31 or one that has shrunk a Write
@@ -56,30 +61,112 @@ type tap struct {
 	s *Session
 
 	// For the one goroutine of smux that reads:
-	head [headerSize]byte
-	got  int              // bytes of head
-	left int              // bytes of the body that have not come
-	body [updateSize]byte // its end, for the commands whose bodies are that small
+	buf   [headerSize + updateSize]byte // a head, and the body of what is not data
+	ready []byte                        // of buf: what smux has not read yet
+	left  int                           // bytes of data that have not come
 
 	mu sync.Mutex // one frame after the other goes into the channel
 }
 
-// Read implements io.Reader for smux. Between two frames it waits while the
-// session holds more than it may. The end of the channel's stream is the end of
-// the session, also where the channel itself would live on.
-func (t *tap) Read(p []byte) (int, error) {
-	if t.got == 0 {
-		t.s.wait()
+// Read implements io.Reader for smux, which is given no part of a head before
+// all of it was looked at. The end of the channel's stream is the end of the
+// session, also where the channel itself would live on.
+func (t *tap) Read(p []byte) (n int, err error) {
+	if len(t.ready) == 0 && t.left == 0 {
+		err = t.next()
 	}
-	n, err := t.s.channel.Read(p)
-	if n > 0 {
-		if err = t.see(p[:n]); err == nil {
-			return n, nil
+	switch {
+	case err != nil:
+	case len(t.ready) > 0:
+		n = copy(p, t.ready)
+		t.ready = t.ready[n:]
+	default:
+		n, err = t.s.channel.Read(p[:min(t.left, len(p))])
+		if t.left -= n; t.left == 0 {
+			t.s.came(binary.LittleEndian.Uint32(t.buf[4:]), int(binary.LittleEndian.Uint16(t.buf[2:])))
 		}
 	}
-	t.s.channel.Fail(err)
-	t.s.wake()
-	return 0, err
+	if err != nil {
+		t.s.channel.Fail(err)
+		t.s.wake()
+	}
+	return n, err
+}
+
+// next reads the next frame, but for data only its head.
+func (t *tap) next() error {
+	t.s.wait()
+	head := t.buf[:headerSize]
+	if _, err := io.ReadFull(t.s.channel, head); err != nil {
+		return err
+	}
+	cmd, size, id := head[1], int(binary.LittleEndian.Uint16(head[2:])), binary.LittleEndian.Uint32(head[4:])
+	t.ready = head
+	if cmd == cmdPSH && id != 0 && head[0] == version {
+		t.left = size
+		return t.s.announced(id, size)
+	}
+	if want, ok := bodySize[cmd]; head[0] != version || !ok || size != want {
+		return errFormat
+	}
+	t.ready = t.buf[:headerSize+size]
+	body := t.ready[headerSize:]
+	if _, err := io.ReadFull(t.s.channel, body); err != nil {
+		return err
+	}
+	return t.frame(cmd, id, body)
+}
+
+// frame handles a frame that is not data.
+func (t *tap) frame(cmd byte, id uint32, body []byte) error {
+	if cmd == cmdSYN {
+		return t.s.opened(id)
+	}
+	s := t.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var consumed, window uint32
+	switch cmd {
+	case cmdPSH:
+		return s.noticed(body[0], binary.LittleEndian.Uint32(body[1:]))
+	case cmdUPD:
+		consumed, window = binary.LittleEndian.Uint32(body), binary.LittleEndian.Uint32(body[4:])
+		copy(body[4:], noLimit)
+	}
+	st := s.streams[id]
+	if st == nil || st.closed {
+		return nil // it was closed here, and smux ignores the frame
+	}
+	switch cmd {
+	case cmdFIN:
+		st.fin = true
+		signal(st.readable)
+	case cmdUPD:
+		if int32(consumed-st.consumed) < 0 {
+			return nil // two Reads at once on a plain smux may tell in the wrong order
+		}
+		if st.sent-consumed > st.sent-st.consumed {
+			return errWindow
+		}
+		st.consumed, st.window = consumed, min(window, math.MaxInt32)
+		signal(st.writable)
+	}
+	return nil
+}
+
+// came takes note of data that has come whole.
+func (s *Session) came(id uint32, size int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.streams[id]
+	if st == nil || st.closed || size == 0 {
+		return
+	}
+	st.unread += size
+	st.frames = append(st.frames, uint16(size))
+	st.cost += cost(size)
+	s.held += cost(size)
+	signal(st.readable)
 }
 
 // wait returns when the session may read another frame.
@@ -97,116 +184,6 @@ func (s *Session) full() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.held >= maxHeld
-}
-
-// see follows the frames in what has come. smux asks for a head or a body at a
-// time, but that is not relied on.
-func (t *tap) see(p []byte) error {
-	for len(p) > 0 {
-		if t.got < headerSize {
-			n := copy(t.head[t.got:], p)
-			t.got += n
-			p = p[n:]
-			if t.got < headerSize {
-				return nil
-			}
-			t.left = int(binary.LittleEndian.Uint16(t.head[2:]))
-			if err := t.check(); err != nil {
-				return err
-			}
-		}
-		n := min(t.left, len(p))
-		t.left -= n
-		if small := t.body[:]; n >= len(small) {
-			copy(small, p[n-len(small):n])
-		} else {
-			copy(small, small[n:])
-			copy(small[len(small)-n:], p[:n])
-		}
-		if t.head[1] == cmdUPD {
-			for i := range n {
-				if at := updateSize - t.left - n + i; at >= 4 {
-					p[i] = noLimit[at-4]
-				}
-			}
-		}
-		p = p[n:]
-		if t.left == 0 {
-			t.got = 0
-			if err := t.frame(); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// check looks at a head before its body is read.
-func (t *tap) check() error {
-	cmd, id := t.head[1], binary.LittleEndian.Uint32(t.head[4:])
-	want := -1 // any size
-	switch {
-	case t.head[0] != version || cmd > cmdUPD:
-		return errFormat
-	case cmd == cmdUPD:
-		want = updateSize
-	case cmd == cmdPSH && id == 0:
-		want = noticeSize
-	case cmd != cmdPSH:
-		want = 0
-	}
-	if want >= 0 && t.left != want {
-		return errFormat
-	}
-	if cmd == cmdPSH && id != 0 {
-		return t.s.announced(id, t.left)
-	}
-	return nil
-}
-
-// frame handles a frame that has come whole.
-func (t *tap) frame() error {
-	cmd, id := t.head[1], binary.LittleEndian.Uint32(t.head[4:])
-	if cmd == cmdSYN {
-		return t.s.opened(id)
-	}
-	s := t.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if cmd == cmdPSH && id == 0 {
-		body := t.body[updateSize-noticeSize:]
-		return s.noticed(body[0], binary.LittleEndian.Uint32(body[1:]))
-	}
-	st := s.streams[id]
-	if st == nil || st.closed {
-		return nil // it was closed here, and smux ignores the frame
-	}
-	switch cmd {
-	case cmdFIN:
-		st.fin = true
-		signal(st.readable)
-	case cmdUPD:
-		consumed := binary.LittleEndian.Uint32(t.body[:])
-		if int32(consumed-st.consumed) < 0 {
-			return nil // two Reads at once on a plain smux may tell in the wrong order
-		}
-		if st.sent-consumed > st.sent-st.consumed {
-			return errWindow
-		}
-		st.consumed, st.window = consumed, min(binary.LittleEndian.Uint32(t.body[4:]), math.MaxInt32)
-		signal(st.writable)
-	case cmdPSH:
-		size := int(binary.LittleEndian.Uint16(t.head[2:]))
-		if size == 0 {
-			return nil
-		}
-		st.unread += size
-		st.frames = append(st.frames, uint16(size))
-		st.cost += cost(size)
-		s.held += cost(size)
-		signal(st.readable)
-	}
-	return nil
 }
 
 // cost is the memory in bytes that an unread frame takes: smux's buffers have

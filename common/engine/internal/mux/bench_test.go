@@ -1,0 +1,84 @@
+package mux
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"syscall"
+	"testing"
+)
+
+// reportCPU reports what each of a benchmark's turns has used of the processors,
+// which says more than time on a machine that does something else as well.
+func reportCPU(b *testing.B) {
+	used := func() int64 {
+		var u syscall.Rusage
+		syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+		return u.Utime.Nano() + u.Stime.Nano()
+	}
+	before := used()
+	b.Cleanup(func() { b.ReportMetric(float64(used()-before)/float64(b.N), "cpu-ns/op") })
+}
+
+// benchPair returns the two ends of a stream in memory.
+func benchPair(b *testing.B) (client, server *Stream) {
+	x, y := connect(256 << 10)
+	c, err := New(x, true)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s, err := New(y, false)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { c.Close(); s.Close() })
+	from, err := c.Open(context.Background())
+	if err != nil {
+		b.Fatal(err)
+	}
+	to, err := s.Accept(context.Background())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return from.(*Stream), to.(*Stream)
+}
+
+// BenchmarkWrites moves bytes in writes of one size.
+func BenchmarkWrites(b *testing.B) {
+	for _, size := range []int{100, 1000, frameSize} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			from, to := benchPair(b)
+			done := make(chan error, 1)
+			go func() { _, err := io.Copy(io.Discard, to); done <- err }()
+			block := make([]byte, size)
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			reportCPU(b)
+			for b.Loop() {
+				if _, err := from.Write(block); err != nil {
+					b.Fatal(err)
+				}
+			}
+			from.CloseWrite()
+			if err := <-done; err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
+
+// BenchmarkPing waits for the answer to each of its small writes.
+func BenchmarkPing(b *testing.B) {
+	from, to := benchPair(b)
+	go func() {
+		io.Copy(struct{ io.Writer }{to}, struct{ io.Reader }{to})
+	}()
+	ping := make([]byte, 100)
+	reportCPU(b)
+	for b.Loop() {
+		from.Write(ping)
+		if _, err := io.ReadFull(from, ping); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
