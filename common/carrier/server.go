@@ -206,8 +206,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 		return nil, ask
 	}
 	now := time.Now()
-	ephemeral := [handshake.EphemeralSize]byte(msg)
-	if err := s.guard.Admit(now, hello.Time, ephemeral); err != nil {
+	if err := s.guard.Admit(now, hello.Time, handshake.NameOf(msg)); err != nil {
 		s.log.Debug("first message not admitted", "err", err)
 		return nil, ask
 	}
@@ -234,7 +233,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 		id:        id,
 		name:      name,
 		engine:    hello.Engine,
-		ephemeral: ephemeral,
+		ephemeral: [handshake.EphemeralSize]byte(msg),
 		answer:    msg2,
 		refused:   answer.Status != handshake.Accepted,
 		looks:     newAppearance(),

@@ -22,6 +22,13 @@ const (
 	maxBucket = 1 << 17
 )
 
+// A Name tells one first message from another: the tag at its end, which nobody but
+// its maker can vary.
+type Name [noiseTag]byte
+
+// NameOf is the name of a first message that has opened.
+func NameOf(msg []byte) Name { return Name(msg[len(msg)-noiseTag:]) }
+
 // A Guard lets each first message of a server through once. It remembers those
 // whose time is within Skew of the server's clock and refuses all others, and
 // those that were made before it was: another process may have seen them.
@@ -30,26 +37,23 @@ type Guard struct {
 	since time.Time // whole milliseconds, as times on the wire are
 
 	mu      sync.Mutex
-	buckets map[int64]map[[16]byte]struct{} // by minute of the hello's time; guarded by mu
+	buckets map[int64]map[Name]struct{} // by minute of the hello's time; guarded by mu
 }
 
 // NewGuard returns a Guard that refuses what was made before now.
 func NewGuard(now time.Time) *Guard {
-	return &Guard{since: now.Truncate(time.Millisecond), buckets: make(map[int64]map[[16]byte]struct{})}
+	return &Guard{since: now.Truncate(time.Millisecond), buckets: make(map[int64]map[Name]struct{})}
 }
 
-// Admit returns an error if a first message that begins with ephemeral and was
-// made at made, by the client's clock, may not open a session now.
-func (g *Guard) Admit(now, made time.Time, ephemeral [EphemeralSize]byte) error {
+// Admit returns an error if the first message called name that was made at made, by
+// the client's clock, may not open a session now.
+func (g *Guard) Admit(now, made time.Time, name Name) error {
 	if made.Before(g.since) {
 		return fmt.Errorf("handshake: made %v before this server started", g.since.Sub(made))
 	}
 	if d := now.Sub(made); d > Skew || d < -Ahead {
 		return fmt.Errorf("handshake: the client's clock is off by %v", d.Abs())
 	}
-	// Half the key is enough: it is as random as the whole one, and whoever
-	// chooses it freely can make a new message anyway.
-	name := [16]byte(ephemeral[:16])
 	at := made.UnixMilli() / bucketSpan.Milliseconds()
 
 	g.mu.Lock()
@@ -62,7 +66,7 @@ func (g *Guard) Admit(now, made time.Time, ephemeral [EphemeralSize]byte) error 
 	}
 	bucket := g.buckets[at]
 	if bucket == nil {
-		bucket = make(map[[16]byte]struct{})
+		bucket = make(map[Name]struct{})
 		g.buckets[at] = bucket
 	}
 	if _, seen := bucket[name]; seen {

@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// ephemeral is a key that differs for each n.
-func ephemeral(n int) (e [EphemeralSize]byte) {
-	binary.BigEndian.PutUint64(e[:], uint64(n))
-	return e
+// named is a name that differs for each n.
+func named(n int) (name Name) {
+	binary.BigEndian.PutUint64(name[:], uint64(n))
+	return name
 }
 
 func TestGuard(t *testing.T) {
@@ -35,13 +35,13 @@ func TestGuard(t *testing.T) {
 		{"zero", now, time.UnixMilli(0), false},
 	} {
 		g := NewGuard(start)
-		if err := g.Admit(c.now, c.made, ephemeral(1)); (err == nil) != c.ok {
+		if err := g.Admit(c.now, c.made, named(1)); (err == nil) != c.ok {
 			t.Errorf("%s: %v", c.name, err)
 		}
-		if err := g.Admit(c.now, c.made, ephemeral(1)); err == nil {
+		if err := g.Admit(c.now, c.made, named(1)); err == nil {
 			t.Errorf("%s: admitted twice", c.name)
 		}
-		if err := g.Admit(c.now, c.made, ephemeral(2)); (err == nil) != c.ok {
+		if err := g.Admit(c.now, c.made, named(2)); (err == nil) != c.ok {
 			t.Errorf("%s: another message: %v", c.name, err)
 		}
 	}
@@ -57,7 +57,7 @@ func TestGuardForgetsNothingTooEarly(t *testing.T) {
 		at := start.Add(time.Hour)
 		made := at.Add(ahead)
 		others++
-		name := ephemeral(others)
+		name := named(others)
 		if err := g.Admit(at, made, name); err != nil {
 			t.Fatal(err)
 		}
@@ -66,7 +66,7 @@ func TestGuardForgetsNothingTooEarly(t *testing.T) {
 				t.Fatalf("%v ahead: admitted again after %v", ahead, now.Sub(at))
 			}
 			others++
-			if err := g.Admit(now, now, ephemeral(others)); err != nil {
+			if err := g.Admit(now, now, named(others)); err != nil {
 				t.Fatal(err)
 			}
 			if len(g.buckets) > 5 {
@@ -81,14 +81,14 @@ func TestGuardIsBounded(t *testing.T) {
 	g := NewGuard(start)
 	made := start.Add(time.Minute)
 	for n := range maxBucket {
-		if err := g.Admit(made, made, ephemeral(n)); err != nil {
+		if err := g.Admit(made, made, named(n)); err != nil {
 			t.Fatal(n, err)
 		}
 	}
-	if g.Admit(made, made, ephemeral(maxBucket)) == nil {
+	if g.Admit(made, made, named(maxBucket)) == nil {
 		t.Error("more than fit into a minute")
 	}
-	if err := g.Admit(made.Add(bucketSpan), made.Add(bucketSpan), ephemeral(maxBucket)); err != nil {
+	if err := g.Admit(made.Add(bucketSpan), made.Add(bucketSpan), named(maxBucket)); err != nil {
 		t.Errorf("the next minute: %v", err)
 	}
 }
@@ -101,7 +101,7 @@ func TestGuardConcurrent(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {
-			if g.Admit(now, now, ephemeral(1)) == nil {
+			if g.Admit(now, now, named(1)) == nil {
 				admitted.Add(1)
 			}
 		})

@@ -2,12 +2,13 @@
 // Noise_NK_25519_ChaChaPoly_BLAKE2s, in which the client knows the server's
 // static key beforehand.
 //
-// The prologue is the ASCII text "turbotunnel/1 " and the 24 bytes of the
-// session's ID.
+// The prologue is the ASCII text "turbotunnel/1 ", the 24 bytes of the session's
+// ID and the first 32 bytes of message 1.
 //
 // Message 1 is a whole request body of 128 to MaxMessage1 bytes: the
-// client's ephemeral key (32 bytes) and the sealed payload. Its plaintext, big
-// endian:
+// representative of the client's ephemeral key (32 bytes, see ephemeral.go) and the
+// sealed payload. So every byte of it is bound: altered, it does not open. Its
+// plaintext, big endian:
 //
 //	size  what
 //	1     version of the protocol that the client speaks, now 1
@@ -23,8 +24,10 @@
 //	rest  datagrams as in a record (package wire), then padding
 //
 // Message 2 begins the body of the answer: 2 bytes that are its length XORed
-// with the client's mask, the server's ephemeral key (32 bytes) and the sealed
-// payload. Units follow it in the same body. Its plaintext:
+// with the client's mask, the representative of the server's ephemeral key (32
+// bytes) and the sealed payload. Units follow it in the same body. The two highest
+// bits of the representative mean nothing and are not bound: who alters them has
+// altered nothing. Its plaintext:
 //
 //	size  what
 //	1     status: 0 accepted, 1 engine unknown, 2 version unknown
@@ -66,8 +69,8 @@ const (
 	// always room for the fields before the datagrams, unless something is asked.
 	MinMessage1 = 128
 
-	// EphemeralSize is the size in bytes of the key that message 1 begins with.
-	// It tells one first message from another.
+	// EphemeralSize is the size in bytes of what message 1 begins with: the
+	// representative of a key. It tells one first message from another.
 	EphemeralSize = 32
 
 	// BindingSize is the size in bytes of a session's binding.
@@ -97,8 +100,6 @@ const (
 // session, or was altered.
 var ErrNotNoise = errors.New("handshake: message is not for this key and session")
 
-var suite = noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.HashBLAKE2s)
-
 // Hello is the payload of message 1.
 type Hello struct {
 	Version   byte
@@ -127,7 +128,7 @@ type Keys struct {
 // Initiator is the client's half of a handshake whose first message is made.
 // It is not safe for concurrent use.
 type Initiator struct {
-	state *noise.HandshakeState
+	party party
 	mask  uint16
 }
 
@@ -149,15 +150,10 @@ func Initiate(pub PublicKey, id ID, hello Hello, size int) ([]byte, *Initiator, 
 		len(hello.Datagrams)+len(extensions(hello)) > helloRoom(size, hello.Engine) {
 		return nil, nil, fmt.Errorf("handshake: message 1 out of bounds")
 	}
-	state, err := noise.NewHandshakeState(noise.Config{
-		CipherSuite: suite,
-		Pattern:     noise.HandshakeNK,
-		Initiator:   true,
-		Prologue:    append([]byte(prologue), id[:]...),
-		PeerStatic:  pub[:],
-	})
+	own := newEphemeral()
+	party, err := newParty(own, id, own.representative, noise.DHKey{}, pub[:])
 	if err != nil {
-		return nil, nil, fmt.Errorf("handshake: %w", err)
+		return nil, nil, err
 	}
 	var mask [2]byte
 	rand.Read(mask[:])
@@ -172,11 +168,11 @@ func Initiate(pub PublicKey, id ID, hello Hello, size int) ([]byte, *Initiator, 
 	p = append(p, ext...)
 	p = append(p, hello.Datagrams...)
 	p = p[:size-EphemeralSize-noiseTag] // zeros: a datagram of length 0 ends them
-	msg, _, _, err := state.WriteMessage(make([]byte, 0, size), p)
+	msg, _, _, err := party.write(make([]byte, 0, size), p)
 	if err != nil {
-		return nil, nil, fmt.Errorf("handshake: %w", err)
+		return nil, nil, err
 	}
-	return msg, &Initiator{state: state, mask: binary.BigEndian.Uint16(mask[:])}, nil
+	return msg, &Initiator{party: party, mask: binary.BigEndian.Uint16(mask[:])}, nil
 }
 
 // extensions are the bytes of a hello's extensions.
@@ -212,12 +208,9 @@ func (i *Initiator) Finish(r io.Reader) (Answer, Keys, error) {
 		}
 		return Answer{}, Keys{}, err
 	}
-	if lowOrder(msg[:EphemeralSize]) {
-		return Answer{}, Keys{}, ErrNotNoise
-	}
-	p, toServer, toClient, err := i.state.ReadMessage(nil, msg)
+	p, toServer, toClient, err := i.party.read(msg)
 	if err != nil {
-		return Answer{}, Keys{}, ErrNotNoise
+		return Answer{}, Keys{}, err
 	}
 	a, err := parseAnswer(p)
 	if err != nil {
@@ -226,9 +219,9 @@ func (i *Initiator) Finish(r io.Reader) (Answer, Keys, error) {
 	return a, Keys{Send: wire.NewKey(toServer.UnsafeKey()), Receive: wire.NewKey(toClient.UnsafeKey())}, nil
 }
 
-// lowOrder tells whether every secret shared with the key p would be zero.
+// isLowOrder tells whether every secret shared with the key p would be zero.
 // flynn/noise refuses such a key too, but too late to be used afterwards.
-func lowOrder(p []byte) bool {
+func isLowOrder(p []byte) bool {
 	remote, err := ecdh.X25519().NewPublicKey(p)
 	if err != nil {
 		return true
@@ -262,7 +255,7 @@ func appendAnswer(p []byte, a Answer) []byte {
 // Responder is the server's half of a handshake whose first message was read.
 // It is not safe for concurrent use.
 type Responder struct {
-	state *noise.HandshakeState
+	party party
 	mask  uint16
 }
 
@@ -277,24 +270,19 @@ func Respond(key PrivateKey, id ID, msg []byte) (*Responder, Hello, error) {
 		return nil, Hello{}, ErrNotNoise
 	}
 	pub := key.Public()
-	state, err := noise.NewHandshakeState(noise.Config{
-		CipherSuite:   suite,
-		Pattern:       noise.HandshakeNK,
-		Prologue:      append([]byte(prologue), id[:]...),
-		StaticKeypair: noise.DHKey{Private: bytes.Clone(key[:]), Public: pub[:]},
-	})
+	party, err := newParty(nil, id, [EphemeralSize]byte(msg), noise.DHKey{Private: bytes.Clone(key[:]), Public: pub[:]}, nil)
 	if err != nil {
-		return nil, Hello{}, fmt.Errorf("handshake: %w", err)
+		return nil, Hello{}, err
 	}
-	p, _, _, err := state.ReadMessage(nil, msg)
+	p, _, _, err := party.read(msg)
 	if err != nil {
-		return nil, Hello{}, ErrNotNoise
+		return nil, Hello{}, err
 	}
 	hello, err := parseHello(p)
 	if err != nil {
 		return nil, Hello{}, err
 	}
-	return &Responder{state: state, mask: hello.mask}, hello, nil
+	return &Responder{party: party, mask: hello.mask}, hello, nil
 }
 
 // parseHello reads the plaintext of message 1. The first 11 bytes keep their
@@ -355,9 +343,9 @@ func (r *Responder) Answer(a Answer, pad int) ([]byte, Keys, error) {
 		return nil, Keys{}, fmt.Errorf("handshake: message 2 out of bounds")
 	}
 	p := append(appendAnswer(nil, a), make([]byte, pad)...)
-	msg, toServer, toClient, err := r.state.WriteMessage(make([]byte, 2, 2+EphemeralSize+len(p)+noiseTag), p)
+	msg, toServer, toClient, err := r.party.write(make([]byte, 2, 2+EphemeralSize+len(p)+noiseTag), p)
 	if err != nil {
-		return nil, Keys{}, fmt.Errorf("handshake: %w", err)
+		return nil, Keys{}, err
 	}
 	binary.BigEndian.PutUint16(msg, uint16(len(msg)-2)^r.mask)
 	return msg, Keys{Send: wire.NewKey(toClient.UnsafeKey()), Receive: wire.NewKey(toServer.UnsafeKey())}, nil

@@ -64,8 +64,8 @@ func TestVectors(t *testing.T) {
 		t.Errorf("hello %+v", hello)
 	}
 	// Its answer has a key of its own each time; with that of the vectors it is theirs.
-	responder.state = fixed(t, v, "responder", false)
-	if _, _, _, err := responder.state.ReadMessage(nil, v["message1"]); err != nil {
+	responder.party = fixed(t, v, "responder")
+	if _, _, _, err := responder.party.read(v["message1"]); err != nil {
 		t.Fatal(err)
 	}
 	msg2, server, err := responder.Answer(Answer{Status: Accepted, Version: 1}, 9)
@@ -74,11 +74,11 @@ func TestVectors(t *testing.T) {
 	}
 
 	// The client that has made message 1 reads message 2 of the vectors.
-	state := fixed(t, v, "initiator", true)
-	if msg, _, _, err := state.WriteMessage(nil, v["hello"]); err != nil || !bytes.Equal(msg, v["message1"]) {
+	initiator := fixed(t, v, "initiator")
+	if msg, _, _, err := initiator.write(nil, v["hello"]); err != nil || !bytes.Equal(msg, v["message1"]) {
 		t.Errorf("message 1 is %x, %v", msg, err)
 	}
-	i := Initiator{state, binary.BigEndian.Uint16(v["hello"][9:])}
+	i := Initiator{initiator, binary.BigEndian.Uint16(v["hello"][9:])}
 	a, client, err := i.Finish(bytes.NewReader(v["message2"]))
 	if err != nil || a != (Answer{Accepted, 1, ""}) {
 		t.Fatalf("answer %+v, %v", a, err)
@@ -93,24 +93,26 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// fixed is one side's state with the ephemeral key of the vectors.
-func fixed(t *testing.T, v map[string][]byte, side string, initiator bool) *noise.HandshakeState {
+// fixed is one side with the ephemeral key of the vectors.
+func fixed(t *testing.T, v map[string][]byte, side string) party {
 	t.Helper()
-	cfg := noise.Config{
-		CipherSuite: suite,
-		Random:      bytes.NewReader(v[side+".ephemeral.private"]),
-		Pattern:     noise.HandshakeNK,
-		Initiator:   initiator,
-		Prologue:    append([]byte(prologue), v["id"]...),
+	own := ephemeralOf([EphemeralSize]byte(v[side+".ephemeral.private"]), v[side+".tweak"][0])
+	if own == nil {
+		t.Fatalf("the key of the %s has no representative", side)
 	}
-	if initiator {
-		cfg.PeerStatic = v["static.public"]
+	if !bytes.Equal(own.key.Public, v[side+".ephemeral.public"]) {
+		t.Errorf("the key of the %s is %x", side, own.key.Public)
+	}
+	var static noise.DHKey
+	var peer []byte
+	if side == "initiator" {
+		peer = v["static.public"]
 	} else {
-		cfg.StaticKeypair = noise.DHKey{Private: v["static.private"], Public: v["static.public"]}
+		static = noise.DHKey{Private: v["static.private"], Public: v["static.public"]}
 	}
-	s, err := noise.NewHandshakeState(cfg)
+	p, err := newParty(own, ID(v["id"]), [EphemeralSize]byte(v["message1"]), static, peer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s
+	return p
 }
