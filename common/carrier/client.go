@@ -104,7 +104,6 @@ type Client struct {
 	serial    serial
 	bodies    bodies
 	polling   polling
-	recall    recaller // recall
 }
 
 // milestones are the moments of a session's life that others wait for. Safe for
@@ -461,7 +460,7 @@ func (c *Client) observe(res *result) {
 	most, _ := room(slots, c.flights.count(poll)+c.flights.count(stream))
 	uploads := c.flights.count(upload)
 	delete(c.flights, f.number)
-	c.recall.learn(&c.cfg.Path.recall, c.cfg.Transport.Name(), c.link, f.kind, res.good && c.health.failing()) // recall
+	c.cfg.Path.recall.learn(c.cfg.Transport.Name(), c.link, f.kind, res.good && c.health.failing()) // recall
 	c.say(c.serial.observe(now, res, way))
 	shaken, back := c.health.observe(now, res)
 	if shaken {

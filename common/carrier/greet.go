@@ -86,7 +86,7 @@ func (c *Client) newAttempt(clock time.Duration) *attempt {
 func (c *Client) ask() wire.Head {
 	way, now := c.way(), time.Now()
 	asked := wire.Head{Limit: bodyBelow(maxAnswers)}
-	c.recall.begin(&c.cfg.Path.recall, c.cfg.Transport.Name(), c.link, &asked) // recall
+	c.cfg.Path.recall.begin(c.cfg.Transport.Name(), c.link, &asked) // recall
 	if _, crowded := c.cfg.Transport.Slots(); c.cfg.Mode != Poll && way.streaming() && !crowded && !way.oneAtATime(now) {
 		_, asked.Quiet, asked.Stream = way.lengths()
 		asked.Limit = bodyBelow(maxStream)

@@ -22,8 +22,8 @@ import (
 //	100 ms, 100 Mbit/s   0.96 and 0.85   0.91 and 0.87
 //	200 ms, 500 Mbit/s   0.98 and 0.73   0.91 and 0.75
 //
-// To do without, delete this file, its test, and the twelve lines elsewhere that
-// end in "// recall".
+// To do without, delete this file, its test, and the ten lines elsewhere that end
+// in "// recall".
 
 const (
 	// paceLife is how long what one session has found of a path counts for
@@ -88,9 +88,14 @@ type found struct {
 	lent    int       // bytes that the window had more at first than one that begins with nothing
 	peer    pace      // what the other side says that it has found; at a client
 	toldAt  time.Time // when the other side was told; at a server
+	part    float64   // of what others have found that this session may take; at a client; 0: it has not begun
+	by      *string   // the front by which the latest upload went; at a client; nil: none yet
 }
 
 // follow learns from a round trip that has ended with w, and had begun with was.
+// If no queue shows when another session's window is full for the first time, the
+// path carries more than that one has found, because it has shared the path: then
+// the window keeps its size, whatever the round trip has made of it, and grows.
 func (f *found) follow(was window, w *window, now time.Time) {
 	rate := float64(was.delivered) / now.Sub(was.since).Seconds()
 	switch {
@@ -100,15 +105,13 @@ func (f *found) follow(was window, w *window, now time.Time) {
 	case was.starting && !w.starting, !was.starting && was.limited:
 		f.at = now
 	}
-}
-
-// grows tells whether the path carries more than another session has found,
-// because that one has shared it. w is full for the first time then.
-func (f *found) grows(w *window) bool {
-	grows := f.untried && w.latest-w.base < w.delay()/2
+	if !f.untried || !was.limited || was.draining > 0 {
+		return
+	}
 	f.untried = false
-	w.starting = w.starting || grows
-	return grows
+	if w.latest-w.base < w.delay()/2 {
+		w.size, w.draining, w.starting = was.size, 0, true
+	}
 }
 
 // hear takes note of what a head says that the other side has found.
@@ -155,7 +158,7 @@ func (l *link) recall(p pace, most int) (lent int) {
 	if lent = max(0, w.size-firstFlight); lent > most {
 		return 0
 	}
-	w.found.lent = lent
+	w.found.lent, w.found.part = lent, l.out.window.found.part
 	l.out.window = w
 	return lent
 }
@@ -167,13 +170,30 @@ func (l *link) finds() (up, down pace) {
 	return l.out.window.finds(), l.out.window.found.peer
 }
 
-// forget has finds say nothing until something is found again: it was of
-// another way.
-func (l *link) forget() {
+// part is which part of what others have found this session may take: what share
+// says when it begins.
+func (l *link) part(share func() float64) float64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f := &l.out.window.found
-	f.most, f.at, f.peer = 0, time.Time{}, pace{}
+	if f.part == 0 {
+		f.part = share()
+	}
+	return f.part
+}
+
+// stays says that an upload has ended that went by front, and tells whether the
+// one before did, too. If not, finds says nothing until something is found again:
+// it was of another way.
+func (l *link) stays(front string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := &l.out.window.found
+	if f.by != nil && *f.by == front {
+		return true
+	}
+	f.by, f.most, f.at, f.peer = &front, 0, time.Time{}, pace{}
+	return false
 }
 
 // stampFound writes into a head what this session has found since it did so
@@ -201,9 +221,9 @@ type memory struct {
 // rates are what sessions have found one way to carry; guarded by memory.mu.
 type rates struct{ up, down pace }
 
-// begin says that a session begins, and returns which part of what another one
+// share says that a session begins, and returns which part of what another one
 // has found it may take for its own: those that begin together share it.
-func (m *memory) begin(now time.Time) float64 {
+func (m *memory) share(now time.Time) float64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.begun = append(slices.DeleteFunc(m.begun, func(t time.Time) bool { return now.Sub(t) > together }), now)
@@ -260,39 +280,27 @@ func (m *memory) forget(front string, now time.Time) {
 	*m.of(front) = rates{pace{at: now}, pace{at: now}}
 }
 
-// recaller is one client's part in recall. It is owned by Client.run.
-type recaller struct {
-	part  float64 // of what others have found; 0: the session has not begun
-	known bool    // an upload has ended
-	front string  // by which it went
-}
-
-// begin has the link begin with what others have found, and the first message
-// say it.
-func (r *recaller) begin(m *memory, front string, l *link, asked *wire.Head) {
+// begin has a client's link begin with what others have found, and the first
+// message say it.
+func (m *memory) begin(front string, l *link, asked *wire.Head) {
 	now := time.Now()
-	if r.part == 0 {
-		r.part = m.begin(now)
-	}
+	part := l.part(func() float64 { return m.share(now) })
 	up, down := m.carries(front, now)
-	l.recall(up.part(r.part), flightLimit)
-	if down = down.part(r.part).roughly(); down.known() {
+	l.recall(up.part(part), flightLimit)
+	if down = down.part(part).roughly(); down.known() {
 		asked.Rate, asked.More, asked.Trip = int(down.rate), down.more, down.trip
 	}
 }
 
-// learn keeps what the link has found when an exchange of kind k has ended, if it
-// was an upload. What was found since the one before belongs to a front only if
-// both went by it. back says that the exchange came through where others were
+// learn keeps what a client's link has found when an exchange of kind k has ended,
+// if it was an upload. What was found since the one before belongs to a front only
+// if both went by it. back says that the exchange came through where others were
 // failing: what was known of the front is forgotten then, because the network
 // may be another one.
-func (r *recaller) learn(m *memory, front string, l *link, k kind, back bool) {
-	if k == upload && r.known && r.front == front {
+func (m *memory) learn(front string, l *link, k kind, back bool) {
+	if k == upload && l.stays(front) {
 		up, down := l.finds()
 		m.finds(front, up, down)
-	} else if k == upload {
-		l.forget()
-		r.known, r.front = true, front
 	}
 	if back {
 		m.forget(front, time.Now())

@@ -314,6 +314,18 @@ func TestWindowRecalls(t *testing.T) {
 			t.Errorf("%s: after 16 s %.0f bytes in flight, and the path holds %.0f; delay %v", name, s, holds, delay)
 		}
 	}
+	// One of a session that shared the path with others, and one of a path that was
+	// faster: the first round trip shows which.
+	for part, grows := range map[float64]bool{1.0 / 8: true, 8: false} {
+		w, now := newWindow(), now
+		w.recall(pace{part * path.rate, false, path.base, now})
+		path.greet(&w, &now)
+		before := w.size
+		path.run(&w, &now, path.base)
+		if w.starting != grows || grows && w.size != before {
+			t.Errorf("with %v of the path: growing %v, with %d bytes in flight after %d", part, w.starting, w.size, before)
+		}
+	}
 	half := newWindow() // of a session that ended while its window still grew
 	half.recall(pace{path.rate / 2, true, path.base, now})
 	if s := float64(half.size); s < product/2 || s > 0.75*product || !half.starting {

@@ -182,7 +182,6 @@ func (w *window) endRound(now time.Time) {
 		// for all of the round trip.
 		w.starting = false
 		w.set(min(float64(w.size), margin*product))
-	case w.found.grows(w): // recall
 	case w.shortest-w.base < delay/4:
 		// The path is far from full: it has become faster, an outage has made
 		// the window small, or few exchanges at once leave gaps.
