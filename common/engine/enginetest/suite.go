@@ -888,7 +888,7 @@ func testManyAtOnce(t *testing.T, on setup) {
 	p := newPair(t, on, ordinary, ordinary)
 	done := serveEcho(p)
 	var group sync.WaitGroup
-	for i := range 1000 {
+	for i := range 250 { // what every engine has room for
 		group.Go(func() { echo(t, p.client, fmt.Sprintf("stream %d%s", i, content(5000))) })
 	}
 	group.Wait()

@@ -167,6 +167,9 @@ func (c *Conn) RemoteAddr() net.Addr {
 	return c.peer
 }
 
+// Hold counts n bytes that are held beside the conversation, see engine.Carrier.
+func (c *Conn) Hold(n int) { c.pc.Hold(n) }
+
 // Stats returns the counts so far.
 func (c *Conn) Stats() Stats {
 	c.mu.Lock()

@@ -95,6 +95,8 @@ func newConn(pc engine.Carrier, client bool) (*conn, error) {
 	return c, err
 }
 
+func (c *conn) Hold(n int) { c.pc.Hold(n) }
+
 func (c *conn) Done() <-chan struct{} { return c.done }
 
 func (c *conn) Err() error {

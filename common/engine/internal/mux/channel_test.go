@@ -3,6 +3,7 @@ package mux
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ type memory struct {
 	mu      sync.Mutex
 	err     error // guarded by mu
 	peer    *memory
+	held    atomic.Int64
 }
 
 // connect returns two ends in each of whose directions limit bytes may wait.
@@ -116,6 +118,8 @@ func (m *memory) Close() error {
 	m.peer.Fail(engine.ErrReset)
 	return nil
 }
+
+func (m *memory) Hold(n int) { m.held.Add(int64(n)) }
 
 func (m *memory) LocalAddr() net.Addr  { return &net.UnixAddr{Name: "a", Net: "memory"} }
 func (m *memory) RemoteAddr() net.Addr { return &net.UnixAddr{Name: "b", Net: "memory"} }

@@ -33,14 +33,16 @@
 //
 // # Bounds
 //
-// A client has at most maxStreams streams a session, and a server twice as many,
-// maxPending of them not yet accepted; streamWindow unread bytes for each of them,
-// and a frame; and maxHeld bytes for all of them together, counted as the memory
-// that their frames take. A session that holds as much reads no more until its
-// streams are read. A peer that breaks a rule ends the session: a frame that smux
-// does not know, an even or known number in SYN, more bytes than the window, more
-// consumed than was sent, too many streams, a malformed notice, and so much to be
-// answered that maxAnswers bytes wait for a carrier that does not take them.
+// A client has at most maxStreams streams a session. A server has room for twice
+// as many, because it learns late of those that have ended; it answers what comes
+// beyond them by RESET and FIN, and ends the session after maxRefused in a row. For
+// each stream there are streamWindow unread bytes and a frame, and maxHeld bytes
+// for a session, counted as memory; one that holds as much reads no more until its
+// streams are read. The Channel is told of all that is held. A peer that breaks a
+// rule ends the session: a frame that smux does not know, an even or known number
+// in SYN, more bytes than the window, more consumed than was sent, a malformed
+// notice, and so much to be answered that maxAnswers bytes wait for a carrier that
+// does not take them.
 package mux
 
 import (
@@ -80,30 +82,39 @@ const (
 	// after a round trip, in which 256 KB go.
 	firstWindow = 256 << 10
 
-	// maxHeld is how much memory in bytes the unread frames of a session may
-	// take: those of a dozen streams that nobody reads, and one at full speed, in
-	// frames of 2 or 32 KB, as relay makes them of what comes fast. Frames of a
-	// little more than a power of two take twice as much, so that half as many
-	// such streams stop the others.
+	// maxHeld is how much memory in bytes a session may take: the unread frames of
+	// a dozen streams that nobody reads, and of one at full speed, in frames of 2 or
+	// 32 KB, as relay makes them of what comes fast. Frames of a little more than a
+	// power of two take twice as much, so that half as many such streams stop the
+	// others.
 	maxHeld = 13 * streamWindow
 
 	// frameCost is what an unread frame takes besides its body, in bytes: the
-	// slice that is its buffer's head, two places in the ring of its stream, half
-	// of which may be empty, and its size twice in ours.
-	frameCost = 24 + 2*(24+8) + 2*2
+	// slice that is its buffer's head, a place of 32 in the ring of its stream and
+	// one of 2 in ours, which are full to between a half and all.
+	frameCost = 24 + 44 + 3
 
-	// maxStreams is how many streams a client may have open at a time. The
-	// server may learn late of those that are closed and allows twice as many.
-	maxStreams = 4096
+	// streamCost and sessionCost are what an open stream and a session take, in
+	// bytes, smux's part included (TestHeldIsMemory, TestSessionCost). Of a session's, 57 KB are smux's queue
+	// of 1024 write requests and 8 KB its queue of 1024 streams to accept, the rest
+	// the stacks of its three goroutines.
+	streamCost  = 2400
+	sessionCost = 80 << 10
 
-	// maxPending is how many streams wait to be accepted: the length of smux's
-	// queue of them (defaultAcceptBacklog), which would stop the session.
-	maxPending = 1024
+	// maxStreams is how many streams a client may have open at a time: several
+	// times as many as a browser has connections.
+	maxStreams = 256
+
+	// maxRefused is how many streams in a row a client may open that the server
+	// has no room for: more than an honest client can, which waits for no answer
+	// but knows its own limit.
+	maxRefused = 4096
 
 	// maxAnswers is how many bytes may wait in the Channel when a frame is added
 	// that does not wait for room: SYN, FIN, UPD and notices of everything that
-	// may be open take a tenth of it.
-	maxAnswers = 4 << 20
+	// may be open take a hundredth of it, and what small writes have gathered when
+	// all of it is closed, half.
+	maxAnswers = 8 << 20
 
 	// openDelay is how long a SYN waits for a stream's first bytes, so that a
 	// write which follows at once goes in the same datagram.
@@ -113,7 +124,7 @@ const (
 var (
 	errFormat     = errors.New("smux: malformed frame")
 	errWindow     = errors.New("smux: the other side ignores a window")
-	errPending    = fmt.Errorf("smux: %d streams wait to be accepted", maxPending)
+	errRefused    = fmt.Errorf("smux: the other side has opened %d streams beyond its limit", maxRefused)
 	errTooMany    = fmt.Errorf("smux: %d streams are open on this session; close some or open another session", maxStreams)
 	errFlood      = errors.New("smux: the other side asks for more than it takes")
 	errServerOpen = errors.New("smux: only the client opens streams")
@@ -151,6 +162,9 @@ type Channel interface {
 	// any more.
 	Close() error
 
+	// Hold is engine.Carrier's. What waits in the channel itself is its own matter.
+	Hold(n int)
+
 	LocalAddr() net.Addr
 	RemoteAddr() net.Addr
 }
@@ -169,7 +183,8 @@ type Session struct {
 	mu      sync.Mutex         // guards what follows, and in each Stream what says so
 	streams map[uint32]*Stream // those that this side has not closed, by number
 	pending int                // of them: not yet accepted
-	held    int                // bytes that unread frames take
+	refused int                // since the last that was not
+	held    int                // bytes of memory, but for sessionCost
 	over    bool               // the channel has ended, and all that came was seen
 }
 
@@ -200,7 +215,17 @@ func New(c Channel, client bool) (*Session, error) {
 		c.Close()
 		return nil, err
 	}
+	c.Hold(sessionCost)
 	return s, nil
+}
+
+// hold counts n bytes more, or less. The mutex is held.
+func (s *Session) hold(n int) {
+	if s.held >= maxHeld && s.held+n < maxHeld {
+		signal(s.drained)
+	}
+	s.held += n
+	s.channel.Hold(n)
 }
 
 // Open implements engine.Session.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -207,92 +206,90 @@ func TestHeld(t *testing.T) {
 			st.Close()
 		}
 		synctest.Wait()
-		if waits := a.Waiting(); waits > 0 || server.held != 0 {
+		if waits := a.Waiting(); waits > 0 || server.held != streamCost {
 			t.Errorf("%d bytes wait and %d are held when nothing is unread", waits, server.held)
 		}
 	})
 }
 
-// TestHeldIsMemory: what the account says is what unread frames take, small ones
-// above all.
-func TestHeldIsMemory(t *testing.T) {
-	for _, size := range []int{1, 100, 1000, frameSize} {
-		a, b := connect(1 << 20)
-		server := start(t, b, false)
-		a.Write(frame(cmdSYN, 3))
-		accept(t, server)
-		const most = 4 << 20
-		n := most / cost(size)
-		before := heap()
-		sent := bytes.Repeat(frame(cmdPSH, 3, make([]byte, size)...), n)
-		a.Write(sent)
-		for a.Waiting() > 0 {
-			runtime.Gosched()
-		}
-		sent = nil
-		a.out.mu.Lock()
-		a.out.buf = nil
-		a.out.mu.Unlock()
-		grown := heap() - before
-		server.mu.Lock()
-		held := server.held
-		server.mu.Unlock()
-		t.Logf("frames of %d bytes: %d held, the heap has grown by %d", size, held, grown)
-		if float64(grown) > 1.25*float64(held) || float64(grown) < 0.5*float64(held) {
-			t.Errorf("frames of %d bytes: %d held, the heap has grown by %d", size, held, grown)
-		}
-		server.Close()
-	}
-}
-
-// heap is what the heap holds, but for pools.
-func heap() int64 {
-	var m runtime.MemStats
-	runtime.GC()
-	runtime.GC()
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
-// TestTooMany: streams that nobody accepts, and streams that nobody closes.
+// TestTooMany: streams that nobody accepts or closes are refused beyond a limit,
+// and the others live, until they are far too many.
 func TestTooMany(t *testing.T) {
+	const room = 2 * maxStreams
 	bubble(t, func(t *testing.T) {
-		a, b := connect(1 << 20)
-		start(t, b, false)
-		for i := range maxPending {
-			a.Write(frame(cmdSYN, uint32(3+2*i)))
-		}
-		synctest.Wait()
-		if err := b.Err(); err != nil {
-			t.Fatalf("%d streams to accept: %v", maxPending, err)
-		}
-		a.Write(frame(cmdSYN, 1))
-		synctest.Wait()
-		if err := b.Err(); err != errPending {
-			t.Errorf("one stream more to accept: %v", err)
-		}
-	})
-	bubble(t, func(t *testing.T) {
-		a, b := connect(1 << 20)
-		server := start(t, b, false)
-		for i := range 2 * maxStreams {
-			a.Write(frame(cmdSYN, uint32(3+2*i)))
-			accept(t, server)
-		}
-		a.Write(frame(cmdSYN, 1))
-		synctest.Wait()
-		if err := b.Err(); err != errTooMany {
-			t.Errorf("one stream more: %v", err)
-		}
-	})
-	bubble(t, func(t *testing.T) {
-		a, _ := connect(1 << 20)
-		client := start(t, a, true)
+		client, server := pair(t)
 		for range maxStreams {
 			open(t, client)
 		}
 		if _, err := client.Open(context.Background()); err != errTooMany {
 			t.Errorf("Open beyond the limit: %v", err)
+		}
+		for range maxStreams {
+			accept(t, server)
+		}
+	})
+	bubble(t, func(t *testing.T) {
+		a, b := connect(1 << 20)
+		server := start(t, b, false)
+		next := uint32(3)
+		syn := func(n int) {
+			for range n {
+				a.Write(frame(cmdSYN, next))
+				next += 2
+			}
+			synctest.Wait()
+		}
+		syn(room)
+		a.in.Clear()
+		syn(1)
+		got := make([]byte, 1000)
+		got = got[:copy(got, a.in.buf)]
+		if want := join(notice(noticeReset, next-2), frame(cmdFIN, next-2)); !bytes.Equal(got, want) {
+			t.Errorf("a stream too many is answered by %x; want %x", got, want)
+		}
+		a.Write(join(frame(cmdPSH, next-2, content(1000)...), frame(cmdFIN, next-2)))
+		syn(maxRefused - 1)
+		if server.smux.NumStreams() != room || len(server.streams) != room || server.held != room*streamCost {
+			t.Errorf("smux has %d streams, we have %d, and hold %d bytes", server.smux.NumStreams(), len(server.streams), server.held)
+		}
+		accept(t, server).Close()
+		syn(1)
+		a.Write(frame(cmdPSH, next-2, 'x'))
+		for range room - 1 {
+			accept(t, server)
+		}
+		if got, err := accept(t, server).Read(make([]byte, 2)); got != 1 || err != nil {
+			t.Errorf("a stream for which there was room again: %d, %v", got, err)
+		}
+		if syn(maxRefused); b.Err() != nil {
+			t.Errorf("with %d refused the session ends: %v", maxRefused, b.Err())
+		}
+		if syn(1); b.Err() != errRefused {
+			t.Errorf("with one more the session: %v", b.Err())
+		}
+	})
+}
+
+// TestRefused: for the client a stream that the server has no room for was reset.
+func TestRefused(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		client, server := pair(t)
+		for range 2 * maxStreams { // that the server does not close
+			c := open(t, client)
+			accept(t, server)
+			c.Close()
+		}
+		c := open(t, client)
+		synctest.Wait()
+		if _, err := c.Write(content(100)); !errors.Is(err, engine.ErrReset) {
+			t.Errorf("Write: %v", err)
+		}
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, engine.ErrReset) {
+			t.Errorf("Read: %v", err)
+		}
+		c.Close()
+		if client.held != 0 {
+			t.Errorf("%d held", client.held)
 		}
 	})
 }
@@ -624,7 +621,7 @@ func FuzzTap(f *testing.F) {
 		unread, held := 0, 0
 		for _, st := range s.streams {
 			unread += st.unread
-			held += st.cost
+			held += st.cost + streamCost
 		}
 		if unread > len(sent) || held != s.held || s.pending != len(s.streams) {
 			t.Errorf("%d bytes unread of %d, %d held of %d, %d pending of %d",

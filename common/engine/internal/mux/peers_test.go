@@ -131,10 +131,10 @@ func TestHeldBySmallFrames(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if want := small * cost(1); server.held != want || st.cost != want {
+		if want := small * cost(1); server.held != want+streamCost || st.cost != want {
 			t.Errorf("%d held, %d for the stream; want %d for %d frames of a byte", server.held, st.cost, want, small)
 		}
-		if _, err := io.ReadFull(st, make([]byte, small)); err != nil || server.held != 0 {
+		if _, err := io.ReadFull(st, make([]byte, small)); err != nil || server.held != streamCost {
 			t.Errorf("at the end %d held, %v", server.held, err)
 		}
 	})

@@ -55,8 +55,10 @@ type Stream struct {
 	closed   bool     // this side has closed the stream
 }
 
-func newStream(s *Session, id uint32) *Stream {
-	return &Stream{
+// add makes a stream. The mutex is held.
+func (s *Session) add(id uint32) {
+	s.hold(streamCost)
+	s.streams[id] = &Stream{
 		session:  s,
 		id:       id,
 		readable: make(chan struct{}, 1),
@@ -137,7 +139,7 @@ func (st *Stream) read(p []byte) (int, error) {
 		st.begun -= int(st.frames[0])
 		freed := cost(int(st.frames[0]))
 		st.cost -= freed
-		s.release(freed)
+		s.hold(-freed)
 	}
 	if len(st.frames) == 0 {
 		st.frames = nil
@@ -147,16 +149,8 @@ func (st *Stream) read(p []byte) (int, error) {
 
 // forget takes off the account what will not be read. The session's mutex is held.
 func (st *Stream) forget() {
-	st.session.release(st.cost)
+	st.session.hold(-st.cost)
 	st.unread, st.frames, st.begun, st.cost = 0, nil, 0, 0
-}
-
-// release takes off the session's account what was read or thrown away.
-func (s *Session) release(cost int) {
-	if full := s.held >= maxHeld; full && s.held-cost < maxHeld {
-		signal(s.drained)
-	}
-	s.held -= cost
 }
 
 // Write implements net.Conn. What is small it leaves to flush, if there is room
@@ -212,6 +206,7 @@ func (st *Stream) offer(passed <-chan struct{}, p []byte) (taken, size int, err 
 	}
 	if st.staged == nil {
 		st.staged = stages.Get().(*[gatherSize]byte)[:0]
+		st.session.hold(gatherSize)
 	}
 	st.staged = append(st.staged, p...)
 	if !st.flushing {
@@ -276,6 +271,9 @@ func (st *Stream) push() error {
 	}
 	_, err := st.smux.Write(staged)
 	stages.Put((*[gatherSize]byte)(staged[:gatherSize]))
+	st.session.mu.Lock()
+	st.session.hold(-gatherSize)
+	st.session.mu.Unlock()
 	return err
 }
 
@@ -354,8 +352,8 @@ func (st *Stream) close(how byte) error {
 	}
 	notify := how == noticeReset || !st.fin
 	if how == noticeReset && st.staged != nil {
-		stages.Put((*[gatherSize]byte)(st.staged[:gatherSize]))
-		st.staged = nil
+		st.staged = nil // to be thrown away
+		s.hold(-gatherSize)
 	}
 	st.closed, st.ended = true, true
 	st.forget()
@@ -372,6 +370,7 @@ func (st *Stream) close(how byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st.id) // not before smux has: its number is not free yet
+	s.hold(-streamCost)
 	return nil
 }
 

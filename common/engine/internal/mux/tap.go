@@ -120,7 +120,7 @@ func (t *tap) next() error {
 // frame handles a frame that is not data.
 func (t *tap) frame(cmd byte, id uint32, body []byte) error {
 	if cmd == cmdSYN {
-		return t.s.opened(id)
+		return t.open(id)
 	}
 	s := t.s
 	s.mu.Lock()
@@ -165,7 +165,7 @@ func (s *Session) came(id uint32, size int) {
 	st.unread += size
 	st.frames = append(st.frames, uint16(size))
 	st.cost += cost(size)
-	s.held += cost(size)
+	s.hold(cost(size))
 	signal(st.readable)
 }
 
@@ -203,31 +203,38 @@ func (s *Session) announced(id uint32, size int) error {
 	return nil
 }
 
-// opened handles a SYN: there is a stream to accept, and its window is told.
-func (s *Session) opened(id uint32) error {
-	if err := s.register(id); err != nil {
+// open handles a SYN: there is a stream to accept, and its window is told; or it
+// is refused, and smux, which would take it in, reads a NOP in its place.
+func (t *tap) open(id uint32) error {
+	ok, err := t.s.register(id)
+	if err != nil {
 		return err
 	}
-	signal(s.accepted)
-	return s.tap.put(0, header(cmdUPD, updateSize, id), updateBody(0))
+	if !ok {
+		t.buf[1] = cmdNOP
+		return t.put(0, header(cmdPSH, noticeSize, 0), noticeBody(noticeReset, id), header(cmdFIN, 0, id))
+	}
+	signal(t.s.accepted)
+	return t.put(0, header(cmdUPD, updateSize, id), updateBody(0))
 }
 
-// register makes the stream of a SYN.
-func (s *Session) register(id uint32) error {
+// register makes the stream of a SYN, if there is room for it.
+func (s *Session) register(id uint32) (ok bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.client || id%2 == 0 || s.streams[id] != nil {
-		return errFormat
+	switch {
+	case s.client || id%2 == 0 || s.streams[id] != nil:
+		return false, errFormat
+	case len(s.streams) >= 2*maxStreams && s.refused >= maxRefused:
+		return false, errRefused
+	case len(s.streams) >= 2*maxStreams:
+		s.refused++
+		return false, nil
 	}
-	if len(s.streams) >= 2*maxStreams {
-		return errTooMany
-	}
-	if s.pending >= maxPending {
-		return errPending
-	}
-	s.streams[id] = newStream(s, id)
+	s.refused = 0
+	s.add(id)
 	s.pending++
-	return nil
+	return true, nil
 }
 
 // noticed handles a notice. The Session's mutex is held.
@@ -253,7 +260,7 @@ func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 	switch head[1] {
 	case cmdSYN:
 		t.s.mu.Lock()
-		t.s.streams[id] = newStream(t.s, id)
+		t.s.add(id)
 		t.s.mu.Unlock()
 		err = t.put(openDelay, head, header(cmdUPD, updateSize, id), updateBody(0))
 	case cmdUPD:

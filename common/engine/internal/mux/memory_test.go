@@ -1,0 +1,103 @@
+//go:build !race
+
+// The race detector has other buffers than the program without it.
+
+package mux
+
+import (
+	"bytes"
+	"runtime"
+	"testing"
+)
+
+// TestHeldIsMemory: what the account says is what is held, within a quarter, and
+// nothing when nothing is.
+func TestHeldIsMemory(t *testing.T) {
+	const streams = 2 * maxStreams
+	// unread lets that many frames of so many bytes come on a stream.
+	unread := func(n, size int) func(a *memory) {
+		return func(a *memory) { a.Write(bytes.Repeat(frame(cmdPSH, 3, make([]byte, size)...), n)) }
+	}
+	for _, test := range []struct {
+		name string
+		fill func(a *memory)
+	}{
+		{"frames of a byte, queue almost full", unread(1<<16, 1)},
+		{"frames of a byte, queue half empty", unread(1<<15+1, 1)},
+		{"frames of 100 bytes", unread(40000, 100)},
+		{"frames of 1000 bytes", unread(4000, 1000)},
+		{"full frames", unread(200, frameSize)},
+		{"frames of a little more than a power of two", unread(400, 1<<13+1)},
+		{"streams", func(a *memory) {
+			for i := range streams - 1 {
+				a.Write(frame(cmdSYN, uint32(5+2*i)))
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			a, b := connect(1 << 20)
+			server := start(t, b, false)
+			a.Write(frame(cmdSYN, 3))
+			st := accept(t, server)
+			drained := func() {
+				for a.Waiting() > 0 {
+					runtime.Gosched()
+				}
+				server.smux.NumStreams() // has the lock that smux has to the end of a frame
+				a.out.Clear()
+				a.in.Clear()
+			}
+			drained()
+			idle, before := b.held.Load(), heap()
+			test.fill(a)
+			drained()
+			grown, held := heap()-before, b.held.Load()-idle
+			t.Logf("%d held, the heap has grown by %d", held, grown)
+			if f := float64(held) / float64(grown); f < 0.75 || f > 1.25 {
+				t.Errorf("%d held, the heap has grown by %d: %.2f", held, grown, f)
+			}
+			st.Close()
+			for server.take() {
+				st, err := server.accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				st.Close()
+			}
+			if n := b.held.Load(); n != sessionCost || server.held != 0 {
+				t.Errorf("%d held when everything is closed; want %d", n, sessionCost)
+			}
+		})
+	}
+}
+
+// TestSessionCost: what an idle session takes is what its price says.
+func TestSessionCost(t *testing.T) {
+	const sessions = 100
+	memory := func() int64 {
+		n := heap()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return n + int64(m.StackInuse)
+	}
+	before := memory()
+	for range sessions {
+		a, b := connect(1 << 20)
+		start(t, b, false)
+		a.Write(frame(cmdNOP, 0))
+	}
+	each := (memory() - before) / sessions
+	t.Logf("%d bytes for each of %d idle sessions", each, sessions)
+	if f := float64(each) / sessionCost; f < 0.75 || f > 1.25 {
+		t.Errorf("%d bytes for each session; want %d", each, sessionCost)
+	}
+}
+
+// heap is what the heap holds, but for pools.
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
