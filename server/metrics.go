@@ -28,10 +28,11 @@ func (s *service) register() *prometheus.Registry {
 	stats := s.tunnel.Stats
 	gauge("sessions", "Sessions now.", func() float64 { return float64(stats().Sessions) })
 	gauge("streams", "Streams now.", func() float64 { return float64(stats().Streams) })
-	gauge("memory_bytes", "Bytes that sessions hold for repair and ordering.", func() float64 { return float64(stats().Memory) })
+	gauge("memory_bytes", "Bytes that sessions hold, their engines and requests included.", func() float64 { return float64(stats().Memory) })
 	counter("sessions_opened_total", "Sessions opened.", nil, func() float64 { return float64(stats().Opened) })
 	counter("sessions_refused_total", "First messages refused for their engine or version.", nil, func() float64 { return float64(stats().Refused) })
 	counter("sessions_expired_total", "Sessions whose client was not heard of any more.", nil, func() float64 { return float64(stats().Expired) })
+	counter("sessions_crowded_total", "Sessions ended because they held too much memory.", nil, func() float64 { return float64(stats().Crowded) })
 	counter("streams_accepted_total", "Streams that clients have opened.", nil, func() float64 { return float64(stats().Accepted) })
 	counter("streams_refused_total", "Streams whose destination could not be reached.", nil, func() float64 { return float64(s.streams.refused.Load()) })
 	const bytesHelp = "Bytes of streams, towards the destination (up) and to clients (down)."

@@ -738,7 +738,7 @@ func TestBodyTold(t *testing.T) {
 		b.Close()
 		b.Close()
 		l.drop()
-		if held := l.held.own.Load(); held != 0 {
+		if held := l.held.bytes(); held != 0 {
 			t.Errorf("%d bytes held", held)
 		}
 	}

@@ -51,8 +51,9 @@ func newConn(l *link, addr Addr, binding []byte) *Conn {
 func (c *Conn) Binding() []byte { return c.binding }
 
 // Hold counts n bytes that the engine holds for the other side in the session's
-// account, or takes them out of it if n is negative.
-func (c *Conn) Hold(n int) { c.link.held.addBytes(n) }
+// account, or takes them out of it if n is negative. What is left there leaves it
+// with Close.
+func (c *Conn) Hold(n int) { c.link.engine.add(n) }
 
 // ReadFrom returns the next datagram. Its errors match net.ErrClosed after
 // Close, or when the other side has ended the session and everything that came

@@ -69,8 +69,9 @@ func newIncoming(held *account, wake, readable chan<- struct{}) incoming {
 	return incoming{held: held, wake: wake, readable: readable, early: make(map[uint64]*buffer), told: windowRecords}
 }
 
-// receive files record n, which has come in b, of which this half becomes an
-// owner if it returns true; if not, it is a duplicate or there is no room for it.
+// receive files record n, which has come in b. This half becomes an owner of b if it
+// returns true; if not, the record is a duplicate, has no room, or was copied into
+// a smaller buffer.
 func (i *incoming) receive(n uint64, b *buffer, now time.Time) bool {
 	i.cameAt = now
 	if i.newsAt.IsZero() {
@@ -80,10 +81,15 @@ func (i *incoming) receive(n uint64, b *buffer, now time.Time) bool {
 	if i.closed || n >= i.grant() || !i.got.Add(n) {
 		return false
 	}
-	i.held.add(1)
-	i.early[n] = b
+	kept := b.fitting(0)
+	owner := kept == nil
+	if owner {
+		kept = b
+	}
+	i.held.add(kept.cost() + incomingCost)
+	i.early[n] = kept
 	i.deliver(now)
-	return true
+	return owner
 }
 
 // receiveHello files the datagrams of the first message, which come before
@@ -92,9 +98,9 @@ func (i *incoming) receiveHello(datagrams []byte) {
 	if len(datagrams) == 0 {
 		return
 	}
-	b := newBuffer()
+	b := newBufferOf(len(datagrams))
 	b.b = append(b.b, datagrams...)
-	i.held.add(1)
+	i.held.add(b.cost() + incomingCost)
 	i.ready = append(i.ready, b)
 	i.hello = true
 	signal(i.readable)
@@ -146,8 +152,7 @@ func (i *incoming) first(now time.Time) (d, rest []byte, ok bool) {
 		}
 		// The end of the record. A malformed rest came from the other side's
 		// own hand; its engine will miss what it meant to say.
-		b.release()
-		i.held.add(-1)
+		i.giveBack(b)
 		i.ready[0] = nil
 		i.ready = i.ready[1:]
 		i.hello = false
@@ -159,6 +164,12 @@ func (i *incoming) first(now time.Time) (d, rest []byte, ok bool) {
 		}
 	}
 	return nil, nil, false
+}
+
+// giveBack gives back a buffer that was filed.
+func (i *incoming) giveBack(b *buffer) {
+	i.held.add(-b.cost() - incomingCost)
+	b.release()
 }
 
 // grant is the number of the first record that has no room. It never shrinks.
@@ -242,12 +253,10 @@ func (i *incoming) tick(now time.Time, t trip) {
 // drop gives back what waits to be read, and takes no more.
 func (i *incoming) drop() {
 	for _, b := range i.ready {
-		b.release()
-		i.held.add(-1)
+		i.giveBack(b)
 	}
 	for _, b := range i.early {
-		b.release()
-		i.held.add(-1)
+		i.giveBack(b)
 	}
 	i.ready, i.early, i.hello = nil, nil, false
 	i.closed = true

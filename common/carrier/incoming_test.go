@@ -83,7 +83,7 @@ func TestIncomingOrders(t *testing.T) {
 			t.Errorf("%s: the engine reads %q and %d were given up, want %q and %d", c.why, got, lost, c.want, c.lost)
 		}
 		r.drop()
-		if held := r.held.own.Load(); held != 0 {
+		if held := r.held.bytes(); held != 0 {
 			t.Errorf("%s: %d bytes held after drop", c.why, held)
 		}
 	}

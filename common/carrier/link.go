@@ -2,7 +2,6 @@ package carrier
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"turbotunnel/common/wire"
@@ -22,7 +21,8 @@ import (
 // atomic.
 type link struct {
 	send, receive *wire.Key     // set before the first exchange, constant then
-	held          account       // of both halves
+	held          account       // of both halves, the engine and the requests that are being answered
+	engine        account       // of what the engine holds, in held
 	wake          chan struct{} // holds a token when there may be something new to send
 	readable      chan struct{} // holds a token when ReadFrom may go on
 	writable      chan struct{} // holds a token when WriteTo may go on
@@ -41,29 +41,12 @@ type link struct {
 	end   uint64      // no record from here on will come, if last is set
 }
 
-// An account counts the bytes of buffers that a session holds, and adds them
-// to those of all sessions.
-type account struct {
-	own atomic.Int64
-	all *atomic.Int64 // of a server's sessions; nil for a client
-}
-
-// add counts n buffers more or, negative, less.
-func (a *account) add(n int) { a.addBytes(n * wire.BufferSize) }
-
-// addBytes counts n bytes more or, negative, less.
-func (a *account) addBytes(n int) {
-	a.own.Add(int64(n))
-	if a.all != nil {
-		a.all.Add(int64(n))
-	}
-}
-
-// newLink returns a link whose memory counts in that of all, unless that is nil.
-func newLink(all *atomic.Int64) *link {
+// newLink returns a link whose memory counts in the account above, unless that is
+// nil.
+func newLink(above *account) *link {
 	now := time.Now()
 	l := &link{
-		held:     account{all: all},
+		held:     account{above: above},
 		wake:     make(chan struct{}, 1),
 		readable: make(chan struct{}, 1),
 		writable: make(chan struct{}, 1),
@@ -71,6 +54,7 @@ func newLink(all *atomic.Int64) *link {
 		finished: make(chan struct{}),
 		heads:    heads{start: now},
 	}
+	l.engine.above = &l.held
 	l.out = newOutgoing(&l.held, l.wake, l.writable, now)
 	l.in = newIncoming(&l.held, l.wake, l.readable)
 	return l
@@ -200,15 +184,15 @@ func (l *link) measured(rtt time.Duration, size int64) {
 	l.heads.trip.sample(rtt)
 }
 
-// received takes in record n, which has come in b, of which the link becomes an
-// owner if it returns true; if not, it is a duplicate or there is no room for it.
+// received takes in record n, which has come in b. The link becomes an owner of b if
+// it returns true; if not, the record is a duplicate, has no room, or was copied.
 func (l *link) received(n uint64, b *buffer) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before := l.in.gapSince
-	kept := l.in.receive(n, b, time.Now())
+	owner := l.in.receive(n, b, time.Now())
 	l.delivered(before)
-	return kept
+	return owner
 }
 
 // delivered is called after records have come or a gap between them was given up,
@@ -272,15 +256,6 @@ func (l *link) unfinished() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.out.unfinished()
-}
-
-// stalled tells whether nothing has been acknowledged for a while although
-// something waits for it, or much is kept for an engine that does not read.
-func (l *link) stalled(now time.Time) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.out.unfinished() && now.Sub(l.out.silence.lastAck) > stalledAfter ||
-		len(l.in.ready) > 0 && len(l.in.early)+len(l.in.ready) > windowRecords/2
 }
 
 // arm sets the timer for the first moment at which tick has something to do. mu
@@ -366,6 +341,7 @@ func (l *link) close() {
 		l.last.Stop()
 	}
 	l.in.drop()
+	l.engine.close()
 	signal(l.wake)
 }
 
@@ -375,4 +351,5 @@ func (l *link) drop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.out.drop()
+	l.held.close()
 }

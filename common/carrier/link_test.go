@@ -67,11 +67,11 @@ func emptyLinks(t *testing.T, links ...*link) {
 	t.Helper()
 	for _, l := range links {
 		l.drop()
-		if held := l.held.own.Load(); held != 0 {
+		if held := l.held.bytes(); held != 0 {
 			t.Errorf("%d bytes held after drop", held)
 		}
-		if l.put([]byte("late")) || l.held.own.Load() != 0 {
-			t.Errorf("a datagram was taken after drop, %d bytes held", l.held.own.Load())
+		if l.put([]byte("late")) || l.held.bytes() != 0 {
+			t.Errorf("a datagram was taken after drop, %d bytes held", l.held.bytes())
 		}
 		b := newBuffer()
 		if l.received(1000, b) {
@@ -122,13 +122,13 @@ func TestUnacknowledgedIsBounded(t *testing.T) {
 		a, b := testLinks()
 		defer emptyLinks(t, a, b)
 		a.opened(0, &wire.Head{Window: wire.MaxNumber}, true)
-		const bound = (windowRecords + 4*queueLimit/wire.MaxUnit) * wire.BufferSize
+		const bound = windowRecords*(192+outgoingCost) + (queueLimit/wire.MaxUnit+1)*(unitCost+outgoingCost)
 		for e := range uint64(4 * windowRecords) {
 			a.put([]byte("x"))
 			for _, r := range a.take(e, MaxBody, lanes{}) {
 				r.buf.release()
 			}
-			if held := a.held.own.Load(); held > bound {
+			if held := a.held.bytes(); held > bound {
 				t.Fatalf("%d bytes held for %d datagrams of a byte", held, e)
 			}
 		}
@@ -173,7 +173,7 @@ func TestBeyondTheWindow(t *testing.T) {
 		defer emptyLinks(t, a, b)
 		for i, n := range []uint64{windowRecords, windowRecords + 5, wire.MaxNumber} {
 			buf := newBuffer()
-			if b.received(n, buf) || b.held.own.Load() != 0 || len(b.in.early) != 0 {
+			if b.received(n, buf) || b.held.bytes() != 0 || len(b.in.early) != 0 {
 				t.Errorf("%d: record %d has room", i, n)
 			}
 			buf.release()
@@ -255,7 +255,7 @@ func checkLink(t *testing.T, l *link) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	flying, retained, buffers := 0, 0, 0
+	flying, retained, held := 0, 0, 0
 	for i, r := range l.out.sent {
 		if r.number != l.out.base+uint64(i) {
 			t.Fatalf("record %d stands at %d", r.number, l.out.base+uint64(i))
@@ -264,7 +264,7 @@ func checkLink(t *testing.T, l *link) {
 			continue
 		}
 		retained += r.size
-		buffers++
+		held += r.buf.cost() + outgoingCost
 		if !r.lost {
 			flying += r.size
 		}
@@ -272,15 +272,20 @@ func checkLink(t *testing.T, l *link) {
 	queued := 0
 	for _, b := range l.out.queue {
 		queued += len(b.b) - wire.HeaderSize
-		buffers++
+		held += b.cost() + outgoingCost
 	}
-	buffers += len(l.in.ready) + len(l.in.early)
+	for _, b := range l.in.ready {
+		held += b.cost() + incomingCost
+	}
+	for _, b := range l.in.early {
+		held += b.cost() + incomingCost
+	}
 	if flying != l.out.flying || retained != l.out.retained || queued != l.out.queued {
 		t.Fatalf("flying %d, counted %d; retained %d, counted %d; queued %d, counted %d",
 			flying, l.out.flying, retained, l.out.retained, queued, l.out.queued)
 	}
-	if held := int64(buffers) * wire.BufferSize; held != l.held.own.Load() {
-		t.Fatalf("%d buffers, %d counted", buffers, l.held.own.Load()/wire.BufferSize)
+	if int64(held) != l.held.bytes() {
+		t.Fatalf("%d bytes held, %d counted", held, l.held.bytes())
 	}
 	if uint64(len(l.out.sent)) != l.out.next-l.out.base {
 		t.Fatalf("%d records from %d to %d", len(l.out.sent), l.out.base, l.out.next)
@@ -325,7 +330,7 @@ func TestWaitRead(t *testing.T) {
 		if !waits() {
 			t.Fatal("returned after the last datagram")
 		}
-		if held := l.held.own.Load(); held != 0 {
+		if held := l.held.bytes(); held != 0 {
 			t.Errorf("%d bytes held", held)
 		}
 		c.SetReadDeadline(time.Now().Add(time.Second))

@@ -768,7 +768,7 @@ func (w *world) end() {
 	}
 	for _, c := range local {
 		<-c.Done()
-		if held := c.link.held.own.Load(); held != 0 {
+		if held := c.link.held.bytes(); held != 0 {
 			w.t.Errorf("a client that has ended holds %d bytes", held)
 		}
 	}

@@ -159,7 +159,7 @@ func (o *outgoing) put(p []byte) bool {
 		tail = newBuffer()
 		tail.b = tail.b[:wire.HeaderSize]
 		o.queue = append(o.queue, tail)
-		o.held.add(1)
+		o.held.add(tail.cost() + outgoingCost)
 	}
 	tail.b = wire.AppendDatagram(tail.b, p)
 	o.queued += need
@@ -181,8 +181,7 @@ func (o *outgoing) takeHello(room int) []byte {
 		p, rest, err := wire.CutDatagram(b.b[wire.HeaderSize:])
 		if err != nil { // the end of this record
 			o.queue = slices.Delete(o.queue, 0, 1)
-			b.release()
-			o.held.add(-1)
+			o.giveBack(b)
 			continue
 		}
 		if len(hello)+2+len(p) > room {
@@ -251,10 +250,15 @@ func (o *outgoing) take(e uint64, limit int, now time.Time, in lanes) (taken []*
 		if r.size > limit {
 			break
 		}
+		if small := b.fitting(wire.SealRoom); small != nil {
+			r.buf = small
+			o.held.add(small.cost() - b.cost())
+			b.release()
+		}
 		o.next++
 		o.sent = append(o.sent, r)
 		o.retained += r.size
-		o.queued -= len(b.b) - wire.HeaderSize
+		o.queued -= len(r.buf.b) - wire.HeaderSize
 		o.queue[0] = nil
 		o.queue = o.queue[1:]
 		limit -= r.size
@@ -406,8 +410,7 @@ func (o *outgoing) ack(n uint64) *sentRecord {
 		o.flying -= r.size
 	}
 	o.retained -= r.size
-	r.buf.release()
-	o.held.add(-1)
+	o.giveBack(r.buf)
 	// An exchange keeps its order: what it carried before r and did not bring
 	// is lost.
 	c := o.cargoes[r.exchange]
@@ -506,20 +509,24 @@ func (o *outgoing) probe(e uint64, c *cargo, now time.Time) {
 	}
 }
 
+// giveBack gives back a buffer that was counted.
+func (o *outgoing) giveBack(b *buffer) {
+	o.held.add(-b.cost() - outgoingCost)
+	b.release()
+}
+
 // unfinished tells whether something waits to be sent or acknowledged.
 func (o *outgoing) unfinished() bool { return o.queued > 0 || o.retained > 0 }
 
 // drop gives back everything that waits or is kept.
 func (o *outgoing) drop() {
 	for _, b := range o.queue {
-		b.release()
-		o.held.add(-1)
+		o.giveBack(b)
 	}
 	for _, r := range o.sent {
 		if !r.acked {
 			r.acked = true
-			r.buf.release()
-			o.held.add(-1)
+			o.giveBack(r.buf)
 		}
 	}
 	o.queue, o.queued = nil, 0

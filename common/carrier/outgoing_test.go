@@ -140,7 +140,7 @@ func TestOutgoingRepairs(t *testing.T) {
 			t.Errorf("%s: in flight and lost are %s, want %s", c.why, got, c.want)
 		}
 		s.drop()
-		if held := s.held.own.Load(); held != 0 {
+		if held := s.held.bytes(); held != 0 {
 			t.Errorf("%s: %d bytes held after drop", c.why, held)
 		}
 	}

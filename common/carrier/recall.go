@@ -35,10 +35,10 @@ const (
 	// together is how long after one session another one begins at the same time.
 	together = 500 * time.Millisecond
 
-	// maxRecalled is how many bytes the windows of unconfirmed sessions may have
-	// together because their first messages say what the path carries. Those
-	// beyond it begin like all others.
-	maxRecalled = maxMemory / 8
+	// recalledShare is the part of a server's memory that the windows of unconfirmed
+	// sessions may take together because their first messages say what the path
+	// carries. Those beyond it begin like all others.
+	recalledShare = 8
 )
 
 // A pace is what a session has found a path to carry in one direction.
@@ -309,11 +309,11 @@ func (m *memory) learn(front string, l *link, k kind, back bool) {
 
 // credit bounds what unconfirmed sessions have in flight because of what their
 // first messages say. It belongs to a Server, whose lock guards it.
-type credit struct{ lent int } // bytes
+type credit struct{ lent, most int } // bytes
 
 // lend has a session begin as its first message asks.
 func (c *credit) lend(l *link, ask *wire.Head) {
-	c.lent += l.recall(pace{rate: float64(ask.Rate), more: ask.More, trip: ask.Trip}, maxRecalled-c.lent)
+	c.lent += l.recall(pace{rate: float64(ask.Rate), more: ask.More, trip: ask.Trip}, c.most-c.lent)
 }
 
 // settle says that the session is confirmed, or over.

@@ -259,7 +259,7 @@ func TestRecallOfStrangers(t *testing.T) {
 			all = append(all, c)
 			total += size() - firstFlight
 		}
-		if total > maxRecalled || total < maxRecalled-flightLimit {
+		if total > (defaultMemory/recalledShare) || total < (defaultMemory/recalledShare)-flightLimit {
 			t.Errorf("100 strangers have %d bytes more than usual", total)
 		}
 		for _, c := range all[:3] {

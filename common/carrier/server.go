@@ -33,12 +33,6 @@ const (
 	// maxSessions bounds all sessions. A new one beyond it is not opened.
 	maxSessions = 1 << 16
 
-	// maxMemory is how many bytes all sessions of a server may hold for repair
-	// and for ordering. When more is held, the session that holds most of those
-	// that have not moved for stalledAfter is ended.
-	maxMemory    = 1 << 30
-	stalledAfter = 10 * time.Second
-
 	// helloPatience is how long the first message of a session may take.
 	helloPatience = 10 * time.Second
 
@@ -72,6 +66,11 @@ type ServerConfig struct {
 	// ClientAddr tells who made a request, or the zero Addr.
 	ClientAddr func(*http.Request) netip.Addr
 
+	// Memory is how many bytes all sessions together may hold, in the carrier and in
+	// their engines; 0: 1 GiB. One session may hold three eighths of it. Above
+	// either, the sessions that hold most are ended, whatever they do.
+	Memory int64
+
 	Log *slog.Logger // nil: nothing is logged
 }
 
@@ -82,7 +81,8 @@ type Server struct {
 	public handshake.PublicKey
 	guard  *handshake.Guard
 	limits limits
-	memory atomic.Int64
+	budget *budget
+	seldom seldom
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // Serve and the janitor
@@ -95,6 +95,7 @@ type Server struct {
 
 	named                    atomic.Uint64 // sessions that have a name
 	opened, refused, expired atomic.Uint64
+	crowded                  atomic.Uint64 // sessions that were ended for what they held
 }
 
 // limits are bounds of a Server's that tests lower.
@@ -106,13 +107,19 @@ type limits struct {
 
 // NewServer returns a Server. Its Close must be called.
 func NewServer(cfg ServerConfig) *Server {
-	return newServer(cfg, limits{maxUnconfirmed, maxSessions, maxMemory})
+	memory := cfg.Memory
+	if memory == 0 {
+		memory = defaultMemory
+	}
+	return newServer(cfg, limits{maxUnconfirmed, maxSessions, memory})
 }
 
 func newServer(cfg ServerConfig, most limits) *Server {
 	s := &Server{
 		cfg:      cfg,
 		limits:   most,
+		budget:   newBudget(most.memory),
+		credit:   credit{most: int(most.memory / recalledShare)}, // recall
 		log:      cfg.Log,
 		public:   cfg.Key.Public(),
 		guard:    handshake.NewGuard(time.Now()),
@@ -133,6 +140,7 @@ type Stats struct {
 	Opened   uint64
 	Refused  uint64 // for their engine or version
 	Expired  uint64
+	Crowded  uint64 // sessions that were ended because they, or all, held too much
 }
 
 // Stats returns the counts.
@@ -140,7 +148,7 @@ func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	n := len(s.sessions)
 	s.mu.Unlock()
-	return Stats{n, s.memory.Load(), s.opened.Load(), s.refused.Load(), s.expired.Load()}
+	return Stats{n, s.budget.held.bytes(), s.opened.Load(), s.refused.Load(), s.expired.Load(), s.crowded.Load()}
 }
 
 // ServeHTTP answers clients' requests and leaves all others to the decoy.
@@ -222,7 +230,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 		s.log.Error("no answer to a first message", "err", err)
 		return nil, ask
 	}
-	l := newLink(&s.memory)
+	l := newLink(&s.budget.held)
 	l.send, l.receive = keys.Send, keys.Receive
 	if ask.Parse(hello.Ask) != nil { // or nothing is asked
 		ask = wire.Head{}
@@ -245,6 +253,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 		lastSeen:  now,
 		client:    s.clientAddr(r), // before an engine can accept a stream
 	}
+	s.budget.admit(sess)
 	if sess.refused {
 		s.refused.Add(1)
 	} else {
@@ -257,6 +266,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 		return nil, ask
 	}
 	s.sessions[id] = sess
+	s.budget.held.add(sessionCost)
 	start := !sess.refused && s.unconfirmed < s.limits.unconfirmed
 	if start {
 		s.credit.lend(l, &ask) // recall
@@ -275,7 +285,8 @@ func (s *Server) settle(sess *Session) {
 	s.credit.settle(sess.link) // recall
 }
 
-// janitor forgets sessions whose time has come and keeps the memory in bounds.
+// janitor forgets sessions whose time has come, and ends those that hold too much
+// as soon as they do.
 func (s *Server) janitor() {
 	ticker := time.NewTicker(janitorEvery)
 	defer ticker.Stop()
@@ -284,20 +295,19 @@ func (s *Server) janitor() {
 		case <-s.ctx.Done():
 			return
 		case <-ticker.C:
+			s.sweep(time.Now())
+		case <-s.budget.over:
+			s.makeRoom()
 		}
-		s.sweep(time.Now())
 	}
 }
 
 func (s *Server) sweep(now time.Time) {
 	s.mu.Lock()
 	var old []*Session
-	var worst *Session
 	for _, sess := range s.sessions {
 		if sess.isOld(now) {
 			old = append(old, sess)
-		} else if sess.link.stalled(now) && (worst == nil || sess.link.held.own.Load() > worst.link.held.own.Load()) {
-			worst = sess
 		}
 	}
 	s.mu.Unlock()
@@ -308,12 +318,6 @@ func (s *Server) sweep(now time.Time) {
 		}
 		sess.mu.Unlock()
 		sess.forget()
-	}
-	if s.memory.Load() > s.limits.memory && worst != nil {
-		s.log.Warn("too much memory in use: ending the session that holds most and does not move",
-			"session", worst.Name(), "bytes", worst.link.held.own.Load())
-		worst.end(wire.CloseRoom)
-		worst.link.drop()
 	}
 }
 

@@ -186,7 +186,7 @@ func TestDecoy(t *testing.T) {
 
 		fresh := w.raw(w.hello())
 		time.Sleep(time.Millisecond)
-		w.restart(limits{maxUnconfirmed, maxSessions, maxMemory})
+		w.restart(limits{maxUnconfirmed, maxSessions, defaultMemory})
 		for name, body := range map[string][]byte{"first message": c.first, "request": request} {
 			isDecoy(t, name+" after a restart", c.post(body))
 		}
@@ -320,7 +320,7 @@ func TestRefused(t *testing.T) {
 					t.Errorf("answer %+v, want %+v", a, c.want)
 				}
 				isDecoy(t, "a request all the same", r.post(r.body(wire.Head{}, "hello")))
-				if s := w.server.Stats(); s.Opened != 0 || s.Refused != 1 || s.Memory != 0 {
+				if s := w.server.Stats(); s.Opened != 0 || s.Refused != 1 || s.Memory != sessionCost {
 					t.Errorf("%+v", s)
 				}
 				time.Sleep(unconfirmedLife + 2*janitorEvery)
@@ -393,7 +393,7 @@ func TestServerClose(t *testing.T) {
 // it read the answer.
 func TestUnconfirmed(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		w.restart(limits{unconfirmed: 3, sessions: 6, memory: maxMemory})
+		w.restart(limits{unconfirmed: 3, sessions: 6, memory: defaultMemory})
 		time.Sleep(time.Second)
 		var all []*raw
 		for range 6 {
@@ -441,7 +441,7 @@ func TestUnconfirmed(t *testing.T) {
 // A session whose engine does not read, or whose client does not acknowledge,
 // holds a bounded number of bytes and stands in nobody's way.
 func TestStalledSession(t *testing.T) {
-	const bound = (windowRecords + 4*queueLimit/wire.MaxUnit) * wire.BufferSize
+	const bound = (windowRecords + 4*queueLimit/wire.MaxUnit) * (unitCost + outgoingCost)
 	t.Run("engine that does not read", func(t *testing.T) {
 		bubble(t, func(t *testing.T, w *world) {
 			w.net.set(always(fate{there: ms, back: ms}))
@@ -454,10 +454,10 @@ func TestStalledSession(t *testing.T) {
 				}
 			}()
 			time.Sleep(time.Minute)
-			if held := session.link.held.own.Load(); held > bound || held < bound/2 {
+			if held := session.link.held.bytes(); held > bound || held < bound/2 {
 				t.Errorf("the server holds %d bytes, want up to %d", held, bound)
 			}
-			if held := stalled.link.held.own.Load(); held > bound {
+			if held := stalled.link.held.bytes(); held > bound {
 				t.Errorf("the client holds %d bytes, want up to %d", held, bound)
 			}
 			client, other := w.pair(Poll)
@@ -487,61 +487,10 @@ func TestStalledSession(t *testing.T) {
 			for range 400 {
 				r.isOurs("a poll", r.post(r.body(wire.Head{Hold: time.Second, Limit: 1 << 20, Window: 1 << 40})))
 			}
-			if held := s.link.held.own.Load(); held > bound {
+			if held := s.link.held.bytes(); held > bound {
 				t.Errorf("the server holds %d bytes, want up to %d", held, bound)
 			}
 		})
-	})
-}
-
-// When the server's memory is used up, the session that holds most and does
-// not move pays.
-func TestMemoryPressure(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		w.restart(limits{maxUnconfirmed, maxSessions, 8 << 20})
-		w.net.set(always(fate{there: ms, back: ms}))
-		stalled, stalledSession := w.pair(Poll)
-		small := w.raw(w.hello()) // stalled too, and holds less
-		small.greet()
-		smallSession := <-w.accepted
-		smallSession.Conn().WriteTo(make([]byte, 1000), nil)
-		small.post(small.body(wire.Head{}))
-		healthy, healthySession := w.pair(Poll)
-		go func() {
-			for {
-				if _, err := stalled.Conn().WriteTo(make([]byte, wire.RecordRoom), nil); err != nil {
-					return
-				}
-			}
-		}()
-		go io.Copy(io.Discard, readerOf(healthySession.Conn()))
-		done := make(chan error)
-		go func() {
-			for range 3000 { // half a minute
-				if _, err := healthy.Conn().WriteTo(make([]byte, 10000), nil); err != nil {
-					done <- err
-					return
-				}
-				time.Sleep(10 * ms)
-			}
-			done <- nil
-		}()
-		if err := <-done; err != nil {
-			t.Errorf("the healthy session: %v", err)
-		}
-		if !isClosed(stalledSession.link.closed) {
-			t.Error("the stalled session goes on")
-		}
-		if isClosed(smallSession.link.closed) || isClosed(healthySession.link.closed) {
-			t.Error("another session had to pay")
-		}
-		if held := w.server.Stats().Memory; held > 8<<20 {
-			t.Errorf("%d bytes are held", held)
-		}
-		<-stalled.Done()
-		if err := stalled.Err(); !errors.Is(err, ErrLost) {
-			t.Errorf("the stalled session's client: %v", err)
-		}
 	})
 }
 
@@ -672,13 +621,18 @@ func TestClientAddr(t *testing.T) {
 	})
 }
 
+// textLog writes everything to w.
+func textLog(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
 // No part of a session's ID gets into the log or the names of its ends, whatever
 // happens to the session.
 func TestNames(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		var log bytes.Buffer
 		cfg := w.config()
-		cfg.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		cfg.Log = textLog(&log)
 		w.server.Close()
 		w.server = NewServer(cfg)
 		w.net.connect(w.server)

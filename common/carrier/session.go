@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"turbotunnel/common/handshake"
@@ -51,6 +52,7 @@ type Session struct {
 	conn      *Conn
 	taker     chan struct{} // holds a token of the one answer that may take what comes next
 	gone      chan struct{} // closed when the session is forgotten
+	greedy    atomic.Bool   // it has passed its share; see budget
 
 	started bool // Serve was called; guarded by the server's mu
 
@@ -133,6 +135,7 @@ func (s *Session) busy(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests += n
+	s.link.held.add(n * requestCost)
 }
 
 // serve answers a request of an open session.
@@ -183,8 +186,12 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 // takeIn takes in a request's body and returns its first head. ours is false
 // if the body does not begin with a head of this session.
 func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours bool) {
+	s.link.held.add(unitCost)
 	buf := newBuffer()
-	defer func() { buf.release() }()
+	defer func() {
+		buf.release()
+		s.link.held.add(-unitCost)
+	}()
 	closing, end := false, uint64(0)
 	defer func() {
 		if closing {
@@ -422,6 +429,13 @@ func (s *Session) end(reason uint64) {
 	s.link.close()
 }
 
+// isEnded tells whether either side has ended the session.
+func (s *Session) isEnded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.ended.IsZero()
+}
+
 // finish says that the client has ended the session and sends no record from
 // number end on: the engine reads those before it, and the session is forgotten
 // when it is done with that.
@@ -447,6 +461,7 @@ func (s *Session) forget() {
 	v.mu.Lock()
 	if v.sessions[s.id] == s {
 		delete(v.sessions, s.id)
+		v.budget.held.add(-sessionCost)
 	}
 	s.mu.Lock()
 	first := !s.forgotten

@@ -75,6 +75,10 @@ const (
 	// values, which would otherwise be allocated for each unit.
 	BufferSize = MaxUnit + scratch
 
+	// SealRoom is the capacity in bytes that Seal needs beyond header and plaintext
+	// not to allocate.
+	SealRoom = chacha20poly1305.Overhead + scratch
+
 	// MaxNumber is the last number of a unit. At 500 MB/s it lasts for centuries.
 	MaxNumber = 1<<48 - 1
 

@@ -1,0 +1,183 @@
+package carrier
+
+import (
+	"cmp"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"turbotunnel/common/wire"
+)
+
+const (
+	// defaultMemory is how many bytes all sessions of a server may hold, unless its
+	// operator says otherwise.
+	defaultMemory = 1 << 30
+
+	// shareOfMemory is the share of that which one session may hold. The most that
+	// an honest one needs is that of a session at full speed, a dozen of whose
+	// streams nobody reads at the server: unread 260 MB (engine/internal/mux), then
+	// what its engine (24 MB) and the link (38 MB) receive beyond that, and what
+	// both have in flight (28 MB and 24 MB), 374 MB of 403.
+	shareOfMemory = 3.0 / 8
+
+	// sessionCost is what a session takes that holds nothing, in bytes: its
+	// goroutines, tables and engine.
+	sessionCost = 24 << 10
+
+	// requestCost is what a request takes that is being answered, in bytes: the
+	// goroutines, buffers and structures of net/http.
+	requestCost = 16 << 10
+
+	// relief is the share of the limit that is freed when it is passed, so that the
+	// next byte does not pass it again.
+	relief = 1.0 / 32
+
+	// warnEvery is how often at most the log says one thing again.
+	warnEvery = time.Minute
+)
+
+// A budget is what a Server does about sessions that hold too much. Safe for
+// concurrent use.
+type budget struct {
+	held  account       // of all sessions
+	share int64         // of one session
+	over  chan struct{} // holds a token for the janitor when there is something to do
+
+	mu     sync.Mutex // nothing is locked while it is held
+	greedy []*Session // that have passed their share; guarded by mu
+}
+
+func newBudget(limit int64) *budget {
+	r := &budget{share: int64(shareOfMemory * float64(limit)), over: make(chan struct{}, 1)}
+	r.held.limit, r.held.passed = limit, func() { signal(r.over) }
+	return r
+}
+
+// admit has what a new session holds counted, and the session ended when that is
+// more than its share.
+func (r *budget) admit(s *Session) {
+	s.link.held.limit = r.share
+	s.link.held.passed = func() {
+		if s.greedy.CompareAndSwap(false, true) {
+			r.mu.Lock()
+			r.greedy = append(r.greedy, s)
+			r.mu.Unlock()
+			signal(r.over)
+		}
+	}
+}
+
+// takeGreedy returns the sessions that have passed their share since it was called last.
+func (r *budget) takeGreedy() []*Session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	greedy := r.greedy
+	r.greedy = nil
+	return greedy
+}
+
+// makeRoom ends the sessions that hold more than their share, and, while all hold
+// more than the limit, those that hold most, whatever they do.
+func (s *Server) makeRoom() {
+	for _, sess := range s.budget.takeGreedy() {
+		s.endForRoom(sess)
+	}
+	if s.budget.held.bytes() <= s.budget.held.limit {
+		return
+	}
+	enough := int64((1 - relief) * float64(s.budget.held.limit))
+	for _, sess := range s.byMemory() {
+		if s.budget.held.bytes() <= enough {
+			return
+		}
+		s.endForRoom(sess)
+	}
+}
+
+// byMemory returns all sessions, those first that shall end first when there is no
+// room: of whoever holds most, what holds most. A client is an address if that is
+// known, and a session if not.
+func (s *Server) byMemory() []*Session {
+	type holder struct {
+		session *Session
+		bytes   int64 // that the session holds
+		weight  int64 // what its client holds, without those of its sessions that go before
+	}
+	s.mu.Lock()
+	all := make([]holder, 0, len(s.sessions))
+	for _, sess := range s.sessions {
+		all = append(all, holder{session: sess, bytes: sess.link.held.bytes() + sessionCost})
+	}
+	s.mu.Unlock()
+	clients := make(map[netip.Prefix]int64)
+	for _, h := range all {
+		clients[neighbours(h.session.Client())] += h.bytes
+	}
+	slices.SortFunc(all, func(a, b holder) int { return cmp.Compare(b.bytes, a.bytes) })
+	for i := range all {
+		h := &all[i]
+		h.weight = h.bytes
+		if c := neighbours(h.session.Client()); c.IsValid() {
+			h.weight = clients[c]
+			clients[c] -= h.bytes
+		}
+	}
+	slices.SortStableFunc(all, func(a, b holder) int { return cmp.Compare(b.weight, a.weight) })
+	sorted := make([]*Session, len(all))
+	for i, h := range all {
+		sorted[i] = h.session
+	}
+	return sorted
+}
+
+// neighbours are the addresses that count as one client: of IPv6 a /64, which is
+// what one customer has at least.
+func neighbours(a netip.Addr) netip.Prefix {
+	if !a.IsValid() {
+		return netip.Prefix{}
+	}
+	bits := a.BitLen()
+	if a.Is6() && !a.Is4In6() {
+		bits = 64
+	}
+	p, _ := a.WithZone("").Prefix(bits) // no error: there are so many bits
+	return p
+}
+
+// endForRoom ends a session that holds too much. Its client hears why for a while,
+// unless there is no room even for that.
+func (s *Server) endForRoom(sess *Session) {
+	if sess.isEnded() {
+		sess.forget()
+		return
+	}
+	s.crowded.Add(1)
+	s.seldom.warn(s.log, "sessions hold too much memory: ending those that hold most",
+		"session", sess.Name(), "bytes", sess.link.held.bytes(), "all", s.budget.held.bytes())
+	sess.end(wire.CloseRoom)
+	sess.link.drop()
+}
+
+// seldom warns of each thing once in a while. The zero value has warned of
+// nothing. Safe for concurrent use.
+type seldom struct {
+	mu   sync.Mutex
+	last map[string]time.Time // by what was said; guarded by mu
+}
+
+func (s *seldom) warn(log *slog.Logger, what string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if last, ok := s.last[what]; ok && now.Sub(last) < warnEvery {
+		return
+	}
+	if s.last == nil {
+		s.last = make(map[string]time.Time)
+	}
+	s.last[what] = now
+	log.Warn(what, args...)
+}

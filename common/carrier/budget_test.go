@@ -1,0 +1,330 @@
+package carrier
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"turbotunnel/common/wire"
+)
+
+// Whatever is added and closed at the same time, nothing is left above, and a
+// closed account counts nothing.
+func TestAccount(t *testing.T) {
+	var all account
+	var sessions, engines []*account
+	var wg sync.WaitGroup
+	for range 50 {
+		session := &account{above: &all}
+		engine := &account{above: session}
+		for _, a := range []*account{session, engine} {
+			for range 3 {
+				wg.Go(func() {
+					for range 500 {
+						a.add(rand.IntN(1000))
+					}
+				})
+			}
+		}
+		wg.Go(func() {
+			runtime.Gosched()
+			engine.close()
+			engine.close()
+		})
+		wg.Go(func() {
+			runtime.Gosched()
+			if rand.IntN(2) == 0 {
+				session.close()
+			}
+		})
+		sessions, engines = append(sessions, session), append(engines, engine)
+	}
+	wg.Wait()
+	for i := range sessions {
+		sessions[i].close()
+		engines[i].add(1)
+		if n := sessions[i].bytes() + engines[i].bytes(); n != 0 {
+			t.Errorf("closed accounts hold %d bytes", n)
+		}
+	}
+	if n := all.bytes(); n != 0 {
+		t.Errorf("%d bytes are left", n)
+	}
+}
+
+// The account above is exactly the sum of those that are open.
+func TestAccountSums(t *testing.T) {
+	var all account
+	session := &account{above: &all}
+	engine := &account{above: session}
+	session.add(100)
+	engine.add(30)
+	engine.add(-10)
+	if all.bytes() != 120 || session.bytes() != 120 || engine.bytes() != 20 {
+		t.Errorf("%d, %d and %d bytes", all.bytes(), session.bytes(), engine.bytes())
+	}
+	engine.close()
+	engine.add(-20) // it gives back what it need not
+	if all.bytes() != 100 || session.bytes() != 100 {
+		t.Errorf("%d and %d bytes without the engine", all.bytes(), session.bytes())
+	}
+	session.close()
+	session.add(-100)
+	if all.bytes() != 0 {
+		t.Errorf("%d bytes at the end", all.bytes())
+	}
+}
+
+// A session that passes its share is ended at once, with all that its engine holds
+// and never takes back, and nobody else is.
+func TestShare(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.restart(limits{maxUnconfirmed, maxSessions, 8 << 20})
+		time.Sleep(time.Second)
+		w.net.set(always(fate{there: ms, back: ms}))
+		greedy, session := w.pair(Poll)
+		other, otherSession := w.pair(Poll)
+		say(t, greedy.Conn(), session.Conn(), "hello")
+		began := time.Now()
+		const little = 256 << 10 // what polls may take meanwhile
+		share := int(w.server.budget.share - session.link.held.bytes())
+		session.Conn().Hold(share - little)
+		synctest.Wait()
+		if isClosed(session.link.closed) {
+			t.Fatal("it was ended for its share")
+		}
+		session.Conn().Hold(little + 1)
+		synctest.Wait()
+		if !isClosed(session.link.closed) || time.Since(began) > 0 {
+			t.Errorf("it goes on after %v", time.Since(began))
+		}
+		if held := w.server.Stats().Memory; held > 1<<20 {
+			t.Errorf("%d bytes are held", held)
+		}
+		<-greedy.Done()
+		if err := greedy.Err(); !errors.Is(err, ErrLost) {
+			t.Errorf("its client: %v", err)
+		}
+		say(t, other.Conn(), otherSession.Conn(), "still here")
+		if n := w.server.Stats().Crowded; n != 1 {
+			t.Errorf("%d sessions were ended for what they hold, want 1", n)
+		}
+	})
+}
+
+// Above the limit of all, those that hold most end at once, though they move, and
+// until there is room.
+func TestMemoryPressure(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.restart(limits{maxUnconfirmed, maxSessions, 8 << 20})
+		time.Sleep(time.Second)
+		w.net.set(always(fate{there: ms, back: ms}))
+		healthy, healthySession := w.pair(Poll)
+		var all []*Session
+		for i := range 8 {
+			_, session := w.pair(Poll)
+			session.Conn().Hold(500<<10 + i<<14)
+			all = append(all, session)
+		}
+		synctest.Wait()
+		ended := func() (n int) {
+			for _, s := range all {
+				if isClosed(s.link.closed) {
+					n++
+				}
+			}
+			return n
+		}
+		if n := ended(); n != 0 {
+			t.Fatalf("%d sessions ended below the limit", n)
+		}
+		began := time.Now()
+		for i, s := range all {
+			s.Conn().Hold(700<<10 + i<<14)
+		}
+		synctest.Wait()
+		if held := w.server.Stats().Memory; held > 8<<20 || held < 6<<20 || time.Since(began) > 0 {
+			t.Errorf("%d bytes are held after %v", held, time.Since(began))
+		}
+		if n := ended(); n < 2 || n > 3 || !isClosed(all[7].link.closed) {
+			t.Errorf("%d sessions ended, want 2 or 3, the largest among them", n)
+		}
+		say(t, healthy.Conn(), healthySession.Conn(), "still here")
+	})
+}
+
+// Whoever holds most pays, by as many sessions as it may.
+func TestByMemory(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		var from netip.Addr
+		w.server.cfg.ClientAddr = func(*http.Request) netip.Addr { return from }
+		names := make(map[*Session]string)
+		for _, c := range []struct {
+			name, from string
+			bytes      int
+		}{
+			{"many 1", "192.0.2.1", 300},
+			{"many 2", "192.0.2.1", 400},
+			{"many 3", "192.0.2.1", 500},
+			{"large", "192.0.2.2", 800},
+			{"unknown", "", 600},
+			{"unknown too", "", 650},
+			{"near 1", "2001:db8::1", 200},
+			{"near 2", "2001:db8::ffff:1", 250},
+			{"far", "2001:db8:0:1::1", 100},
+		} {
+			from = netip.Addr{}
+			if c.from != "" {
+				from = netip.MustParseAddr(c.from)
+			}
+			w.raw(w.hello()).greet()
+			s := <-w.accepted
+			s.Conn().Hold(c.bytes << 10)
+			names[s] = c.name
+		}
+		var got []string
+		for _, s := range w.server.byMemory() {
+			got = append(got, names[s])
+		}
+		want := []string{"many 3", "large", "many 2", "unknown too", "unknown", "near 2", "many 1", "near 1", "far"}
+		// 1200, 800, 700, 650, 600, 450, 300, 200 and 100 KB, when it is their turn.
+		if !slices.Equal(got, want) {
+			t.Errorf("%q\nwant %q", got, want)
+		}
+	})
+}
+
+// heap is how many bytes are in use.
+func heap() int64 {
+	var m runtime.MemStats
+	for range 3 { // what is pooled goes with the second
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// What the account says is what is taken, within a quarter, whatever a peer does;
+// and records of a few bytes take little.
+func TestAccountIsTrue(t *testing.T) {
+	const sessions = 8
+	unit := func(n uint64, size int) (uint64, *buffer) {
+		b := newBuffer()
+		b.b = b.raw[wire.HeaderSize:][:size]
+		return n, b
+	}
+	receive := func(l *link, n uint64, size int) {
+		number, b := unit(n, size)
+		if !l.received(number, b) {
+			b.release()
+		}
+	}
+	send := func(l *link, size int) {
+		for n := range uint64(windowRecords) {
+			l.put(make([]byte, size))
+			for _, r := range l.take(n, 1<<20, lanes{}) {
+				r.unit(l.send)
+				r.buf.release()
+			}
+			l.wrote(n)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		do   func(l *link)
+		most int64 // for one session; 0: any
+	}{
+		{"empty records behind a missing one", func(l *link) {
+			for n := uint64(1); n < windowRecords; n++ {
+				receive(l, n, 0)
+			}
+		}, 600 << 10},
+		{"records of some bytes behind a missing one", func(l *link) {
+			for n := uint64(1); n < windowRecords; n++ {
+				receive(l, n, 300)
+			}
+		}, 1500 << 10},
+		{"full records that nobody reads", func(l *link) {
+			for n := range uint64(300) {
+				receive(l, n, wire.MaxPlaintext)
+			}
+		}, 0},
+		{"small records that nobody acknowledges", func(l *link) { send(l, 40) }, 1 << 20},
+		{"records that nobody acknowledges", func(l *link) { send(l, 1000) }, 6 << 20},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var all account
+			var links []*link
+			before := heap()
+			for range sessions {
+				l := newLink(&all)
+				l.send = wire.NewKey([32]byte{1})
+				c.do(l)
+				links = append(links, l)
+			}
+			grown, says := heap()-before, all.bytes()
+			if says < grown*3/4 || says > grown*5/4 {
+				t.Errorf("the account says %d bytes, and the heap has grown by %d", says, grown)
+			}
+			if one := says / sessions; c.most > 0 && one > c.most {
+				t.Errorf("%d bytes for a session, want %d at most", one, c.most)
+			}
+			for _, l := range links {
+				l.drop()
+			}
+			if n := all.bytes(); n != 0 {
+				t.Errorf("%d bytes after the end", n)
+			}
+		})
+	}
+}
+
+// The attack by records behind a missing one, of which each took a buffer of 16 KB:
+// as an HTTP request.
+func TestEarly(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		time.Sleep(time.Second)
+		c := w.raw(w.hello())
+		c.greet()
+		body := c.body(wire.Head{})
+		for n := uint64(1); n < windowRecords; n++ {
+			body = append(body, c.keys.Send.Seal(make([]byte, wire.HeaderSize), wire.RecordKind, n)...)
+		}
+		c.isOurs("the request", c.post(body))
+		if s := <-w.accepted; len(s.link.in.early) != windowRecords-1 {
+			t.Errorf("%d records are kept", len(s.link.in.early))
+		}
+		if held := w.server.Stats().Memory; held > 600<<10 {
+			t.Errorf("%d bytes are held for %d that came", held, len(body))
+		}
+	})
+}
+
+// One warning is given for many things of a kind.
+func TestSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		log := textLog(&out)
+		var s seldom
+		for range 100 {
+			s.warn(log, "once", "n", 1)
+			s.warn(log, "another", "n", 1)
+		}
+		if n := bytes.Count(out.Bytes(), []byte("\n")); n != 2 {
+			t.Errorf("%d lines for two things:\n%s", n, &out)
+		}
+		time.Sleep(warnEvery)
+		s.warn(log, "once")
+		if n := bytes.Count(out.Bytes(), []byte("\n")); n != 3 {
+			t.Errorf("%d lines after %v", n, warnEvery)
+		}
+	})
+}
