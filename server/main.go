@@ -175,6 +175,7 @@ type service struct {
 	process *ptproc.Process
 	key     *tunnel.Key    // nil: the well-known one
 	trusted []netip.Prefix // proxies
+	limits  budget
 
 	decoy    *decoy.Decoy
 	tunnel   *tunnel.Server
@@ -188,13 +189,16 @@ type service struct {
 
 // newService checks set and makes what it asks for.
 func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, err error) {
-	s := &service{set: set, process: p}
+	s := &service{set: set, process: p, limits: newBudget(descriptorLimit())}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
 	log := p.Log()
+	if s.limits.isSmall() {
+		log.Warn("the limit of open files is low: raise it (ulimit -n, or LimitNOFILE= in a systemd unit)", "connections", s.limits.conns, "streams", s.limits.streams)
+	}
 	if s.trusted, err = parsePrefixes(set.trustedProxies); err != nil {
 		return nil, err
 	}
@@ -234,14 +238,14 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 	if s.decoy, err = decoy.New(set.decoy, born, log); err != nil {
 		return nil, fmt.Errorf("-decoy: %w", err)
 	}
-	s.tunnel = tunnel.NewServer(tunnel.ServerConfig{Key: s.key, Decoy: s.decoy, TrustedProxies: s.trusted, Log: log})
+	s.tunnel = tunnel.NewServer(tunnel.ServerConfig{Key: s.key, Decoy: s.decoy, TrustedProxies: s.trusted, Streams: s.limits.streams, Log: log})
 	s.streams = newForwarder(func() (stream, error) {
 		st, err := s.tunnel.Accept()
 		if err != nil {
 			return nil, err
 		}
 		return st, nil
-	}, dial, log)
+	}, dial, s.limits, log)
 	if set.metrics != "" {
 		if s.metrics, err = newMetricsServer(set.metrics, s.register(), log); err != nil {
 			return nil, err

@@ -28,6 +28,7 @@ func (s *service) register() *prometheus.Registry {
 	stats := s.tunnel.Stats
 	gauge("sessions", "Sessions now.", func() float64 { return float64(stats().Sessions) })
 	gauge("streams", "Streams now.", func() float64 { return float64(stats().Streams) })
+	gauge("streams_limit", "Streams that there may be, by the limit of open files.", func() float64 { return float64(stats().StreamLimit) })
 	gauge("memory_bytes", "Bytes that sessions hold, their engines and requests included.", func() float64 { return float64(stats().Memory) })
 	counter("sessions_opened_total", "Sessions opened.", nil, func() float64 { return float64(stats().Opened) })
 	counter("sessions_refused_total", "First messages refused for their engine or version.", nil, func() float64 { return float64(stats().Refused) })
@@ -35,6 +36,7 @@ func (s *service) register() *prometheus.Registry {
 	counter("sessions_crowded_total", "Sessions ended because they held too much memory.", nil, func() float64 { return float64(stats().Crowded) })
 	counter("streams_accepted_total", "Streams that clients have opened.", nil, func() float64 { return float64(stats().Accepted) })
 	counter("streams_refused_total", "Streams whose destination could not be reached.", nil, func() float64 { return float64(s.streams.refused.Load()) })
+	counter("streams_limited_total", "Streams for which there was no room, or that made room for others.", nil, func() float64 { return float64(stats().Limited) })
 	const bytesHelp = "Bytes of streams, towards the destination (up) and to clients (down)."
 	counter("stream_bytes_total", bytesHelp, prometheus.Labels{"direction": "up"}, func() float64 { return float64(s.streams.up.Load()) })
 	counter("stream_bytes_total", bytesHelp, prometheus.Labels{"direction": "down"}, func() float64 { return float64(s.streams.down.Load()) })

@@ -22,10 +22,6 @@ const (
 	// connection. goptlib gives the ExtORPort 5 s more for its handshake.
 	dialTimeout = 10 * time.Second
 
-	// maxDials bounds the connections that are being made at once. When all
-	// hang, other streams wait with the tunnel.
-	maxDials = 128
-
 	// Log lines about failed dials: the first few, then one in an interval.
 	// Clients decide how many streams there are.
 	complaintsFirst    = 5
@@ -81,6 +77,7 @@ func userAddr(client netip.Addr) string {
 type forwarder struct {
 	accept func() (stream, error) // ends with the tunnel
 	dial   dialFunc
+	turns  *turns // to dial
 	log    *slog.Logger
 
 	complaints rate.Sometimes
@@ -112,10 +109,11 @@ func (c countedStream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func newForwarder(accept func() (stream, error), dial dialFunc, log *slog.Logger) *forwarder {
+func newForwarder(accept func() (stream, error), dial dialFunc, limits budget, log *slog.Logger) *forwarder {
 	return &forwarder{
 		accept:     accept,
 		dial:       dial,
+		turns:      newTurns(limits.dials, limits.ofSession()),
 		log:        log,
 		complaints: rate.Sometimes{First: complaintsFirst, Interval: complaintsInterval},
 		idle:       make(chan struct{}),
@@ -127,7 +125,6 @@ func newForwarder(accept func() (stream, error), dial dialFunc, log *slog.Logger
 func (f *forwarder) run(ctx context.Context) {
 	var streams sync.WaitGroup
 	defer streams.Wait()
-	dials := make(chan struct{}, maxDials)
 	for {
 		s, err := f.accept()
 		if err != nil {
@@ -142,16 +139,8 @@ func (f *forwarder) run(ctx context.Context) {
 			s.Reset()
 			continue
 		}
-		select {
-		case dials <- struct{}{}:
-		case <-ctx.Done():
-			s.Reset()
-			f.end()
-			continue
-		}
 		streams.Go(func() {
-			conn := f.connect(s)
-			<-dials
+			conn := f.connect(ctx, s)
 			if conn == nil {
 				s.Reset()
 				f.end()
@@ -169,8 +158,13 @@ func (f *forwarder) run(ctx context.Context) {
 	}
 }
 
-// connect returns nil if the stream's destination cannot be reached.
-func (f *forwarder) connect(s stream) relay.Conn {
+// connect returns nil if the stream's destination cannot be reached, or ctx ends
+// before its turn. Those who wait are as many as the tunnel has streams.
+func (f *forwarder) connect(ctx context.Context, s stream) relay.Conn {
+	if !f.turns.take(ctx, s.Session()) {
+		return nil
+	}
+	defer f.turns.give(s.Session())
 	conn, err := f.dial(s.Client())
 	if err != nil {
 		f.refused.Add(1)

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,7 +78,7 @@ func newFakeTunnel(t *testing.T, dial dialFunc) *fakeTunnel {
 			return nil, net.ErrClosed
 		}
 		return s, nil
-	}, dial, log)
+	}, dial, newBudget(0), log)
 	ctx, cut := context.WithCancel(context.Background())
 	f.cut = cut
 	done := make(chan struct{})
@@ -237,7 +238,8 @@ func TestForwardRefused(t *testing.T) {
 // idleStream is a stream that nothing comes from.
 type idleStream struct {
 	relay.Conn
-	closed chan struct{}
+	session string
+	closed  chan struct{}
 }
 
 func newIdleStream() *idleStream                  { return &idleStream{closed: make(chan struct{})} }
@@ -245,7 +247,7 @@ func (s *idleStream) Read([]byte) (int, error)    { <-s.closed; return 0, net.Er
 func (s *idleStream) Write(p []byte) (int, error) { return len(p), nil }
 func (s *idleStream) CloseWrite() error           { return nil }
 func (s *idleStream) Client() netip.Addr          { return netip.Addr{} }
-func (s *idleStream) Session() string             { return "idle" }
+func (s *idleStream) Session() string             { return s.session }
 func (s *idleStream) Reset() error                { return s.Close() }
 func (s *idleStream) Close() error {
 	select {
@@ -256,8 +258,11 @@ func (s *idleStream) Close() error {
 	return nil
 }
 
+// Dials that hang are bounded in all and for each session, and those that wait
+// wait for their own session's.
 func TestDialsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		each := newBudget(0).ofSession()
 		release := make(chan struct{})
 		var now, most atomic.Int64
 		f := newFakeTunnel(t, func(netip.Addr) (relay.Conn, error) {
@@ -266,21 +271,31 @@ func TestDialsAreBounded(t *testing.T) {
 			now.Add(-1)
 			return nil, errors.New("no")
 		})
-		streams := make([]*idleStream, 2*maxDials)
-		sent := make(chan struct{})
-		go func() {
-			defer close(sent)
-			for i := range streams {
-				streams[i] = newIdleStream()
-				f.streams <- streams[i]
+		var streams []*idleStream
+		open := func(session string, n int) {
+			for range n {
+				s := newIdleStream()
+				s.session = session
+				streams = append(streams, s)
+				f.streams <- s
 			}
-		}()
-		synctest.Wait()
+			synctest.Wait()
+		}
+		open("one", 2*each)
+		if n := now.Load(); n != int64(each) {
+			t.Errorf("a session has %d dials at once, want %d", n, each)
+		}
+		open("another", 1)
+		if n := now.Load(); n != int64(each+1) {
+			t.Error("a session whose dials hang keeps another's from beginning")
+		}
+		for i := range 2 * dialsParts {
+			open(strconv.Itoa(i), each)
+		}
 		if n := now.Load(); n != maxDials {
 			t.Errorf("%d dials at once, want %d", n, maxDials)
 		}
 		close(release)
-		<-sent
 		synctest.Wait()
 		for i, s := range streams {
 			select {

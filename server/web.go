@@ -30,11 +30,6 @@ const (
 	// nginx takes (4 buffers of 8 KB).
 	maxHeader = 32 << 10
 
-	// maxConns bounds connections, of which one with TLS and HTTP/2 costs
-	// some 40 KB when idle (measured). Others wait in the kernel's queue. A client needs
-	// one by HTTP/2 and six by HTTP/1.1.
-	maxConns = 8192
-
 	// HTTP/2 windows in bytes, for uploads: a path of 500 Mbit/s and 200 ms
 	// holds 12.5 MB, and a queue: what has no room here waits in the client, in
 	// front of what is said next. net/http's 1 MB held such a path at 5 MB/s. The
@@ -48,9 +43,9 @@ const (
 	// net/http would let grow to 1 MB.
 	readFrame = 16 << 10
 
-	// maxStreams is the number of requests in flight on one HTTP/2 connection
+	// maxRequests is the number of requests in flight on one HTTP/2 connection
 	// (net/http's own default, and more than the 100 that RFC 9113 wants).
-	maxStreams = 250
+	maxRequests = 250
 )
 
 // newWebServer returns the HTTP server: HTTP/1.0, HTTP/1.1 and HTTP/2, this one
@@ -65,7 +60,7 @@ func newWebServer(h http.Handler, config *tls.Config, log *slog.Logger) *http.Se
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          maxStreams,
+			MaxConcurrentStreams:          maxRequests,
 			MaxReceiveBufferPerStream:     streamWindow,
 			MaxReceiveBufferPerConnection: connWindow,
 			MaxReadFrameSize:              readFrame,

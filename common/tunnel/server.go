@@ -10,6 +10,9 @@ import (
 	"net/netip"
 	"strings"
 	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
 
 	"turbotunnel/common/carrier"
 	"turbotunnel/common/engine"
@@ -17,9 +20,9 @@ import (
 	"turbotunnel/common/handshake"
 )
 
-// maxStreams is how many streams a client may have open in one session. One
-// beyond it is reset at once.
-const maxStreams = 4096
+// Log lines about streams for which there is no room: one in an interval, since
+// clients decide how many there are.
+const fullInterval = time.Minute
 
 // errServerClosed matches net.ErrClosed.
 var errServerClosed = fmt.Errorf("tunnel: server: %w", net.ErrClosed)
@@ -36,6 +39,11 @@ type ServerConfig struct {
 	// TrustedProxies may say by X-Forwarded-For who the client is.
 	TrustedProxies []netip.Prefix
 
+	// Streams is how many streams all sessions may have open at once; 0: 16 384.
+	// A session may have 256 of them, the sessions of one client's address a
+	// quarter. When all are taken, who has most loses one for a newcomer's.
+	Streams int
+
 	// Log receives what happens. Nil: nothing is logged.
 	Log *slog.Logger
 }
@@ -49,12 +57,20 @@ type Server struct {
 	ctx     context.Context // ends when the Server is closed
 	cancel  context.CancelFunc
 
-	accepted, open atomic.Int64
+	shares *shares
+	full   rate.Sometimes // log lines
+
+	accepted, limited atomic.Int64
 }
 
 // NewServer returns a Server, which serves all engines.
 func NewServer(cfg ServerConfig) *Server {
-	s := &Server{log: cfg.Log, streams: make(chan *ServerStream)}
+	s := &Server{
+		log:     cfg.Log,
+		streams: make(chan *ServerStream),
+		shares:  newShares(cfg.Streams),
+		full:    rate.Sometimes{First: 1, Interval: fullInterval},
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -95,7 +111,13 @@ func (s *Server) serve(c *carrier.Session) {
 		return
 	}
 	defer sess.Close()
+	s.handOn(c, sess)
+}
+
+// handOn hands the streams of a session to Accept until it ends.
+func (s *Server) handOn(c *carrier.Session, sess engine.Session) {
 	var active atomic.Int64
+	often := rate.NewLimiter(sessionRate, sessionBurst)
 	for {
 		st, err := sess.Accept(s.ctx)
 		if errors.Is(err, engine.ErrSingleStream) {
@@ -105,21 +127,18 @@ func (s *Server) serve(c *carrier.Session) {
 			}
 			return
 		}
-		if err != nil {
+		if err != nil || !s.pace(sess, often, holderOf(c)) {
 			return
 		}
-		if active.Load() >= maxStreams {
-			s.log.Warn("a session opens too many streams", "session", c.Name(), "limit", maxStreams)
+		stream := &ServerStream{Stream: st, session: c, holder: holderOf(c)}
+		stream.onClose = func() {
+			active.Add(-1)
+			s.shares.remove(stream)
+		}
+		if !s.admit(stream, &active) {
 			st.Reset() // refused: the client shall not take it for an empty answer
 			continue
 		}
-		active.Add(1)
-		s.open.Add(1)
-		s.accepted.Add(1)
-		stream := &ServerStream{Stream: st, session: c, onClose: func() {
-			active.Add(-1)
-			s.open.Add(-1)
-		}}
 		select {
 		case s.streams <- stream:
 		case <-s.ctx.Done():
@@ -127,6 +146,60 @@ func (s *Server) serve(c *carrier.Session) {
 			return
 		}
 	}
+}
+
+// pace waits until another stream of a session is due. Those behind it wait with
+// the engine, so that no session's streams are in front of another's. It returns
+// false when the session has ended.
+func (s *Server) pace(sess engine.Session, often *rate.Limiter, h holder) bool {
+	now := time.Now()
+	wait := often.ReserveN(now, 1).DelayFrom(now)
+	if h.network.IsValid() {
+		wait = max(wait, s.shares.reserve(h, now))
+	}
+	if wait <= 0 {
+		return true
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-sess.Done():
+	case <-s.ctx.Done():
+	}
+	return false
+}
+
+// admit counts a stream, or says why there is no room for it.
+func (s *Server) admit(st *ServerStream, active *atomic.Int64) bool {
+	if active.Load() >= sessionStreams {
+		s.limited.Add(1)
+		s.full.Do(func() {
+			s.log.Warn("streams are refused: a session has as many open as it may; its client shall close some, or open another session",
+				"session", st.Session(), "limit", sessionStreams)
+		})
+		return false
+	}
+	now := time.Now()
+	st.moved.Store(now.UnixNano())
+	ok, goes := s.shares.add(st, now)
+	if !ok || goes != nil {
+		s.limited.Add(1)
+		s.full.Do(func() {
+			open, most := s.shares.streams()
+			s.log.Warn("streams are refused or cut: all are in use, or one address has its part of them; if that is no attack, raise the limit of open files, which decides how many there can be (ulimit -n, or LimitNOFILE= in a systemd unit)",
+				"open", open, "limit", most)
+		})
+	}
+	if goes != nil {
+		goes.Reset()
+	}
+	if ok {
+		active.Add(1)
+		s.accepted.Add(1)
+	}
+	return ok
 }
 
 // Accept waits for the next stream of any session. After Close its error
@@ -157,13 +230,16 @@ func (s *Server) Close() error {
 // Stats are counts since the start, or, where it says so, of now.
 type Stats struct {
 	carrier.Stats
-	Streams  int // open now
-	Accepted int // streams
+	Streams     int // open now
+	StreamLimit int // how many may be open
+	Accepted    int // streams
+	Limited     int // streams for which there was no room, or that made room for others
 }
 
 // Stats returns the counts.
 func (s *Server) Stats() Stats {
-	return Stats{s.carrier.Stats(), int(s.open.Load()), int(s.accepted.Load())}
+	open, most := s.shares.streams()
+	return Stats{s.carrier.Stats(), open, most, int(s.accepted.Load()), int(s.limited.Load())}
 }
 
 // Client is the address of the stream's client, or the zero Addr when it is

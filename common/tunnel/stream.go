@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"turbotunnel/common/carrier"
 	"turbotunnel/common/engine"
@@ -75,12 +76,26 @@ func (s *clientStream) Write(p []byte) (int, error) {
 type ServerStream struct {
 	engine.Stream
 	session *carrier.Session
+	holder  holder
+	moved   atomic.Int64 // when something passed, in nanoseconds since 1970
 	once    sync.Once
 	onClose func()
 }
 
 // Session is a short name of the stream's session for the log.
 func (s *ServerStream) Session() string { return s.session.Name() }
+
+func (s *ServerStream) Read(p []byte) (int, error) {
+	n, err := s.Stream.Read(p)
+	s.moved.Store(time.Now().UnixNano())
+	return n, err
+}
+
+func (s *ServerStream) Write(p []byte) (int, error) {
+	n, err := s.Stream.Write(p)
+	s.moved.Store(time.Now().UnixNano())
+	return n, err
+}
 
 // Close ends both directions; what was written is still delivered.
 func (s *ServerStream) Close() error {
