@@ -255,18 +255,30 @@ func checkLink(t *testing.T, l *link) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	flying, retained, held := 0, 0, 0
+	flying, retained, held, missing := 0, 0, 0, 0
 	for i, r := range l.out.sent {
 		if r.number != l.out.base+uint64(i) {
 			t.Fatalf("record %d stands at %d", r.number, l.out.base+uint64(i))
+		}
+		if (l.out.missing.each(r.number, r.number+1, func(uint64) {}) == 2) == r.acked {
+			t.Fatalf("record %d is acknowledged: %v, and counts as missing: %v", r.number, r.acked, r.acked)
 		}
 		if r.acked {
 			continue
 		}
 		retained += r.size
 		held += r.buf.cost() + outgoingCost
+		missing++
 		if !r.lost {
 			flying += r.size
+		}
+	}
+	if n := l.out.missing.each(0, windowRecords, func(uint64) { missing-- }); missing != 0 {
+		t.Fatalf("%d records too few are missing after %d steps", missing, n)
+	}
+	for i, c := range l.out.cargoes {
+		if len(c.records) == 0 || i > 0 && l.out.cargoes[i-1].exchange >= c.exchange {
+			t.Fatalf("cargo %d is of exchange %d and has %d records", i, c.exchange, len(c.records))
 		}
 	}
 	queued := 0

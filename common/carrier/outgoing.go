@@ -75,9 +75,10 @@ func sizeOf(records []*sentRecord) (n int) {
 
 // A cargo is what one exchange has carried to the other side.
 type cargo struct {
-	records []uint64  // in order; those at the front that are done with are cut off
-	size    int64     // of all it ever had, in bytes
-	written time.Time // when the last of it was written; zero before
+	exchange uint64    // constant
+	records  []uint64  // in order; those at the front that are done with are cut off
+	size     int64     // of all it ever had, in bytes
+	written  time.Time // when the last of it was written; zero before
 }
 
 // outgoing is the half of a link that sends. What the engine writes waits in
@@ -104,17 +105,19 @@ type outgoing struct {
 	blocked bool      // a WriteTo waits for room
 
 	// Numbered.
-	next     uint64            // number of the next record
-	base     uint64            // the lowest number that is not acknowledged
-	sent     []*sentRecord     // from base on
-	retained int               // bytes sent and not acknowledged
-	flying   int               // bytes of these that are not lost
-	lost     []uint64          // in order; some may be acknowledged meanwhile
-	cargoes  map[uint64]*cargo // by exchange
-	unheard  wire.Set          // exchanges of which the other side will receive no more
-	grant    uint64            // records below this number have room at the other side
+	next     uint64        // number of the next record
+	base     uint64        // the lowest number that is not acknowledged
+	sent     []*sentRecord // from base on
+	missing  numbers       // those of them that are not acknowledged
+	retained int           // bytes sent and not acknowledged
+	flying   int           // bytes of these that are not lost
+	lost     []uint64      // in order; some may be acknowledged meanwhile
+	cargoes  cargoes       // what exchanges carried that is not acknowledged
+	unheard  wire.Set      // exchanges of which the other side will receive no more
+	grant    uint64        // records below this number have room at the other side
 	window   window
 	silence  silence
+	steps    uint64 // that heads have cost, for tests to count
 }
 
 // silence is what is known of a path from which nothing comes back.
@@ -134,7 +137,6 @@ func newOutgoing(held *account, wake, writable chan<- struct{}, now time.Time) o
 		held:     held,
 		wake:     wake,
 		writable: writable,
-		cargoes:  make(map[uint64]*cargo),
 		grant:    windowRecords,
 		window:   newWindow(),
 		silence:  silence{lastAck: now, part: drawPart()},
@@ -257,6 +259,7 @@ func (o *outgoing) take(e uint64, limit int, now time.Time, in lanes) (taken []*
 		}
 		o.next++
 		o.sent = append(o.sent, r)
+		o.missing.add(r.number)
 		o.retained += r.size
 		o.queued -= len(r.buf.b) - wire.HeaderSize
 		o.queue[0] = nil
@@ -280,19 +283,14 @@ func (o *outgoing) load(r *sentRecord, e uint64, now time.Time) *sentRecord {
 	r.exchange, r.at = e, now
 	r.buf.retain()
 	o.flying += r.size
-	c := o.cargoes[e]
-	if c == nil {
-		c = new(cargo)
-		o.cargoes[e] = c
-	}
+	c := o.cargoes.add(e)
 	c.records = append(c.records, r.number)
 	c.size += int64(r.size)
 	return r
 }
 
 // mayGrow tells whether a record more may be sent. windowRecords bounds how
-// many there are, whatever the other side grants: a record of a few bytes takes
-// as much memory as a full one.
+// many there are, whatever the other side grants.
 func (o *outgoing) mayGrow() bool {
 	if o.flying >= o.window.size || o.retained >= flightLimit {
 		o.window.limited = true
@@ -314,7 +312,7 @@ func (o *outgoing) record(n uint64) *sentRecord {
 
 // wrote notes that all of exchange e's records so far have been written.
 func (o *outgoing) wrote(e uint64, now time.Time) {
-	if c := o.cargoes[e]; c != nil {
+	if c := o.cargoes.of(e); c != nil {
 		c.written = now
 	}
 }
@@ -322,11 +320,11 @@ func (o *outgoing) wrote(e uint64, now time.Time) {
 // endExchange notes that what exchange e carried and was not acknowledged is
 // lost.
 func (o *outgoing) endExchange(e uint64) {
-	c := o.cargoes[e]
+	c := o.cargoes.of(e)
 	if c == nil {
 		return
 	}
-	delete(o.cargoes, e)
+	o.cargoes.remove(e)
 	for _, n := range c.records {
 		o.lose(n, e)
 	}
@@ -350,15 +348,22 @@ func (o *outgoing) lose(n, e uint64) {
 // so far, the grant.
 func (o *outgoing) opened(h *wire.Head, newest bool, now time.Time) {
 	o.acknowledge(&h.Acks, now)
-	for e := range o.cargoes {
-		if h.Ended.Has(e) {
-			o.endExchange(e)
-		}
+	o.endThose(wire.Span{End: h.Ended.Low})
+	for _, s := range h.Ended.Spans {
+		o.endThose(s)
 	}
 	if newest {
 		o.unheard.Low, o.unheard.Spans = h.Ended.Low, append(o.unheard.Spans[:0], h.Ended.Spans...)
 		o.grant = max(o.grant, h.Window)
 		signal(o.wake) // for an answer that waits, of an exchange that has ended, too
+	}
+}
+
+// endThose notes that the exchanges of a span have ended at the other side.
+func (o *outgoing) endThose(s wire.Span) {
+	o.steps++
+	for i := o.cargoes.from(s.First); i < len(o.cargoes) && o.cargoes[i].exchange < s.End; o.steps++ {
+		o.endExchange(o.cargoes[i].exchange)
 	}
 }
 
@@ -373,13 +378,9 @@ func (o *outgoing) acknowledge(acks *wire.Set, now time.Time) {
 			}
 		}
 	}
-	for n := o.base; n < min(acks.Low, o.next); n++ {
-		ack(n)
-	}
+	o.steps += o.missing.each(o.base, min(acks.Low, o.next), ack)
 	for _, s := range acks.Spans {
-		for n := max(s.First, o.base); n < min(s.End, o.next); n++ {
-			ack(n)
-		}
+		o.steps += 1 + o.missing.each(max(s.First, o.base), min(s.End, o.next), ack)
 	}
 	cut := 0
 	for cut < len(o.sent) && o.sent[cut].acked {
@@ -406,6 +407,7 @@ func (o *outgoing) ack(n uint64) *sentRecord {
 		return nil
 	}
 	r.acked = true
+	o.missing.remove(n)
 	if !r.lost {
 		o.flying -= r.size
 	}
@@ -413,7 +415,7 @@ func (o *outgoing) ack(n uint64) *sentRecord {
 	o.giveBack(r.buf)
 	// An exchange keeps its order: what it carried before r and did not bring
 	// is lost.
-	c := o.cargoes[r.exchange]
+	c := o.cargoes.of(r.exchange)
 	if c == nil {
 		return r
 	}
@@ -425,7 +427,7 @@ func (o *outgoing) ack(n uint64) *sentRecord {
 		c.records = c.records[1:]
 	}
 	if len(c.records) == 0 {
-		delete(o.cargoes, r.exchange)
+		o.cargoes.remove(r.exchange)
 	}
 	return r
 }
@@ -434,12 +436,7 @@ func (o *outgoing) ack(n uint64) *sentRecord {
 // how much waits.
 func (o *outgoing) stamp(h *wire.Head) {
 	h.Sent = o.next
-	h.Backlog = o.queued
-	for _, n := range o.lost {
-		if r := o.record(n); r != nil {
-			h.Backlog += r.size
-		}
-	}
+	h.Backlog = o.queued + o.retained - o.flying // and what is lost
 }
 
 // lossAt is when a cargo that was written and not acknowledged counts as lost
@@ -466,7 +463,8 @@ func (o *outgoing) lossAt(c *cargo, t trip) time.Time {
 
 // nextTick is when tick has something to do; zero: never.
 func (o *outgoing) nextTick(t trip) (at time.Time) {
-	for _, c := range o.cargoes {
+	for _, c := range o.cargoes.watched() {
+		o.steps++
 		if !c.written.IsZero() {
 			at = earlier(at, o.lossAt(c, t))
 		}
@@ -479,33 +477,32 @@ func (o *outgoing) nextTick(t trip) (at time.Time) {
 // again.
 func (o *outgoing) tick(now time.Time, t trip) {
 	var oldest *cargo
-	var which uint64
-	for e, c := range o.cargoes {
+	for _, c := range slices.Clone(o.cargoes.watched()) {
 		switch {
 		case c.written.IsZero() || now.Before(o.lossAt(c, t)):
 		case o.silence.newestSent.After(c.written):
-			o.endExchange(e)
+			o.endExchange(c.exchange)
 		case oldest == nil || c.records[0] < oldest.records[0]:
-			oldest, which = c, e
+			oldest = c
 		}
 	}
 	if oldest != nil {
-		o.probe(which, oldest, now)
+		o.probe(oldest, now)
 	}
 }
 
-// probe sends one record of exchange e, whose cargo is c, again. If that arrives
-// and the others do not, they are lost; after an outage, most of them arrive.
-func (o *outgoing) probe(e uint64, c *cargo, now time.Time) {
+// probe sends one record of a cargo again. If that arrives and the others do not,
+// they are lost; after an outage, most of them arrive.
+func (o *outgoing) probe(c *cargo, now time.Time) {
 	o.silence.probes++
 	o.silence.probedAt = now
 	o.silence.part = drawPart()
 	for len(o.lost) == 0 && len(c.records) > 0 {
-		o.lose(c.records[0], e)
+		o.lose(c.records[0], c.exchange)
 		c.records = c.records[1:]
 	}
 	if len(c.records) == 0 {
-		delete(o.cargoes, e)
+		o.cargoes.remove(c.exchange)
 	}
 }
 
@@ -532,5 +529,5 @@ func (o *outgoing) drop() {
 	o.queue, o.queued = nil, 0
 	o.base, o.sent, o.lost = o.next, nil, nil
 	o.flying, o.retained = 0, 0
-	clear(o.cargoes)
+	o.cargoes, o.missing = nil, numbers{}
 }

@@ -309,11 +309,12 @@ func (m *memory) learn(front string, l *link, k kind, back bool) {
 
 // credit bounds what unconfirmed sessions have in flight because of what their
 // first messages say. It belongs to a Server, whose lock guards it.
-type credit struct{ lent, most int } // bytes
+type credit struct{ lent int } // bytes
 
-// lend has a session begin as its first message asks.
-func (c *credit) lend(l *link, ask *wire.Head) {
-	c.lent += l.recall(pace{rate: float64(ask.Rate), more: ask.More, trip: ask.Trip}, c.most-c.lent)
+// lend has a session begin as its first message asks, at a server that has so much
+// memory.
+func (c *credit) lend(l *link, ask *wire.Head, memory int64) {
+	c.lent += l.recall(pace{rate: float64(ask.Rate), more: ask.More, trip: ask.Trip}, int(memory)/recalledShare-c.lent)
 }
 
 // settle says that the session is confirmed, or over.

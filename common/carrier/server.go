@@ -119,7 +119,6 @@ func newServer(cfg ServerConfig, most limits) *Server {
 		cfg:      cfg,
 		limits:   most,
 		budget:   newBudget(most.memory),
-		credit:   credit{most: int(most.memory / recalledShare)}, // recall
 		log:      cfg.Log,
 		public:   cfg.Key.Public(),
 		guard:    handshake.NewGuard(time.Now()),
@@ -269,7 +268,7 @@ func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *
 	s.budget.held.add(sessionCost)
 	start := !sess.refused && s.unconfirmed < s.limits.unconfirmed
 	if start {
-		s.credit.lend(l, &ask) // recall
+		s.credit.lend(l, &ask, s.limits.memory) // recall
 		s.unconfirmed++
 		sess.started = true
 		s.wg.Go(sess.run)

@@ -33,6 +33,9 @@ const (
 	// minQuiet bounds how often a silent streamed answer says something.
 	minQuiet = time.Second
 
+	// maxHeads is how many heads the body of a request may have. A client makes one.
+	maxHeads = 4
+
 	// farewellLife is how long a session that this side has ended still says so.
 	farewellLife = 30 * time.Second
 )
@@ -199,6 +202,7 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 		}
 	}()
 	var head wire.Head
+	heads := 0
 	for {
 		u, err := s.link.receive.Next(body, buf.raw[:])
 		if err != nil {
@@ -218,6 +222,10 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 				buf = newBuffer()
 			}
 			continue
+		}
+		if heads++; heads > maxHeads {
+			s.server.log.Debug("too many heads in a request", "session", s.Name())
+			return first, ours
 		}
 		if err := head.Parse(u.Payload); err != nil {
 			s.server.log.Debug("malformed head", "session", s.Name(), "err", err)
