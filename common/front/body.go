@@ -14,7 +14,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// errTaken is what an attempt's body returns once the request has moved on to
+// errTaken is what a loan's body returns once the request has moved on to
 // another connection.
 var errTaken = errors.New("front: request moved to another connection")
 
@@ -32,14 +32,14 @@ func lend(body io.ReadCloser, send func(body io.ReadCloser) (*http.Response, err
 	}
 	lent := &requestBody{body: body, close: sync.OnceValue(body.Close)}
 	for {
-		a := &attempt{req: lent}
-		resp, err := send(a)
+		l := &loan{req: lent}
+		resp, err := send(l)
 		if err == nil {
-			a.settle()
+			l.settle()
 			return resp, nil
 		}
 		e, ok := err.(*Error)
-		untouched := a.takeBack()
+		untouched := l.takeBack()
 		if ok && e.Unsent != untouched {
 			said := *e // others may have the same
 			said.Unsent = untouched
@@ -59,58 +59,58 @@ type requestBody struct {
 	close func() error // closes body once
 }
 
-// An attempt is the body as one connection sees it.
-type attempt struct {
+// A loan is the body as one connection sees it.
+type loan struct {
 	req *requestBody
 
 	mu     sync.Mutex // guards what follows
 	read   bool       // Read was called: the body is this connection's for good
 	closed bool       // Close was called before any Read
 	gone   bool       // taken back
-	final  bool       // there will be no other attempt
+	final  bool       // there will be no other loan
 }
 
 // Read reads the body, in pieces that each fit into an HTTP/2 frame.
-func (a *attempt) Read(p []byte) (int, error) {
-	a.mu.Lock()
-	if a.gone || a.closed {
-		a.mu.Unlock()
+func (l *loan) Read(p []byte) (int, error) {
+	l.mu.Lock()
+	if l.gone || l.closed {
+		l.mu.Unlock()
 		return 0, errTaken
 	}
-	a.read = true
-	a.mu.Unlock()
-	return a.req.body.Read(p[:min(len(p), dataFrame)])
+	l.read = true
+	l.mu.Unlock()
+	return l.req.body.Read(p[:min(len(p), dataFrame)])
 }
 
 // Close closes the body only if it will not be lent again.
-func (a *attempt) Close() error {
-	a.mu.Lock()
-	a.closed = true
-	pass := (a.read || a.final) && !a.gone
-	a.mu.Unlock()
+func (l *loan) Close() error {
+	l.mu.Lock()
+	l.closed = true
+	pass := (l.read || l.final) && !l.gone
+	l.mu.Unlock()
 	if pass {
-		return a.req.close()
+		return l.req.close()
 	}
 	return nil
 }
 
-// takeBack returns whether the body is as it was before the attempt. If so,
-// the attempt can no longer read it.
-func (a *attempt) takeBack() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.gone = !a.read
-	return a.gone
+// takeBack returns whether the body is as it was before the loan. If so, the
+// loan can no longer read it.
+func (l *loan) takeBack() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gone = !l.read
+	return l.gone
 }
 
-// settle says that there will be no other attempt.
-func (a *attempt) settle() {
-	a.mu.Lock()
-	a.final = true
-	closed := a.closed
-	a.mu.Unlock()
+// settle says that there will be no other loan.
+func (l *loan) settle() {
+	l.mu.Lock()
+	l.final = true
+	closed := l.closed
+	l.mu.Unlock()
 	if closed {
-		a.req.close()
+		l.req.close()
 	}
 }
 

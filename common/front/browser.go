@@ -16,8 +16,7 @@ import (
 // compressed size, a CDN sees them whole.
 type browser struct {
 	agent   string
-	always  http.Header // on every request
-	overTLS http.Header // to https only, where browsers send these
+	overTLS http.Header // to https only, beside what all browsers send there: see dress
 
 	// order is that of the headers, spelled as in HTTP/1.1. Content-Type
 	// stands for all that a script sets.
@@ -29,8 +28,8 @@ type browser struct {
 	h2 h2Look
 }
 
-// These are the browsers that can be imitated. Chrome is the Chromium captured for this project, whose every value test/
-// fingerprint compares with it. The brand list follows from the version by a
+// These are the browsers that can be imitated. Chrome is the Chromium captured
+// for this project, whose every value test/fingerprint compares with it. The brand list follows from the version by a
 // rule in Chromium's source (user_agent_utils.cc). Firefox is the one captured
 // for this project (test/fingerprint/testdata). Safari is 17.0 on macOS as
 // curl-impersonate has published it, in tests/signatures/safari_17.0_macOS.yaml:
@@ -39,19 +38,12 @@ type browser struct {
 var (
 	chrome = browser{
 		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0 Safari/537.36",
-		always: http.Header{
-			"Accept":          {"*/*"},
-			"Accept-Language": {"en-US,en;q=0.9"},
-		},
 		overTLS: http.Header{
 			"Accept-Encoding":    {"gzip, deflate, br, zstd"},
 			"Priority":           {"u=1, i"},
 			"Sec-Ch-Ua":          {`"Not:A-Brand";v="8", "Chromium";v="156", "Google Chrome";v="156"`},
 			"Sec-Ch-Ua-Mobile":   {"?0"},
 			"Sec-Ch-Ua-Platform": {`"Windows"`},
-			"Sec-Fetch-Dest":     {"empty"},
-			"Sec-Fetch-Mode":     {"cors"},
-			"Sec-Fetch-Site":     {"same-origin"},
 		},
 		order: []string{
 			"Host", "Connection", "Content-Length", "Transfer-Encoding", "Pragma", "Cache-Control",
@@ -75,16 +67,9 @@ var (
 	}
 	firefox = browser{
 		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:153.0) Gecko/20100101 Firefox/153.0",
-		always: http.Header{
-			"Accept":          {"*/*"},
-			"Accept-Language": {"en-US,en;q=0.9"},
-		},
 		overTLS: http.Header{
 			"Accept-Encoding": {"gzip, deflate, br, zstd"},
 			"Priority":        {"u=4"},
-			"Sec-Fetch-Dest":  {"empty"},
-			"Sec-Fetch-Mode":  {"cors"},
-			"Sec-Fetch-Site":  {"same-origin"},
 			"Te":              {"trailers"},
 		},
 		order: []string{
@@ -108,15 +93,8 @@ var (
 	}
 	safari = browser{
 		agent: "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.0 Safari/605.1.15",
-		always: http.Header{
-			"Accept":          {"*/*"},
-			"Accept-Language": {"en-US,en;q=0.9"},
-		},
 		overTLS: http.Header{
 			"Accept-Encoding": {"gzip, deflate, br"},
-			"Sec-Fetch-Dest":  {"empty"},
-			"Sec-Fetch-Mode":  {"cors"},
-			"Sec-Fetch-Site":  {"same-origin"},
 		},
 		order: []string{
 			"Host", "Accept", "Content-Type", "Origin", "Sec-Fetch-Site", "Cookie", "Accept-Encoding", "Content-Length",
@@ -144,10 +122,12 @@ func (b *browser) dress(h http.Header, origin *url.URL) {
 		}
 	}
 	set("User-Agent", b.agent)
-	for name, values := range b.always {
-		set(name, values...)
-	}
+	set("Accept", "*/*")
+	set("Accept-Language", "en-US,en;q=0.9")
 	if origin.Scheme == "https" {
+		set("Sec-Fetch-Dest", "empty")
+		set("Sec-Fetch-Mode", "cors")
+		set("Sec-Fetch-Site", "same-origin")
 		for name, values := range b.overTLS {
 			set(name, values...)
 		}

@@ -91,6 +91,9 @@ func (l *connList) closeIf(which func(*conn) bool) {
 	})
 }
 
+// closeUnused closes those that carry no exchange.
+func (l *connList) closeUnused() { l.closeIf(func(c *conn) bool { return c.busy == 0 }) }
+
 // bury closes those that are known to be dead, and those that are dead as far as
 // can be known if there is another one.
 func (l *connList) bury() {

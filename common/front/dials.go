@@ -33,28 +33,28 @@ const (
 	maxDials = 4
 )
 
-// A demand is for dials under way.
-type demand struct {
+// A need is for dials under way.
+type need struct {
 	wanted int // so many at once
 	most   int // so many when they take long
 }
 
-// demandFor says what a pool wants in which open connections serve, doubted ones
+// needFor says what a pool wants in which open connections serve, doubted ones
 // are in use and may be dead, and waiting exchanges have none. Over HTTP/2, and
 // before the first connection has shown which version it is, one dial is enough:
 // another would end as a second connection to one host, which no browser has. A
 // connection that is doubted and in use wants another beside it even if nobody
 // waits, to show whether the path works. h1 says that connections are for one
 // exchange each.
-func demandFor(h1 bool, open, doubted, waiting int) demand {
+func needFor(h1 bool, open, doubted, waiting int) need {
 	switch {
 	case h1:
 		most := maxConns - open - doubted
-		return demand{max(0, min(waiting, most)), most}
+		return need{max(0, min(waiting, most)), most}
 	case open == 0 && (waiting > 0 || doubted > 0):
-		return demand{1, maxDials}
+		return need{1, maxDials}
 	}
-	return demand{}
+	return need{}
 }
 
 // dials are the dials under way to one front, of which more than one can be
@@ -79,7 +79,7 @@ type dialing struct {
 }
 
 // want begins the dials that are wanted and not under way.
-func (d *dials) want(now demand) {
+func (d *dials) want(now need) {
 	for len(d.underWay) < now.wanted {
 		d.begin(d.connector.addr)
 	}
@@ -99,7 +99,7 @@ func (d *dials) patience() time.Duration {
 
 // again begins a dial beside those under way if they have taken long. The pool
 // calls it when it is asked to redial.
-func (d *dials) again(now demand) {
+func (d *dials) again(now need) {
 	d.timer = nil
 	if now.wanted == 0 {
 		return

@@ -27,7 +27,7 @@
 // A Set, a health, a pool, a life and the streams of an h2Mask have a lock each,
 // taken in this order and never held while the network is waited for. A
 // request's body is lent to one connection after another by lend, which alone
-// decides whether there may be another attempt.
+// decides whether it is lent again.
 //
 // A Front has up to six connections over HTTP/1.1 and one over HTTP/2, like a
 // browser to one host, and another one beside that when it may be dead. The
@@ -130,9 +130,6 @@ func (f *Front) exchange(ctx context.Context, req *http.Request, body io.ReadClo
 	}
 	return p.roundTrip(out)
 }
-
-// CloseIdleConnections closes the connections that carry no exchange.
-func (f *Front) CloseIdleConnections() { f.pool.closeIdle() }
 
 // Close ends every connection, with the exchanges on it and the dials under
 // way, and waits for them. Every call then fails with an error that matches

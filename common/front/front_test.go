@@ -441,7 +441,7 @@ func TestSessionResumption(t *testing.T) {
 			s := serve(t, serverOptions{}, echo)
 			f := newFront(t, s, func(c *Config) { c.UTLS = name })
 			exchange(t, f, "x")
-			f.CloseIdleConnections()
+			f.pool.abandon()
 			exchange(t, f, "x")
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -1196,12 +1196,13 @@ func TestClose(t *testing.T) {
 	})
 }
 
-func TestCloseIdleConnections(t *testing.T) {
+// What carries no exchange is closed when its front is not wanted any more.
+func TestAbandon(t *testing.T) {
 	each(t, func(t *testing.T, opts serverOptions, change func(*Config), _ string) {
 		s := serve(t, opts, echo)
 		f := newFront(t, s, change)
 		exchange(t, f, "x")
-		f.CloseIdleConnections()
+		f.pool.abandon()
 		exchange(t, f, "x")
 		if n := s.conns.Load(); n != 2 {
 			t.Errorf("%d connections", n)

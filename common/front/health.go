@@ -45,6 +45,9 @@ const (
 // it does not let a request's Host differ from the name in TLS.
 var ErrFrontingRefused = errors.New("this CDN refuses domain fronting (status 421): use another front, or none")
 
+// errNotServers is why a front is left whose answers are somebody else's.
+var errNotServers = errors.New("its answers are not the server's")
+
 // A health is whether one front works, and the only judge of that: dials,
 // failures, statuses, requests to stay away and answers by somebody else are
 // counted here and nowhere else. A front that is left alone is said to be aside.
@@ -228,7 +231,7 @@ func (h *health) foreign() {
 	h.foreignAt = h.answers
 	if h.foreigns++; h.foreigns >= foreignStrikes {
 		h.foreigns = 0
-		h.apply(verdict{fault: errors.New("its answers are not the server's")})
+		h.apply(verdict{fault: newError(h.name, OpHTTP, errNotServers)})
 	}
 }
 

@@ -71,7 +71,7 @@ type life struct {
 	watched bool // a watch is at step 1 to 3
 	doubt   doubt
 	gone    error // why it was closed; nil: it was not, or not for being dead
-	pace    pace
+	uptake  uptake
 }
 
 // A doubt is about whether a connection is alive.
@@ -99,8 +99,8 @@ func (a *asks) add(got int64) int {
 	return a.n
 }
 
-// A pace is what answers show of how fast a path takes what is sent.
-type pace struct {
+// An uptake is what answers show of how fast a path takes what is sent.
+type uptake struct {
 	proved   int64     // octets sent of which answers have shown that they arrived
 	at       time.Time // when that was measured, and
 	measured int64     // what it was then
@@ -108,23 +108,23 @@ type pace struct {
 }
 
 // prove is told that the octets sent before a moment have arrived.
-func (p *pace) prove(before int64) {
-	p.proved = max(p.proved, before)
-	took := time.Since(p.at)
+func (u *uptake) prove(before int64) {
+	u.proved = max(u.proved, before)
+	took := time.Since(u.at)
 	if took < 100*time.Millisecond { // too short to measure anything
 		return
 	}
-	if !p.at.IsZero() {
-		p.rate = max(p.rate, float64(p.proved-p.measured)/took.Seconds())
+	if !u.at.IsZero() {
+		u.rate = max(u.rate, float64(u.proved-u.measured)/took.Seconds())
 	}
-	p.at, p.measured = time.Now(), p.proved
+	u.at, u.measured = time.Now(), u.proved
 }
 
 // queued is how long a ping may be on its way behind what was sent before, which
 // is put octets in all.
-func (p *pace) queued(put int64) time.Duration {
-	waits := float64(max(0, put-p.proved))
-	return min(lost, time.Duration(waits/max(slowest, p.rate)*float64(time.Second)))
+func (u *uptake) queued(put int64) time.Duration {
+	waits := float64(max(0, put-u.proved))
+	return min(lost, time.Duration(waits/max(slowest, u.rate)*float64(time.Second)))
 }
 
 // doubted tells whether the connection takes no new exchange because it may be
@@ -148,15 +148,21 @@ func (l *life) begin(served bool) *watch {
 	due := l.sock.due()
 	n := l.asks.add(l.sock.got.Load())
 	switch {
-	case l.watched:
 	case l.sock.silence() >= quiet:
-		l.watched = true
-		return newWatch(l, 0, due)
+		return l.watch(0, due)
 	case n >= 2 || !served:
-		l.watched = true
-		return newWatch(l, due/2, due/2)
+		return l.watch(due/2, due/2)
 	}
 	return nil
+}
+
+// watch returns a watch, or nil if there is one already. mu is held.
+func (l *life) watch(after, wait time.Duration) *watch {
+	if l.watched {
+		return nil
+	}
+	l.watched = true
+	return &watch{life: l, after: after, wait: wait, got: l.sock.got.Load()}
 }
 
 // beginLong is told that a long body is going to be sent, over HTTP/2. It returns
@@ -165,12 +171,8 @@ func (l *life) beginLong() *watch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.long++
-	if l.watched {
-		return nil
-	}
-	l.watched = true
 	due := l.sock.due()
-	return newWatch(l, due/2, due/2)
+	return l.watch(due/2, due/2)
 }
 
 // endLong is told that an exchange with a long body is answered, or has failed.
@@ -190,11 +192,7 @@ func (l *life) late(waited time.Duration) *watch {
 	l.suspect(l.sock.got.Load())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.watched {
-		return nil
-	}
-	l.watched = true
-	return newWatch(l, 0, l.sock.due())
+	return l.watch(0, l.sock.due())
 }
 
 // answered is told that the head of an answer has come, so long after its
@@ -202,7 +200,7 @@ func (l *life) late(waited time.Duration) *watch {
 func (l *life) answered(took time.Duration, before int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pace.prove(before)
+	l.uptake.prove(before)
 	// A handshake that began in an outage seems to show a long way.
 	l.sock.rtt.Store(min(l.sock.rtt.Load(), int64(took)))
 }
@@ -212,7 +210,7 @@ func (l *life) answered(took time.Duration, before int64) {
 func (l *life) suspect(got int64) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.doubt = doubt{active: true, got: got, since: time.Now(), room: l.pace.queued(l.sock.put.Load())}
+	l.doubt = doubt{active: true, got: got, since: time.Now(), room: l.uptake.queued(l.sock.put.Load())}
 	return l.doubt.room
 }
 

@@ -146,7 +146,7 @@ func (p *pool) change(f func()) bool {
 			p.rest(c)
 		}
 	}
-	p.dials.want(p.demand())
+	p.dials.want(p.need())
 	return true
 }
 
@@ -177,10 +177,10 @@ func (p *pool) rest(c *conn) {
 	c.idle = timer
 }
 
-// demand is how many connections are wanted beside those that there are.
-func (p *pool) demand() demand {
+// need is how many connections are wanted beside those that there are.
+func (p *pool) need() need {
 	open, doubted := p.conns.places()
-	return demandFor(p.h1, open, doubted, len(p.waiters))
+	return needFor(p.h1, open, doubted, len(p.waiters))
 }
 
 // give takes back a place on c. inVain is how long the exchange waited for an
@@ -257,7 +257,7 @@ func (p *pool) failed(d *dialing, e *Error, timedOut bool) {
 
 // redial is told that the dials under way have taken long.
 func (p *pool) redial() {
-	p.change(func() { p.dials.again(p.demand()) })
+	p.change(func() { p.dials.again(p.need()) })
 }
 
 // watchAll judges all connections, over HTTP/1.1: got octets had come on them
@@ -269,7 +269,7 @@ func (p *pool) watchAll(got int64, due time.Duration) {
 		if now, _ := p.conns.received(); now != got {
 			return
 		}
-		p.conns.closeIf(func(c *conn) bool { return c.busy == 0 })
+		p.conns.closeUnused()
 		for _, c := range p.conns {
 			c.life.suspect(c.sock.got.Load())
 		}
@@ -301,14 +301,7 @@ func (p *pool) abandon() {
 	if len(p.waiters) == 0 {
 		p.dials.stop()
 	}
-	p.conns.closeIf(func(c *conn) bool { return c.busy == 0 })
-}
-
-// closeIdle closes the connections that carry no exchange.
-func (p *pool) closeIdle() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.conns.closeIf(func(c *conn) bool { return c.busy == 0 })
+	p.conns.closeUnused()
 }
 
 // close ends everything and waits for it.

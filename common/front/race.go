@@ -19,19 +19,19 @@ const (
 // A race connects fronts side by side, in a goroutine of its own, which owns the
 // fields until done is closed.
 type race struct {
-	set     *Set
-	results chan result
-	busy    []*member   // being connected
-	tried   []*member   // these and the ones before
-	again   *time.Timer // when another one is to be tried
+	set      *Set
+	finishes chan finish
+	busy     []*member   // being connected
+	tried    []*member   // these and the ones before
+	again    *time.Timer // when another one is to be tried
 
 	done   chan struct{} // closed when it is decided; then what follows is set
 	winner *member
 	err    error
 }
 
-// A result is how an attempt to connect a front ended.
-type result struct {
+// A finish is how connecting one front ended.
+type finish struct {
 	m    *member
 	took time.Duration
 	err  error
@@ -47,14 +47,14 @@ func (r *race) run() {
 		select {
 		case <-r.again.C:
 			r.start(ctx)
-		case res := <-r.results:
-			r.busy = slices.DeleteFunc(r.busy, func(m *member) bool { return m == res.m })
+		case end := <-r.finishes:
+			r.busy = slices.DeleteFunc(r.busy, func(m *member) bool { return m == end.m })
 			switch {
-			case res.err == nil:
-				r.winner = res.m
-				r.set.carries(res.m, res.took)
+			case end.err == nil:
+				r.winner = end.m
+				r.set.carries(end.m, end.took)
 			case r.set.ctx.Err() == nil:
-				res.m.health.unreachable(res.err)
+				end.m.health.unreachable(end.err)
 				if len(r.set.members) > 1 { // a single one is not left alone
 					r.start(ctx)
 				}
@@ -80,7 +80,7 @@ func (r *race) start(ctx context.Context) {
 	r.busy, r.tried = append(r.busy, m), append(r.tried, m)
 	r.set.running.Go(func() {
 		err := m.front.pool.connect(ctx)
-		r.results <- result{m, time.Since(now), err}
+		r.finishes <- finish{m, time.Since(now), err}
 	})
 	_, took := m.health.record()
 	r.again.Reset(min(max(stagger, 2*took), maxStagger))
@@ -89,7 +89,7 @@ func (r *race) start(ctx context.Context) {
 // decide ends what was begun in vain, and the race.
 func (r *race) decide() {
 	for range r.busy {
-		<-r.results
+		<-r.finishes
 	}
 	for _, m := range r.tried {
 		if m != r.winner {

@@ -233,7 +233,7 @@ func (s *Set) chosen() (*member, *race, time.Duration) {
 		if _, wait := nextOf(s.members, s.current, time.Now(), nil); wait > 0 {
 			return nil, nil, wait
 		}
-		r := &race{set: s, done: make(chan struct{}), results: make(chan result, len(s.members))}
+		r := &race{set: s, done: make(chan struct{}), finishes: make(chan finish, len(s.members))}
 		s.race = r
 		s.running.Go(r.run)
 	}

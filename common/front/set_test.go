@@ -562,7 +562,7 @@ func TestSetRestAloneUnconnected(t *testing.T) {
 		x.sites["a"].status.Store(http.StatusServiceUnavailable)
 		x.sites["a"].retry.Store("30")
 		x.by("a", 0)
-		x.set.members[0].front.CloseIdleConnections()
+		x.set.members[0].front.pool.abandon()
 		_, took, err := x.ask()
 		if e, ok := err.(*Error); !ok || e.Front != "a.example" || took != 0 || !strings.Contains(err.Error(), "status 503") {
 			t.Errorf("after %v: %T %v", took, err, err)
@@ -626,6 +626,9 @@ func TestSetForeign(t *testing.T) {
 		}
 		x.by("b", 0)
 		x.logged("not the server's")
+		if err, ok := x.set.members[0].health.failure().(*Error); !ok || err.Front != "a.example" {
+			t.Errorf("it is left for %v", err)
+		}
 		x.set.Foreign(&http.Response{}) // of nobody
 	})
 }

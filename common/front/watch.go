@@ -14,10 +14,6 @@ type watch struct {
 	got   int64         // octets that had come when the silence began
 }
 
-func newWatch(l *life, after, wait time.Duration) *watch {
-	return &watch{life: l, after: after, wait: wait, got: l.sock.got.Load()}
-}
-
 // run watches until something has come or the connection is closed, and begins
 // anew, each time later, while a long body is under way. It calls changed, which
 // may close the connection, when the life has reached another step. ctx ends
