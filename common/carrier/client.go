@@ -99,7 +99,7 @@ type Client struct {
 	exchanges uint64    // number of the next
 	spoke     time.Time // when records were sent last
 	combined  time.Time // when a combined exchange was started last, or somewhat before
-	health    health
+	carrying  carrying
 	receiving receiving
 	serial    serial
 	bodies    bodies
@@ -311,7 +311,7 @@ func (c *Client) carry() error {
 		if !closed.IsZero() && (c.link.complete() || time.Since(closed) > farewellTime) {
 			return c.endedByServer()
 		}
-		if idle, err := c.health.lost(time.Now()); err != nil {
+		if idle, err := c.carrying.lost(time.Now()); err != nil {
 			return fmt.Errorf("%w: nothing came through for %v: %w", ErrLost, idle.Round(time.Second), err)
 		}
 	}
@@ -354,8 +354,8 @@ func (c *Client) launch(now time.Time) time.Duration {
 func (c *Client) situation(now time.Time) situation {
 	way, t := c.way(), c.cfg.Transport
 	s := situation{
-		rest:     c.health.next(now, t.Rest()),
-		failing:  c.health.failing(),
+		rest:     c.carrying.next(now, t.Rest()),
+		failing:  c.carrying.failing(),
 		serial:   way.oneAtATime(now),
 		streams:  c.receiving.streams,
 		probing:  c.cfg.Mode != Poll,
@@ -460,9 +460,9 @@ func (c *Client) observe(res *result) {
 	most, _ := room(slots, c.flights.count(poll)+c.flights.count(stream))
 	uploads := c.flights.count(upload)
 	delete(c.flights, f.number)
-	c.cfg.Path.recall.learn(c.cfg.Transport.Name(), c.link, f.kind, res.good && c.health.failing()) // recall
+	c.cfg.Path.recall.learn(c.cfg.Transport.Name(), c.link, f.kind, res.good && c.carrying.failing()) // recall
 	c.say(c.serial.observe(now, res, way))
-	shaken, back := c.health.observe(now, res)
+	shaken, back := c.carrying.observe(now, res)
 	if shaken {
 		c.log.Info("an exchange failed", "err", res.err)
 	}
@@ -470,7 +470,7 @@ func (c *Client) observe(res *result) {
 		c.log.Info("carrying again", "after", back.Round(time.Millisecond))
 		way.soon(now)
 	}
-	if c.seems.Store(c.health.forgotten()); c.health.forgotten() {
+	if c.seems.Store(c.carrying.forgotten()); c.carrying.forgotten() {
 		c.forgotten.open()
 	}
 	end, report := c.receiving.observe(now, res, way)

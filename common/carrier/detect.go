@@ -10,7 +10,7 @@ import (
 // What other sessions need to know, too, is kept in the way (path.go). All of
 // them are owned by Client.run.
 
-// health learns whether exchanges come through.
+// carrying learns whether exchanges come through.
 //
 //	       a failure             another one
 //	well -------------> shaken --------------> failing: one exchange at a time,
@@ -19,7 +19,7 @@ import (
 //	   an answer of the server's, or its beginning
 //
 // Several that fail together count once.
-type health struct {
+type carrying struct {
 	failures int       // in a row
 	foreigns int       // of them: answers by somebody else
 	since    time.Time // the first of them
@@ -31,50 +31,50 @@ type health struct {
 // observe learns from how an exchange ended. shaken says that it is the first of
 // failures in a row. back is how long the path had been failing when this exchange
 // came through, and 0 if the path was not failing.
-func (h *health) observe(now time.Time, res *result) (shaken bool, back time.Duration) {
+func (c *carrying) observe(now time.Time, res *result) (shaken bool, back time.Duration) {
 	if res.good {
-		if h.failing() {
-			back = now.Sub(h.since)
+		if c.failing() {
+			back = now.Sub(c.since)
 		}
-		h.failures, h.foreigns, h.until = 0, 0, time.Time{}
+		c.failures, c.foreigns, c.until = 0, 0, time.Time{}
 	}
 	if res.err == nil || errors.Is(res.err, errUnneeded) {
 		return false, back
 	}
-	h.err = res.err
-	if res.refusesBody() || res.good || h.failures > 0 && res.flight.started.Before(h.last) {
+	c.err = res.err
+	if res.refusesBody() || res.good || c.failures > 0 && res.flight.started.Before(c.last) {
 		return false, back // it brought something, or it failed together with one that was counted
 	}
-	h.last = now
-	if h.failures == 0 {
-		h.since = now
+	c.last = now
+	if c.failures == 0 {
+		c.since = now
 	}
-	h.failures++
+	c.failures++
 	if res.foreign {
-		h.foreigns++
+		c.foreigns++
 	}
-	if h.failing() {
-		h.until = now.Add(backoff(h.failures-1, now.Sub(h.since)))
+	if c.failing() {
+		c.until = now.Add(backoff(c.failures-1, now.Sub(c.since)))
 	}
-	return h.failures == 1, back
+	return c.failures == 1, back
 }
 
-func (h *health) failing() bool { return h.failures > 1 }
+func (c *carrying) failing() bool { return c.failures > 1 }
 
 // forgotten tells whether the server seems not to know the session any more.
-func (h *health) forgotten() bool { return h.foreigns >= foreignAnswers }
+func (c *carrying) forgotten() bool { return c.foreigns >= foreignAnswers }
 
 // next says how long nothing is to be started, where the Transport asks for a
 // rest.
-func (h *health) next(now time.Time, rest time.Duration) time.Duration {
-	return max(h.until.Sub(now), min(rest, h.last.Add(maxRest).Sub(now)))
+func (c *carrying) next(now time.Time, rest time.Duration) time.Duration {
+	return max(c.until.Sub(now), min(rest, c.last.Add(maxRest).Sub(now)))
 }
 
 // lost is the error of a session that nothing has come through to for its
 // Lifetime; nil before.
-func (h *health) lost(now time.Time) (time.Duration, error) {
-	if idle := now.Sub(h.since); h.failures > 0 && idle > Lifetime {
-		return idle, h.err
+func (c *carrying) lost(now time.Time) (time.Duration, error) {
+	if idle := now.Sub(c.since); c.failures > 0 && idle > Lifetime {
+		return idle, c.err
 	}
 	return 0, nil
 }

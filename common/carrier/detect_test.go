@@ -19,7 +19,7 @@ func fails(res *result)     { res.err = errReset }
 func succeeds(res *result)  { res.good = true }
 func isForeign(res *result) { res.err, res.foreign = &errForeign{404, "text/html"}, true }
 
-func TestHealth(t *testing.T) {
+func TestCarrying(t *testing.T) {
 	type step struct {
 		after  time.Duration
 		ago    time.Duration
@@ -44,42 +44,42 @@ func TestHealth(t *testing.T) {
 		{"others between them do not hide it", []step{{0, ms, isForeign, true}, {time.Second, ms, fails, false}, {time.Second, ms, isForeign, false}, {time.Second, ms, isForeign, false}}, true, true},
 		{"an answer of the server's does", []step{{0, ms, isForeign, true}, {time.Second, ms, isForeign, false}, {time.Second, ms, succeeds, false}, {time.Second, ms, isForeign, true}}, false, false},
 	} {
-		var h health
+		var d carrying
 		now := time.Now()
 		for i, s := range c.steps {
 			now = now.Add(s.after)
-			if shaken, _ := h.observe(now, ended(now, upload, s.ago, s.how)); shaken != s.shaken {
+			if shaken, _ := d.observe(now, ended(now, upload, s.ago, s.how)); shaken != s.shaken {
 				t.Errorf("%s: after step %d shaken is %v", c.why, i, shaken)
 			}
 		}
-		if h.failing() != c.failing || h.forgotten() != c.forgotten || (h.next(now, 0) > 0) != c.failing {
-			t.Errorf("%s: failing %v, forgotten %v, next in %v", c.why, h.failing(), h.forgotten(), h.next(now, 0))
+		if d.failing() != c.failing || d.forgotten() != c.forgotten || (d.next(now, 0) > 0) != c.failing {
+			t.Errorf("%s: failing %v, forgotten %v, next in %v", c.why, d.failing(), d.forgotten(), d.next(now, 0))
 		}
 	}
 }
 
 // A rest is kept after a failure of the session's own, and not for ever.
-func TestHealthRests(t *testing.T) {
-	var h health
+func TestCarryingRests(t *testing.T) {
+	var d carrying
 	now := time.Now()
-	if got := h.next(now, time.Minute); got > 0 {
+	if got := d.next(now, time.Minute); got > 0 {
 		t.Errorf("a session that has not failed rests for %v", got)
 	}
-	h.observe(now, ended(now, upload, ms, fails))
+	d.observe(now, ended(now, upload, ms, fails))
 	for _, c := range []struct{ after, rest, want time.Duration }{
 		{0, 20 * time.Second, 20 * time.Second},
 		{0, time.Hour, maxRest},
 		{maxRest - ms, time.Hour, ms},
 		{maxRest, time.Hour, 0},
 	} {
-		if got := h.next(now.Add(c.after), c.rest); max(0, got) != c.want {
+		if got := d.next(now.Add(c.after), c.rest); max(0, got) != c.want {
 			t.Errorf("%v after a failure, asked for %v: %v, want %v", c.after, c.rest, got, c.want)
 		}
 	}
-	if _, err := h.lost(now.Add(Lifetime)); err != nil {
+	if _, err := d.lost(now.Add(Lifetime)); err != nil {
 		t.Error("lost too soon")
 	}
-	if _, err := h.lost(now.Add(Lifetime + 1)); !errors.Is(err, errReset) {
+	if _, err := d.lost(now.Add(Lifetime + 1)); !errors.Is(err, errReset) {
 		t.Errorf("after its lifetime: %v", err)
 	}
 }

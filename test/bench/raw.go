@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"turbotunnel/test/cdn"
-	"turbotunnel/test/link"
+	"turbotunnel/test/netpath"
 )
 
 // largeWindows let one HTTP/2 stream fill any path of the suites.
@@ -26,18 +26,18 @@ var largeWindows = &http.HTTP2Config{
 // pollBody is how much meek moves in a request or an answer.
 const pollBody = 64 << 10
 
-// raw is an HTTP/2 server and client with large windows on a link: the limit
+// raw is an HTTP/2 server and client with large windows on a path: the limit
 // of what a tunnel in HTTP can reach there. It also polls as meek does: one
 // request at a time, with a body of at most 64 KB each way.
 type raw struct {
-	client *http.Client
-	url    string
-	link   *link.Link // nil on loopback
-	server *http.Server
-	ctx    context.Context
+	client  *http.Client
+	url     string
+	netpath *netpath.Path // nil on loopback
+	server  *http.Server
+	ctx     context.Context
 }
 
-func (b *bench) startRaw(cfg link.Config) (*raw, error) {
+func (b *bench) startRaw(cfg netpath.Config) (*raw, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -49,12 +49,12 @@ func (b *bench) startRaw(cfg link.Config) (*raw, error) {
 		Handler:   http.HandlerFunc(serveRaw),
 	}}
 	addr := ln.Addr().String()
-	if cfg != (link.Config{}) {
-		if r.link, err = link.New(cfg, addr); err != nil {
+	if cfg != (netpath.Config{}) {
+		if r.netpath, err = netpath.New(cfg, addr); err != nil {
 			ln.Close()
 			return nil, err
 		}
-		addr = r.link.Addr()
+		addr = r.netpath.Addr()
 	}
 	go r.server.ServeTLS(ln, "", "") //nolint:errcheck // close ends it
 	r.client = &http.Client{Transport: &http.Transport{
@@ -121,8 +121,8 @@ func (r *raw) pings() (median, most time.Duration, err error) {
 func (r *raw) close() {
 	r.client.CloseIdleConnections()
 	r.server.Close()
-	if r.link != nil {
-		r.link.Close()
+	if r.netpath != nil {
+		r.netpath.Close()
 	}
 }
 
@@ -176,11 +176,11 @@ func (r *raw) poll(up, down int64, d time.Duration) (float64, error) {
 type rawFigures struct {
 	Down, Up         float64
 	MeekDown, MeekUp float64       // 0: not measured
-	Wire             float64       // bytes on the link for each byte of a download; 0 on loopback
+	Wire             float64       // bytes on the path for each byte of a download; 0 on loopback
 	Ping, Ping95     time.Duration // on one stream of an idle connection; 0: not measured
 }
 
-func (b *bench) measureRaw(cfg link.Config, ping, meek bool) (f rawFigures, err error) {
+func (b *bench) measureRaw(cfg netpath.Config, ping, meek bool) (f rawFigures, err error) {
 	r, err := b.startRaw(cfg)
 	if err != nil {
 		return f, err
@@ -197,16 +197,16 @@ func (b *bench) measureRaw(cfg link.Config, ping, meek bool) (f rawFigures, err 
 		}
 	}
 	before := int64(0)
-	if r.link != nil {
-		_, before = r.link.Bytes()
+	if r.netpath != nil {
+		_, before = r.netpath.Bytes()
 	}
 	d, err := r.exchange(0, n)
 	if err != nil {
 		return f, err
 	}
 	f.Down = mbps(n, d)
-	if r.link != nil {
-		_, after := r.link.Bytes()
+	if r.netpath != nil {
+		_, after := r.netpath.Bytes()
 		f.Wire = float64(after-before) / float64(n)
 	}
 	if d, err = r.exchange(n, 0); err != nil {

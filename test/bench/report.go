@@ -157,7 +157,7 @@ func (t table) String() string {
 func (r *results) text() string {
 	var s strings.Builder
 	m := r.Machine
-	fmt.Fprintf(&s, "Measured on %s, in %s: %s, %d cores, %s, %s. The machine is a virtual one that is shared with others, and noisy; its load average was %s at the start and %s at the end. Client, server, load, link and middlebox all run on it. Repeat it with\n\n    %s\n\n",
+	fmt.Fprintf(&s, "Measured on %s, in %s: %s, %d cores, %s, %s. The machine is a virtual one that is shared with others, and noisy; its load average was %s at the start and %s at the end. Client, server, load, path and middlebox all run on it. Repeat it with\n\n    %s\n\n",
 		m.Date.UTC().Format("2006-01-02 15:04 UTC"), m.Took.Round(time.Second), m.CPU, m.Cores, m.Kernel, m.Go, m.Load, m.Then, map[string]string{
 			"quick": "make bench-quick", "full": "make bench", "engines": "make bench-engines",
 		}[r.Suite]+compared(r.Before))
@@ -226,7 +226,7 @@ func (r *results) paths(s *strings.Builder) {
 		})
 	}
 	s.WriteString(t.String())
-	s.WriteString("\nDelays (pings: median, and in brackets the 95th percentile; raw: a byte there and back on one HTTP/2 stream over the same link in the same run):\n\n")
+	s.WriteString("\nDelays (pings: median, and in brackets the 95th percentile; raw: a byte there and back on one HTTP/2 stream over the same path in the same run):\n\n")
 	t = table{{"path", "first stream of all", "new stream", "ping, idle", "ping, raw", "ping beside a download"}}
 	for _, f := range r.Figures {
 		if f.First > 0 {
@@ -234,7 +234,7 @@ func (r *results) paths(s *strings.Builder) {
 		}
 	}
 	s.WriteString(t.String())
-	s.WriteString("\nCost. CPU is of both programs for a gigabyte that one stream moved; memory the most that the larger program ever had; the wire is bytes on the link, TLS included, for each byte moved:\n\n")
+	s.WriteString("\nCost. CPU is of both programs for a gigabyte that one stream moved; memory the most that the larger program ever had; the wire is bytes on the path, TLS included, for each byte moved:\n\n")
 	t = table{{"path", "CPU s/GB", "peak memory", "wire, down", "wire, up", "longest pause", "connections reset", "bodies lost"}}
 	for _, f := range r.Figures {
 		t = append(t, []string{
@@ -245,7 +245,7 @@ func (r *results) paths(s *strings.Builder) {
 	s.WriteString(t.String())
 	for _, f := range r.Figures {
 		if f.Raw.Wire > 0 {
-			fmt.Fprintf(s, "\nRaw HTTP/2 itself takes %.3f bytes on the link for each byte of a download.\n", f.Raw.Wire)
+			fmt.Fprintf(s, "\nRaw HTTP/2 itself takes %.3f bytes on the path for each byte of a download.\n", f.Raw.Wire)
 			break
 		}
 	}
@@ -304,7 +304,7 @@ func kb(bytes float64) string { return fmt.Sprintf("%.1f KB", bytes/1024) }
 
 // engines is a table for each path, in the order of the run.
 func (r *results) engines(s *strings.Builder) {
-	s.WriteString("Megabytes a second, and in brackets the share of raw HTTP/2 on the same path in the same run. The wire is bytes on the link, TLS included, for each byte moved; CPU is of both programs for a gigabyte that one stream moved. With `kcp` each of eight streams is a session. \"Up, warm\" is one stream that has carried something before: its window need not be asked for. \"Before\" are the programs of the commit that is named above, in the same minutes.\n")
+	s.WriteString("Megabytes a second, and in brackets the share of raw HTTP/2 on the same path in the same run. The wire is bytes on the path, TLS included, for each byte moved; CPU is of both programs for a gigabyte that one stream moved. With `kcp` each of eight streams is a session. \"Up, warm\" is one stream that has carried something before: its window need not be asked for. \"Before\" are the programs of the commit that is named above, in the same minutes.\n")
 	for i := 0; i < len(r.Figures); {
 		first := r.Figures[i]
 		fmt.Fprintf(s, "\n%s (raw: %.1f down, %.1f up):\n\n", first.Path, first.Raw.Down, first.Raw.Up)

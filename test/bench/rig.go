@@ -22,8 +22,8 @@ import (
 	"time"
 
 	"turbotunnel/test/cdn"
-	"turbotunnel/test/link"
 	"turbotunnel/test/middlebox"
+	"turbotunnel/test/netpath"
 	"turbotunnel/test/proc"
 )
 
@@ -66,12 +66,12 @@ func (b *bench) folder(before bool) string {
 	return b.bin
 }
 
-// rig is both programs on a link, with a middlebox between them if wanted:
-// client -> link -> [middlebox] -> server -> load.
+// rig is both programs on a path, with a middlebox between them if wanted:
+// client -> path -> [middlebox] -> server -> load.
 type rig struct {
 	loader
 	client, server *proc.Process
-	link           *link.Link // nil on loopback
+	netpath        *netpath.Path // nil on loopback
 	box            *http.Server
 	middlebox      *middlebox.Box // nil where there is none
 	cuts           atomic.Int64   // connections that were reset
@@ -92,7 +92,7 @@ func (b *bench) startRig(s scenario) (*rig, error) {
 			for {
 				select {
 				case <-tick.C:
-					t.cuts.Add(int64(t.link.Reset(s.resets)))
+					t.cuts.Add(int64(t.netpath.Reset(s.resets)))
 				case <-t.stop:
 					return
 				}
@@ -141,11 +141,11 @@ func (b *bench) startPrograms(t *rig, s scenario) error {
 		}
 		t.wg.Go(func() { t.box.ServeTLS(ln, "", "") }) //nolint:errcheck // close ends it
 	}
-	if s.link != (link.Config{}) {
-		if t.link, err = link.New(s.link, end); err != nil {
+	if s.netpath != (netpath.Config{}) {
+		if t.netpath, err = netpath.New(s.netpath, end); err != nil {
 			return err
 		}
-		end = t.link.Addr()
+		end = t.netpath.Addr()
 	}
 	args := []string{"-key", key, "-addr", end}
 	if s.mode != "" {
@@ -234,18 +234,18 @@ func (t *rig) close() {
 	if t.box != nil {
 		t.box.Close()
 	}
-	if t.link != nil {
-		t.link.Close()
+	if t.netpath != nil {
+		t.netpath.Close()
 	}
 	t.wg.Wait()
 }
 
-// bytes are what went over the link, each way.
+// bytes are what went over the path, each way.
 func (t *rig) bytes() (up, down int64) {
-	if t.link == nil {
+	if t.netpath == nil {
 		return 0, 0
 	}
-	return t.link.Bytes()
+	return t.netpath.Bytes()
 }
 
 // requests are how many the middlebox saw, and how many bodies it lost.

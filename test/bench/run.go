@@ -13,15 +13,15 @@ import (
 	"time"
 
 	"turbotunnel/common/engines"
-	"turbotunnel/test/link"
 	"turbotunnel/test/middlebox"
+	"turbotunnel/test/netpath"
 )
 
 // scenario is a path and what is measured on it.
 type scenario struct {
 	name      string
 	path      string // what the report calls the path
-	link      link.Config
+	netpath   netpath.Config
 	habits    *middlebox.Habits
 	resets    time.Duration // cut every connection of this age
 	outage    time.Duration // once, a second after a transfer has begun
@@ -35,8 +35,8 @@ type scenario struct {
 
 // The paths of the suites, and their names.
 var (
-	fast = link.Config{RTT: 100 * time.Millisecond, Rate: 100e6}
-	fat  = link.Config{RTT: 200 * time.Millisecond, Rate: 500e6}
+	fast = netpath.Config{RTT: 100 * time.Millisecond, Rate: 100e6}
+	fat  = netpath.Config{RTT: 200 * time.Millisecond, Rate: 500e6}
 )
 
 const (
@@ -56,7 +56,7 @@ const maxTransfers = 16 * time.Minute
 
 // bytesFor is how much to move on a path so that it takes about the wanted
 // time.
-func (b *bench) bytesFor(c link.Config) int64 {
+func (b *bench) bytesFor(c netpath.Config) int64 {
 	if c.Rate == 0 {
 		return int64(loopbackRate * b.seconds)
 	}
@@ -67,15 +67,15 @@ func suiteFull() []scenario {
 	buffers := &middlebox.Habits{BufferRequests: true, BufferResponses: true}
 	return []scenario{
 		{name: "loopback"},
-		{name: fastName, link: fast},
-		{name: fatName, link: fat},
-		{name: fastName + ", CDN buffers", link: fast, habits: buffers},
-		{name: fatName + ", CDN buffers", link: fat, habits: buffers},
-		{name: fastName + ", 1 % lost", link: fast, habits: &middlebox.Habits{LoseRequests: 0.01, LoseResponses: 0.01}},
-		{name: fastName + ", 1 % lost, polled", link: fast, habits: &middlebox.Habits{LoseRequests: 0.01, LoseResponses: 0.01}, mode: "poll"},
-		{name: fastName + ", resets", link: fast, resets: 2500 * time.Millisecond, bytes: 60e6},
-		{name: fastName + ", outage", link: fast, outage: 5 * time.Second, bytes: 60e6, brief: true},
-		{name: fastName + ", outage, connections dead", link: fast, outage: 5 * time.Second, blackhole: true, bytes: 60e6, brief: true},
+		{name: fastName, netpath: fast},
+		{name: fatName, netpath: fat},
+		{name: fastName + ", CDN buffers", netpath: fast, habits: buffers},
+		{name: fatName + ", CDN buffers", netpath: fat, habits: buffers},
+		{name: fastName + ", 1 % lost", netpath: fast, habits: &middlebox.Habits{LoseRequests: 0.01, LoseResponses: 0.01}},
+		{name: fastName + ", 1 % lost, polled", netpath: fast, habits: &middlebox.Habits{LoseRequests: 0.01, LoseResponses: 0.01}, mode: "poll"},
+		{name: fastName + ", resets", netpath: fast, resets: 2500 * time.Millisecond, bytes: 60e6},
+		{name: fastName + ", outage", netpath: fast, outage: 5 * time.Second, bytes: 60e6, brief: true},
+		{name: fastName + ", outage, connections dead", netpath: fast, outage: 5 * time.Second, blackhole: true, bytes: 60e6, brief: true},
 	}
 }
 
@@ -103,11 +103,11 @@ func suiteEngines(names []string, compare bool) []scenario {
 	modes := []string{"stream", "poll"}
 	for _, mode := range modes {
 		add(scenario{name: "loopback, " + mode, mode: mode})
-		add(scenario{name: fastName + ", " + mode, link: fast, mode: mode})
-		add(scenario{name: fatName + ", " + mode, link: fat, mode: mode})
+		add(scenario{name: fastName + ", " + mode, netpath: fast, mode: mode})
+		add(scenario{name: fatName + ", " + mode, netpath: fat, mode: mode})
 	}
 	for _, mode := range modes {
-		add(scenario{name: fastName + ", 1 % lost, " + mode, link: fast, mode: mode, habits: &middlebox.Habits{LoseRequests: 0.01, LoseResponses: 0.01}})
+		add(scenario{name: fastName + ", 1 % lost, " + mode, netpath: fast, mode: mode, habits: &middlebox.Habits{LoseRequests: 0.01, LoseResponses: 0.01}})
 	}
 	return all
 }
@@ -141,7 +141,7 @@ type figures struct {
 	Down, Up           float64 // one stream
 	Down8, Up8         float64 // eight together
 	UpWarm             float64 // one stream that has been used before
-	WireDown, WireUp   float64 // bytes on the link for each byte moved, one stream
+	WireDown, WireUp   float64 // bytes on the path for each byte moved, one stream
 	CPU                float64 // seconds of both programs per GB moved, one stream
 	Memory             int64   // the most that the larger program had, in bytes
 	Gap                time.Duration
@@ -193,7 +193,7 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 	}
 	defer b.load.close()
 	res := &results{Suite: suite, Before: b.commit(), Seconds: b.seconds, Machine: describe()}
-	raws := make(map[link.Config]rawFigures)
+	raws := make(map[netpath.Config]rawFigures)
 	lastPath := ""
 	limit := maxTransfers
 	if b.before != "" {
@@ -205,21 +205,21 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 		}
 		fmt.Printf("%s [%d/%d] %s\n", time.Now().Format(time.TimeOnly), i+1, len(list), s.name)
 		if time.Since(res.Machine.Date) > limit {
-			f := figures{Name: s.name, Path: s.path, Engine: s.label(), RTT: s.link.RTT, Error: "not begun, because the run took too long"}
+			f := figures{Name: s.name, Path: s.path, Engine: s.label(), RTT: s.netpath.RTT, Error: "not begun, because the run took too long"}
 			f.print()
 			res.Figures = append(res.Figures, f)
 			continue
 		}
-		raw, ok := raws[s.link]
+		raw, ok := raws[s.netpath]
 		// Loopback depends on the machine's mood, so raw is measured anew for
 		// each group of scenarios there.
-		if !ok || s.link.Rate == 0 && s.path != lastPath {
+		if !ok || s.netpath.Rate == 0 && s.path != lastPath {
 			var err error
-			raw, err = b.measureRaw(s.link, suite != "engines" && !ok, suite == "full" && !ok)
+			raw, err = b.measureRaw(s.netpath, suite != "engines" && !ok, suite == "full" && !ok)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", s.name, err)
 			}
-			raws[s.link] = raw
+			raws[s.netpath] = raw
 			fmt.Printf("    raw HTTP/2: down %.1f, up %.1f MB/s", raw.Down, raw.Up)
 			if raw.MeekDown > 0 {
 				fmt.Printf("; as meek: down %.2f, up %.2f MB/s", raw.MeekDown, raw.MeekUp)
@@ -230,7 +230,7 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 			fmt.Println()
 		}
 		lastPath = s.path
-		f := figures{Name: s.name, Path: s.path, Engine: s.label(), RTT: s.link.RTT, Raw: raw}
+		f := figures{Name: s.name, Path: s.path, Engine: s.label(), RTT: s.netpath.RTT, Raw: raw}
 		if err := b.measure(s, &f); err != nil {
 			if b.ctx.Err() != nil {
 				return nil, b.ctx.Err()
@@ -300,7 +300,7 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 func (b *bench) measure(s scenario, f *figures) error {
 	n := s.bytes
 	if n == 0 {
-		n = b.bytesFor(s.link)
+		n = b.bytesFor(s.netpath)
 	}
 	t, err := b.startRig(s)
 	if err != nil {
@@ -487,20 +487,20 @@ func (t *rig) loadedPing(f *figures, n int64) error {
 
 // outage stops the path in the middle of a download and then of an upload.
 func (b *bench) outage(t *rig, s scenario, f *figures, n int64) error {
-	rate := float64(s.link.Rate) / 8 * 0.8
+	rate := float64(s.netpath.Rate) / 8 * 0.8
 	one := func(move func(int64) (*meter, error), first, full *time.Duration, series *[]float64) (float64, error) {
 		var ended time.Time
 		var wg sync.WaitGroup
 		start := time.Now()
 		wg.Go(func() {
 			t.pause(time.Second)
-			t.link.SetDown(true)
+			t.netpath.SetDown(true)
 			if s.blackhole {
-				t.link.Blackhole()
+				t.netpath.Blackhole()
 			}
 			t.pause(s.outage)
 			ended = time.Now()
-			t.link.SetDown(false)
+			t.netpath.SetDown(false)
 		})
 		m, err := move(n)
 		took := time.Since(start)
@@ -557,7 +557,7 @@ func (b *bench) idle(names []string) []idleFigures {
 	all := make([]idleFigures, len(list))
 	var wg sync.WaitGroup
 	for i, s := range list {
-		s.link = fast
+		s.netpath = fast
 		f := &all[i]
 		f.Name = s.name
 		wg.Go(func() {
@@ -590,11 +590,11 @@ func (b *bench) idleOne(s scenario, f *idleFigures) error {
 	}
 	t.pause(settleTime)
 	requests, _ := t.middlebox.Requests()
-	up, down := t.link.Bytes()
+	up, down := t.netpath.Bytes()
 	cpu := t.cpu()
 	t.pause(idleTime)
 	requests2, _ := t.middlebox.Requests()
-	up2, down2 := t.link.Bytes()
+	up2, down2 := t.netpath.Bytes()
 	f.CPU = t.cpu() - cpu
 	f.Requests = float64(requests2-requests) / idleTime.Minutes()
 	f.Bytes = float64(up2-up+down2-down) / idleTime.Minutes()

@@ -13,16 +13,16 @@ import (
 
 	"turbotunnel/test/cdn"
 	"turbotunnel/test/guide"
-	"turbotunnel/test/link"
+	"turbotunnel/test/netpath"
 	"turbotunnel/test/proc"
 	"turbotunnel/test/programs"
 )
 
 // slow is a path to addr on which 8 MB take two seconds, so that something can
 // happen meanwhile.
-func slow(t *testing.T, addr string) *link.Link {
+func slow(t *testing.T, addr string) *netpath.Path {
 	t.Helper()
-	l, err := link.New(link.Config{RTT: 20 * time.Millisecond, Rate: 32_000_000}, addr)
+	l, err := netpath.New(netpath.Config{RTT: 20 * time.Millisecond, Rate: 32_000_000}, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ const size = 8 << 20
 // A setup is a server, a CDN in front of it, a path to that, and a client.
 type setup struct {
 	cdn    *guide.CDN
-	path   *link.Link
+	path   *netpath.Path
 	client *programs.Tunnel
 	move   func(t *testing.T, events map[float64]func())
 }

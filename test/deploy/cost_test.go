@@ -13,7 +13,7 @@ import (
 
 	"turbotunnel/test/cdn"
 	"turbotunnel/test/guide"
-	"turbotunnel/test/link"
+	"turbotunnel/test/netpath"
 	"turbotunnel/test/programs"
 )
 
@@ -83,7 +83,7 @@ func measureCost(t *testing.T, w io.Writer, mode string) {
 	phase := func(origin string, do func(c *programs.Tunnel)) bill {
 		t.Helper()
 		f := guide.StartCDN(t, guide.Nginx, cdn.Front, origin)
-		path, err := link.New(link.Config{RTT: 50 * time.Millisecond, Rate: 50_000_000}, f.Addr)
+		path, err := netpath.New(netpath.Config{RTT: 50 * time.Millisecond, Rate: 50_000_000}, f.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,4 +1,4 @@
-package link
+package netpath
 
 import (
 	"bytes"
@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // newPath starts a path to a listener that calls serve for every connection,
 // and returns a function that connects through it.
-func newPath(t *testing.T, cfg Config, serve func(*net.TCPConn)) (*Link, func() *net.TCPConn) {
+func newPath(t *testing.T, cfg Config, serve func(*net.TCPConn)) (*Path, func() *net.TCPConn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -95,7 +95,7 @@ func TestBytesAndHalfClose(t *testing.T) {
 	}
 	wg.Wait()
 	if up, down := l.Bytes(); up != int64(total) || down != int64(total) {
-		t.Errorf("the link counted %d and %d bytes of %d", up, down, total)
+		t.Errorf("the path counted %d and %d bytes of %d", up, down, total)
 	}
 }
 
@@ -124,7 +124,7 @@ func TestNotFasterThanThePath(t *testing.T) {
 	}
 }
 
-// The connections of a link share its rate.
+// The connections of a path share its rate.
 func TestSharedRate(t *testing.T) {
 	const (
 		rate = 80e6

@@ -1,15 +1,15 @@
-// Package link emulates a network path between two programs on one machine: a
+// Package netpath emulates a network path between two programs on one machine: a
 // TCP relay in which each direction has a rate, a bottleneck queue and a delay.
 //
 //	client -> [reader] -> queue (rate) -> delay line -> [writer] -> server
 //
-// All connections of a Link share its bottleneck, as they would share a
+// All connections of a Path share its bottleneck, as they would share a
 // subscriber's line. The relay's own buffers are deep enough never to be the
 // limit; a full queue stops reading, and TCP then stops the sender. There is no
 // loss: under HTTP, TCP would repair it. What TCP itself would do after an
 // outage, wait for a retransmission timer that has backed off, is not shown
 // either: Blackhole is for connections that never come back.
-package link
+package netpath
 
 import (
 	"context"
@@ -46,8 +46,8 @@ type Config struct {
 	Queue time.Duration // how much the bottleneck's queue can hold; 0: 50 ms
 }
 
-// Link is a running path. Safe for concurrent use.
-type Link struct {
+// A Path is one that is running. Safe for concurrent use.
+type Path struct {
 	cfg    Config
 	target string
 	ln     net.Listener
@@ -84,27 +84,27 @@ type line struct {
 }
 
 // New starts a path to target, a host:port.
-func New(cfg Config, target string) (*Link, error) {
+func New(cfg Config, target string) (*Path, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, fmt.Errorf("link: %w", err)
+		return nil, fmt.Errorf("netpath: %w", err)
 	}
 	if cfg.Queue == 0 {
 		cfg.Queue = 50 * time.Millisecond
 	}
 	up := make(chan struct{})
 	close(up)
-	l := &Link{cfg: cfg, target: target, ln: ln, pairs: make(map[*pair]struct{}), down: up}
+	l := &Path{cfg: cfg, target: target, ln: ln, pairs: make(map[*pair]struct{}), down: up}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.wg.Go(l.accept)
 	return l, nil
 }
 
 // Addr is where the path begins.
-func (l *Link) Addr() string { return l.ln.Addr().String() }
+func (l *Path) Addr() string { return l.ln.Addr().String() }
 
 // Bytes returns how many bytes went towards the target and back.
-func (l *Link) Bytes() (up, down int64) {
+func (l *Path) Bytes() (up, down int64) {
 	l.lines[0].mu.Lock()
 	up = l.lines[0].bytes
 	l.lines[0].mu.Unlock()
@@ -115,7 +115,7 @@ func (l *Link) Bytes() (up, down int64) {
 
 // Reset cuts every connection that is at least of that age and returns how
 // many those were.
-func (l *Link) Reset(age time.Duration) int {
+func (l *Path) Reset(age time.Duration) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := 0
@@ -131,7 +131,7 @@ func (l *Link) Reset(age time.Duration) int {
 
 // Blackhole makes every connection there is carry nothing for ever, without
 // closing it, as when a device changes its network. New ones are not affected.
-func (l *Link) Blackhole() {
+func (l *Path) Blackhole() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for p := range l.pairs {
@@ -141,7 +141,7 @@ func (l *Link) Blackhole() {
 
 // SetDown stops the path, or lets it go on: what is on its way waits, and a
 // connection that is being made is made afterwards.
-func (l *Link) SetDown(down bool) {
+func (l *Path) SetDown(down bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -156,8 +156,8 @@ func (l *Link) SetDown(down bool) {
 	}
 }
 
-// waitUp waits until the path is up. It returns false when the link is closed.
-func (l *Link) waitUp() bool {
+// waitUp waits until the path is up. It returns false when the path is closed.
+func (l *Path) waitUp() bool {
 	l.mu.Lock()
 	up := l.down
 	l.mu.Unlock()
@@ -170,7 +170,7 @@ func (l *Link) waitUp() bool {
 }
 
 // Close ends the path and returns when nothing of it is left.
-func (l *Link) Close() {
+func (l *Path) Close() {
 	l.cancel()
 	l.ln.Close()
 	l.SetDown(false)
@@ -178,7 +178,7 @@ func (l *Link) Close() {
 	l.wg.Wait()
 }
 
-func (l *Link) accept() {
+func (l *Path) accept() {
 	for {
 		c, err := l.ln.Accept()
 		if err != nil {
@@ -188,7 +188,7 @@ func (l *Link) accept() {
 	}
 }
 
-func (l *Link) serve(c *net.TCPConn) {
+func (l *Path) serve(c *net.TCPConn) {
 	defer c.Close()
 	c.SetReadBuffer(readBuffer) //nolint:errcheck // an optimisation
 	// A connection is made when the first packet has gone there and back.
@@ -229,7 +229,7 @@ type packet struct {
 }
 
 // pump carries one direction of one connection.
-func (l *Link) pump(p *pair, line *line, to, from *net.TCPConn) {
+func (l *Path) pump(p *pair, line *line, to, from *net.TCPConn) {
 	flight := make(chan packet, flightPackets)
 	broken := make(chan struct{})
 	var writer sync.WaitGroup
@@ -292,10 +292,10 @@ func (l *line) send(n int, rate int64) time.Time {
 	return l.free
 }
 
-// sleep returns false when the link is closed. Go's timers are good for a
+// sleep returns false when the path is closed. Go's timers are good for a
 // millisecond or so where nothing else happens, which would be added to every
 // delay: the kernel's sleep does the rest.
-func (l *Link) sleep(d time.Duration) bool {
+func (l *Path) sleep(d time.Duration) bool {
 	end := time.Now().Add(d)
 	if d > coarse {
 		t := time.NewTimer(d - coarse)
