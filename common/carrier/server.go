@@ -1,10 +1,8 @@
 package carrier
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -33,9 +31,6 @@ const (
 	// maxSessions bounds all sessions. A new one beyond it is not opened.
 	maxSessions = 1 << 16
 
-	// helloPatience is how long the first message of a session may take.
-	helloPatience = 10 * time.Second
-
 	// maxAnswerPad is what message 2 is padded by at most, in bytes: who sees
 	// where it ends, because its repetition begins with the same bytes, finds no
 	// length of ours.
@@ -52,8 +47,9 @@ const (
 type ServerConfig struct {
 	Key handshake.PrivateKey
 
-	// Decoy answers every request that is not a client's, and is called before
-	// any of its body is read if that can be told from the head.
+	// Decoy answers every request that is not a client's, as it came: what was
+	// read of its body is read again. It is called when the body's beginning is
+	// here, or none is to come.
 	Decoy http.Handler
 
 	// Engines are the names of the engines that sessions may use.
@@ -150,22 +146,9 @@ func (s *Server) Stats() Stats {
 	return Stats{n, s.budget.held.bytes(), s.opened.Load(), s.refused.Load(), s.expired.Load(), s.crowded.Load()}
 }
 
-// ServeHTTP answers clients' requests and leaves all others to the decoy.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method == http.MethodPost {
-		last := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
-		if id, err := handshake.ParseID(last); err == nil {
-			if s.serve(w, r, id) {
-				return
-			}
-		}
-	}
-	s.cfg.Decoy.ServeHTTP(w, r)
-}
-
 // serve answers a request for session id. It returns false, and has not
 // answered, if the request does not show that a client made it.
-func (s *Server) serve(w http.ResponseWriter, r *http.Request, id handshake.ID) bool {
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, control *http.ResponseController, body *opening, id handshake.ID) bool {
 	s.mu.Lock()
 	sess, closed := s.sessions[id], s.closed
 	s.mu.Unlock()
@@ -173,17 +156,15 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, id handshake.ID) 
 	if closed || sess == nil && !id.IsFor(s.public, time.Now()) {
 		return false
 	}
-	control := http.NewResponseController(w)
-	body := bufio.NewReaderSize(r.Body, 64) // enough to look at the beginning
 	if sess == nil {
-		control.SetReadDeadline(time.Now().Add(helloPatience)) //nolint:errcheck // in tests there is no connection
-		sess, ask := s.hello(r, body, id)
+		sess, ask := s.hello(r, body.whole(), id)
 		if sess == nil {
 			return false
 		}
 		if ask.Stream == 0 || sess.refused {
 			ask.Stream = firstStream + rand.N(firstStream/2)
 		}
+		body.freed(control)
 		sess.reply(r.Context(), w, sess.answer, 0, ask)
 		return true
 	}
@@ -197,16 +178,9 @@ func (s *Server) clientAddr(r *http.Request) netip.Addr {
 	return s.cfg.ClientAddr(r)
 }
 
-// hello opens a session if the body is its first message, and returns what that
-// asks of the answer.
-func (s *Server) hello(r *http.Request, body io.Reader, id handshake.ID) (sess *Session, ask wire.Head) {
-	if r.ContentLength > handshake.MaxMessage1 {
-		return nil, ask
-	}
-	msg, err := io.ReadAll(io.LimitReader(body, handshake.MaxMessage1+1))
-	if err != nil || len(msg) < handshake.MinMessage1 {
-		return nil, ask
-	}
+// hello opens a session if msg is its first message, and returns what that asks
+// of the answer.
+func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Session, ask wire.Head) {
 	responder, hello, err := handshake.Respond(s.cfg.Key, id, msg)
 	if err != nil {
 		s.log.Debug("not a first message for this server", "err", err)

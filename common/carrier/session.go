@@ -1,7 +1,6 @@
 package carrier
 
 import (
-	"bufio"
 	"context"
 	"io"
 	"net/http"
@@ -142,24 +141,23 @@ func (s *Session) busy(n int) {
 }
 
 // serve answers a request of an open session.
-func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.ResponseController, body *bufio.Reader) bool {
+func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.ResponseController, body *opening) bool {
 	s.busy(1)
 	defer s.busy(-1)
 	extend := func() {
 		control.SetReadDeadline(time.Now().Add(bodyPatience)) //nolint:errcheck // in tests there is no connection
 	}
-	extend()
 	s.mu.Lock()
 	confirmed := s.confirmed
 	s.mu.Unlock()
 	if !confirmed {
-		begin, _ := body.Peek(handshake.EphemeralSize)
-		if string(begin) == string(s.ephemeral[:]) {
+		if body.beginsWith(s.ephemeral[:]) {
 			// The first message again. That it is the same one needs no proof:
 			// the answer is of use only to who made it.
-			if _, err := io.Copy(io.Discard, io.LimitReader(body, handshake.MaxMessage1)); err != nil {
+			if body.whole() == nil {
 				return false
 			}
+			body.freed(control)
 			s.note(s.server.clientAddr(r))
 			s.reply(r.Context(), w, s.answer, 0, wire.Head{Limit: maxAnswer})
 			return true
@@ -172,7 +170,7 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 	if !ours {
 		return false
 	}
-	control.SetReadDeadline(time.Time{}) //nolint:errcheck // likewise
+	body.freed(control)
 	s.note(s.server.clientAddr(r))
 	s.mu.Lock()
 	repeated := !s.seen.Add(head.Exchange)
@@ -188,7 +186,7 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 
 // takeIn takes in a request's body and returns its first head. ours is false
 // if the body does not begin with a head of this session.
-func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours bool) {
+func (s *Session) takeIn(body *opening, extend func()) (first wire.Head, ours bool) {
 	s.link.held.add(unitCost)
 	buf := newBuffer()
 	defer func() {
@@ -233,6 +231,7 @@ func (s *Session) takeIn(body io.Reader, extend func()) (first wire.Head, ours b
 		}
 		if !ours {
 			ours = true
+			body.admit()
 			s.confirm()
 			first = head
 			first.Acks, first.Ended = wire.Set{}, wire.Set{}
