@@ -159,6 +159,7 @@ func (s *Server) endForRoom(sess *Session) {
 		"session", sess.Name(), "bytes", sess.link.held.bytes(), "all", s.budget.held.bytes())
 	sess.end(wire.CloseRoom)
 	sess.link.drop()
+	sess.answers.hurry(false)
 }
 
 // seldom warns of each thing once in a while. The zero value has warned of

@@ -165,7 +165,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, control *http.Res
 			ask.Stream = firstStream + rand.N(firstStream/2)
 		}
 		body.freed(control)
-		sess.reply(r.Context(), w, sess.answer, 0, ask)
+		a := sess.answers.begin(control)
+		defer a.done()
+		sess.reply(r.Context(), w, a, sess.answer, 0, ask) //nolint:errcheck // the client asks again
 		return true
 	}
 	return sess.serve(w, r, control, body)
@@ -223,6 +225,7 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 		conn:      newConn(l, Addr(name), hello.Binding),
 		taker:     make(chan struct{}, 1),
 		gone:      make(chan struct{}),
+		answers:   newAnswers(&l.held),
 		lastSeen:  now,
 		client:    s.clientAddr(r), // before an engine can accept a stream
 	}

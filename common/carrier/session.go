@@ -22,10 +22,8 @@ const (
 	// another time. It is what a path that buffers costs a new session.
 	firstStream = 60 * time.Millisecond
 
-	// bodyPatience is how long a request's body may stand still.
-	bodyPatience = 30 * time.Second
-
-	// maxHold and maxAge bound what a client may ask for.
+	// maxHold and maxAge bound what a client may ask for: how long an answer may wait
+	// or be silent, and stay open.
 	maxHold = 2 * time.Minute
 	maxAge  = 10 * time.Minute
 
@@ -53,6 +51,7 @@ type Session struct {
 	link      *link
 	conn      *Conn
 	taker     chan struct{} // holds a token of the one answer that may take what comes next
+	answers   *answers
 	gone      chan struct{} // closed when the session is forgotten
 	greedy    atomic.Bool   // it has passed its share; see budget
 
@@ -62,7 +61,6 @@ type Session struct {
 	confirmed bool     // guarded by mu, like what follows
 	seen      wire.Set // exchanges of which a request has come
 	client    netip.Addr
-	requests  int // being answered
 	lastSeen  time.Time
 	ended     time.Time     // when either side ended it
 	finishing bool          // the client did
@@ -131,22 +129,10 @@ func (s *Session) note(from netip.Addr) {
 	}
 }
 
-// busy counts requests that are being answered. That it is the client who asks
-// is not known yet.
-func (s *Session) busy(n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.requests += n
-	s.link.held.add(n * requestCost)
-}
-
 // serve answers a request of an open session.
 func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.ResponseController, body *opening) bool {
-	s.busy(1)
-	defer s.busy(-1)
-	extend := func() {
-		control.SetReadDeadline(time.Now().Add(bodyPatience)) //nolint:errcheck // in tests there is no connection
-	}
+	a := s.answers.begin(control)
+	defer a.done()
 	s.mu.Lock()
 	confirmed := s.confirmed
 	s.mu.Unlock()
@@ -159,14 +145,14 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 			}
 			body.freed(control)
 			s.note(s.server.clientAddr(r))
-			s.reply(r.Context(), w, s.answer, 0, wire.Head{Limit: maxAnswer})
+			s.reply(r.Context(), w, a, s.answer, 0, wire.Head{Limit: maxAnswer}) //nolint:errcheck // it comes again
 			return true
 		}
 	}
 	if s.refused {
 		return false
 	}
-	head, ours := s.takeIn(body, extend)
+	head, ours := s.takeIn(body, a.mayRead)
 	if !ours {
 		return false
 	}
@@ -179,19 +165,21 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 		head.Hold, head.Stream = 0, 0
 		head.Limit = headRoom
 	}
-	s.reply(r.Context(), w, nil, head.Exchange, head)
-	s.note(netip.Addr{}) // it lived while it was answered
+	if s.reply(r.Context(), w, a, nil, head.Exchange, head) == nil {
+		s.note(netip.Addr{}) // it lived while it was answered
+	}
 	return true
 }
 
 // takeIn takes in a request's body and returns its first head. ours is false
 // if the body does not begin with a head of this session.
 func (s *Session) takeIn(body *opening, extend func()) (first wire.Head, ours bool) {
-	s.link.held.add(unitCost)
 	buf := newBuffer()
 	defer func() {
 		buf.release()
-		s.link.held.add(-unitCost)
+		if ours {
+			s.link.held.add(-unitCost)
+		}
 	}()
 	closing, end := false, uint64(0)
 	defer func() {
@@ -232,6 +220,7 @@ func (s *Session) takeIn(body *opening, extend func()) (first wire.Head, ours bo
 		if !ours {
 			ours = true
 			body.admit()
+			s.link.held.add(unitCost) // of buf
 			s.confirm()
 			first = head
 			first.Acks, first.Ended = wire.Set{}, wire.Set{}
@@ -244,8 +233,8 @@ func (s *Session) takeIn(body *opening, extend func()) (first wire.Head, ours bo
 }
 
 // reply answers exchange e as the request's head asks, with prefix before
-// everything else.
-func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byte, e uint64, ask wire.Head) {
+// everything else. An error says that the client took nothing for a while or is gone.
+func (s *Session) reply(ctx context.Context, w http.ResponseWriter, a *answering, prefix []byte, e uint64, ask wire.Head) error {
 	header := w.Header()
 	header.Set("Content-Type", s.looks.contentType)
 	header.Set("Cache-Control", s.looks.cacheControl)
@@ -255,29 +244,34 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, prefix []byt
 		limit = maxAnswer
 	}
 	limit -= headRoom
+	if ask.Stream > 0 || ask.Hold > 0 {
+		a.waits()
+	}
 	if ask.Stream > 0 {
 		if limit >= wire.MaxUnit { // no probe
 			s.relieve()
 		}
-		s.stream(ctx, w, prefix, e, min(ask.Stream, maxAge), max(ask.Quiet, minQuiet), limit)
-		return
+		a.wait = min(max(ask.Quiet, minQuiet), maxHold)
+		return s.stream(ctx, w, a, prefix, e, min(ask.Stream, maxAge), limit)
 	}
 	in := lanes{polls: maxAnswers / max(limit, minBody)} // as the client divides it
-	records := s.await(ctx, e, limit, in, min(ask.Hold, maxHold), s.relief())
+	records := s.await(ctx, a, e, limit, in, min(ask.Hold, maxHold), s.relief())
 	size := len(prefix) + sizeOf(records)
 	head := s.link.head(e, s.fields(), s.blur.pad(size))
 	header.Set("Content-Length", strconv.Itoa(size+len(head)))
 	// An answer that cannot be written is an exchange that has failed: the
 	// client reports it, and what was in it is repaired.
+	a.mayWrite()
 	w.Write(prefix) //nolint:errcheck
 	w.Write(head)   //nolint:errcheck
-	s.write(w, e, records)
+	return s.write(w, a, e, records)
 }
 
 // write writes records as exchange e's last ones so far.
-func (s *Session) write(w io.Writer, e uint64, records []*sentRecord) (err error) {
+func (s *Session) write(w io.Writer, a *answering, e uint64, records []*sentRecord) (err error) {
 	for _, r := range records {
 		if err == nil {
+			a.mayWrite()
 			_, err = w.Write(r.unit(s.link.send))
 		}
 		r.buf.release()
@@ -301,7 +295,7 @@ func (s *Session) fields() wire.Head {
 // await waits at most hold for records for exchange e. Of several answers that
 // wait only one, the taker, takes what comes; so each carries as much as there
 // is. It waits no longer when relieved is closed.
-func (s *Session) await(ctx context.Context, e uint64, limit int, in lanes, hold time.Duration, relieved <-chan struct{}) []*sentRecord {
+func (s *Session) await(ctx context.Context, a *answering, e uint64, limit int, in lanes, hold time.Duration, relieved <-chan struct{}) []*sentRecord {
 	if hold <= 0 {
 		return s.link.take(e, limit, in)
 	}
@@ -318,6 +312,8 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, in lanes, hold
 	case <-timer.C:
 		return nil
 	case <-relieved:
+		return nil
+	case <-a.displaced:
 		return nil
 	case <-ctx.Done():
 		return nil
@@ -351,6 +347,8 @@ func (s *Session) await(ctx context.Context, e uint64, limit int, in lanes, hold
 		case <-timer.C:
 		case <-relieved:
 			return nil
+		case <-a.displaced:
+			return nil
 		case <-ctx.Done():
 			return nil
 		case <-s.link.closed:
@@ -381,17 +379,19 @@ func (s *Session) relieve() {
 	}
 }
 
-// stream answers exchange e bit by bit, with prefix before everything else.
-func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []byte, e uint64, age, quiet time.Duration, limit int) {
+// stream answers exchange e bit by bit, with prefix before everything else. It is
+// never silent for longer than a.wait.
+func (s *Session) stream(ctx context.Context, w http.ResponseWriter, a *answering, prefix []byte, e uint64, age time.Duration, limit int) error {
 	control := http.NewResponseController(w)
 	end := time.Now().Add(age)
 	say := func(records []*sentRecord) error {
 		size := len(prefix) + sizeOf(records)
 		head := s.link.head(e, s.fields(), s.blur.pad(size))
 		limit -= size + len(head)
+		a.mayWrite()
 		_, err := w.Write(slices.Concat(prefix, head))
 		prefix = nil
-		if e := s.write(w, e, records); err == nil {
+		if e := s.write(w, a, e, records); err == nil {
 			err = e
 		}
 		if err == nil {
@@ -399,30 +399,31 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, prefix []by
 		}
 		return err
 	}
-	if say(nil) != nil { // the client sees at once whether answers arrive as they are written
-		return
+	if err := say(nil); err != nil { // the client sees at once whether answers arrive as they are written
+		return err
 	}
 	// A client that leaves no room for a record wants to see heads.
 	room := limit >= wire.MaxUnit
 	for !room || limit >= wire.MaxUnit {
 		left := time.Until(end)
 		if left <= 0 {
-			return
+			return nil
 		}
-		records := s.await(ctx, e, limit, lanes{}, min(left, below(quiet, quiet/4)), nil)
+		records := s.await(ctx, a, e, limit, lanes{}, min(left, below(a.wait, a.wait/4)), nil)
 		if ctx.Err() != nil {
 			for _, r := range records {
 				r.buf.release()
 			}
-			return
+			return nil
 		}
-		if len(records) == 0 && s.link.isUnheard(e) {
-			return
+		if len(records) == 0 && (s.link.isUnheard(e) || isClosed(a.displaced)) {
+			return nil
 		}
-		if say(records) != nil || isClosed(s.link.closed) || isClosed(s.gone) {
-			return
+		if err := say(records); err != nil || isClosed(s.link.closed) || isClosed(s.gone) {
+			return err
 		}
 	}
+	return nil
 }
 
 // end ends the session from this side: it still answers for a while, so that
@@ -483,6 +484,7 @@ func (s *Session) forget() {
 	s.mu.Unlock()
 	v.mu.Unlock()
 	s.link.drop()
+	s.answers.hurry(true)
 }
 
 // isOld tells whether the session's time has come.
@@ -492,10 +494,10 @@ func (s *Session) isOld(now time.Time) bool {
 	switch {
 	case !s.ended.IsZero() && now.Sub(s.ended) > farewellLife:
 		return true
-	case s.requests > 0:
-		return false
 	case !s.confirmed:
 		return now.Sub(s.lastSeen) > unconfirmedLife
+	case s.answers.count() > 0:
+		return false
 	}
 	return now.Sub(s.lastSeen) > Lifetime
 }

@@ -1,0 +1,213 @@
+package carrier
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"turbotunnel/common/wire"
+)
+
+// pipes is a listener in memory.
+type pipes chan net.Conn
+
+func (p pipes) Accept() (net.Conn, error) {
+	if c, ok := <-p; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (p pipes) Close() error   { return nil }
+func (p pipes) Addr() net.Addr { return Addr("pipe") }
+
+// serveWeb has Go's web server serve the world's server, and returns how to connect
+// to it. What is written waits until it is read.
+func (w *world) serveWeb() (dial func() net.Conn, stop func()) {
+	p := make(pipes)
+	web := &http.Server{Handler: w.server, Protocols: new(http.Protocols)}
+	web.Protocols.SetHTTP1(true)
+	web.Protocols.SetUnencryptedHTTP2(true)
+	go web.Serve(p)
+	dial = func() net.Conn {
+		client, server := net.Pipe()
+		p <- server
+		return client
+	}
+	return dial, func() { close(p); web.Close() }
+}
+
+// request2 sends a request by HTTP/2 to which the server may answer nothing but
+// heads of frames, and reads what comes.
+func request2(t *testing.T, c net.Conn, path string, body []byte) {
+	var block bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "x"}, {":path", path}} {
+		enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+	}
+	go io.Copy(io.Discard, c)
+	io.WriteString(c, http2.ClientPreface)
+	f := http2.NewFramer(c, nil)
+	f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true})
+	if err := f.WriteData(1, true, body); err != nil {
+		t.Error(err)
+	}
+}
+
+// A client that takes nothing of its answers holds nothing for longer than a session
+// lives, whatever it asked for.
+func TestStuckClient(t *testing.T) {
+	for _, version := range []string{"HTTP/1.1", "HTTP/2"} {
+		for name, ask := range map[string]wire.Head{
+			"stream":        {Stream: 10 * time.Minute, Quiet: time.Second, Limit: 256 << 20},
+			"silent stream": {Stream: 10 * time.Minute, Quiet: time.Hour, Limit: 256 << 20},
+			"poll":          {Hold: 2 * time.Minute, Limit: 1 << 20},
+			"answer":        {Limit: 1 << 20},
+		} {
+			t.Run(version+" "+name, func(t *testing.T) {
+				bubble(t, func(t *testing.T, w *world) {
+					time.Sleep(time.Second)
+					dial, stop := w.serveWeb()
+					defer stop()
+					c := w.raw(w.hello())
+					c.greet()
+					c.isOurs("a request", c.post(c.body(wire.Head{})))
+					session := <-w.accepted
+					go func() {
+						for session.link.put(make([]byte, 9000)) || !isClosed(session.link.closed) {
+							if _, err := session.Conn().WriteTo(make([]byte, 9000), nil); err != nil {
+								return
+							}
+						}
+					}()
+					conn := dial()
+					defer conn.Close()
+					body := c.body(ask)
+					path := "/any/path/" + c.id.String()
+					if version == "HTTP/2" {
+						request2(t, conn, path, body)
+					} else {
+						fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
+					}
+					began := time.Now()
+					time.Sleep(Lifetime + 2*janitorEvery)
+					w.empty(fmt.Sprintf("after %v", time.Since(began)))
+				})
+			})
+		}
+	}
+}
+
+// An answer of which a little is taken now and then goes on.
+func TestSlowClient(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		time.Sleep(time.Second)
+		dial, stop := w.serveWeb()
+		defer stop()
+		c := w.raw(w.hello())
+		c.greet()
+		session := <-w.accepted
+		for range 20 {
+			session.Conn().WriteTo(make([]byte, 9000), nil)
+		}
+		conn := dial()
+		defer conn.Close()
+		body := c.body(wire.Head{Limit: 1 << 20})
+		fmt.Fprintf(conn, "POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", c.id, len(body), body)
+		began, got := time.Now(), 0
+		for got < 20*9000 {
+			n, err := conn.Read(make([]byte, 4096))
+			if err != nil {
+				t.Fatalf("after %v and %d bytes: %v", time.Since(began), got, err)
+			}
+			got += n
+			time.Sleep(writePatience / 16) // an answer's record in a quarter of it
+		}
+	})
+}
+
+// Of many polls that wait only so many do, the newest; the others are answered at once.
+func TestManyPolls(t *testing.T) {
+	for name, ask := range map[string]wire.Head{
+		"polls":   {Hold: 2 * time.Minute, Limit: 1 << 20},
+		"streams": {Stream: 10 * time.Minute, Quiet: time.Minute, Limit: 1 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				time.Sleep(time.Second)
+				c := w.raw(w.hello())
+				c.greet()
+				<-w.accepted
+				var waiting atomic.Int64
+				const many = 3 * maxWaiting
+				ended := make(chan int, many)
+				for i := range many {
+					body := c.body(ask)
+					waiting.Add(1)
+					go func() {
+						r := httptest.NewRequest(http.MethodPost, "/"+c.id.String(), bytes.NewReader(body))
+						w.server.ServeHTTP(httptest.NewRecorder(), r)
+						waiting.Add(-1)
+						ended <- i
+					}()
+					synctest.Wait()
+				}
+				if n := waiting.Load(); n != maxWaiting {
+					t.Errorf("%d of %d wait, want %d", n, many, maxWaiting)
+				}
+				for i := range many - maxWaiting {
+					if n := <-ended; n != i {
+						t.Errorf("number %d was answered before number %d", n, i)
+					}
+				}
+				if held := w.server.Stats().Memory; held > sessionCost+(maxWaiting+1)*requestCost {
+					t.Errorf("%d bytes are held", held)
+				}
+			})
+		})
+	}
+}
+
+// Polls and bodies that stand still are counted as long as they are there, and do
+// not outlive a session that is ended for what it holds.
+func TestRequestsCount(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.restart(limits{maxUnconfirmed, maxSessions, 8 << 20})
+		time.Sleep(time.Second)
+		dial, stop := w.serveWeb()
+		defer stop()
+		c := w.raw(w.hello())
+		c.greet()
+		session := <-w.accepted
+		share := w.server.budget.share
+		var conns []net.Conn
+		for n := int64(0); n < share/(requestCost+unitCost)+2 && !isClosed(session.link.closed); n++ {
+			conn := dial()
+			conns = append(conns, conn)
+			body := c.body(wire.Head{}, "the beginning")
+			fmt.Fprintf(conn, "POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n%s", c.id, body)
+			synctest.Wait()
+		}
+		if !isClosed(session.link.closed) {
+			t.Errorf("%d requests hold %d bytes of %d", len(conns), session.link.held.bytes(), share)
+		}
+		time.Sleep(2 * lastWords)
+		if n := session.answers.count(); n != 0 {
+			t.Errorf("%d requests are left", n)
+		}
+		for _, conn := range conns {
+			conn.Close()
+		}
+	})
+}
