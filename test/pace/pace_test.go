@@ -1,6 +1,11 @@
+//go:build !race
+
 // Package pace tests how much of a path the whole tunnel uses, in the time of
 // synctest: processors are infinitely fast there, so what is seen is what round
 // trips cost, and it is the same in every run.
+//
+// It moves ten gigabytes, which takes eight times as long under the race
+// detector, and looks for no races: it is left out there.
 package pace
 
 import (
@@ -337,14 +342,11 @@ var rows = []row{
 }
 
 // TestPace: no change makes the tunnel use less of a path than it did. In short
-// tests and under the race detector fewer rows say so.
+// tests fewer rows say so.
 func TestPace(t *testing.T) {
 	for _, r := range rows {
 		t.Run(r.String(), func(t *testing.T) {
 			brief := r.rate < 50e6 && r.scheme == "https" && r.way == "streamed"
-			if raced && !brief {
-				t.Skip("takes long under the race detector")
-			}
 			if testing.Short() && (!brief || r.engine != engines.Default) {
 				t.Skip("takes long")
 			}
@@ -356,7 +358,7 @@ func TestPace(t *testing.T) {
 // TestPaceUsedStream: what an upload on a new stream of smux lacks is the round
 // trip in which its window comes. On a stream that has been used it lacks nothing.
 func TestPaceUsedStream(t *testing.T) {
-	if testing.Short() || raced {
+	if testing.Short() {
 		t.Skip("takes long")
 	}
 	for _, engine := range []string{"kcp-smux", "sctp"} {
@@ -379,7 +381,7 @@ func TestPaceUsedStream(t *testing.T) {
 
 // Streams that are open and say nothing take nothing away from a transfer.
 func TestPaceBesideIdle(t *testing.T) {
-	if testing.Short() || raced {
+	if testing.Short() {
 		t.Skip("takes long")
 	}
 	for _, engine := range []string{"kcp-smux", "sctp", "quic"} {

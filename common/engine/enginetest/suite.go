@@ -24,7 +24,9 @@ import (
 )
 
 // cases are the tests. Those that run anywhere need neither a fake clock nor a
-// path of their choice.
+// path of their choice, and each says something that only the network at hand can
+// show. What fills many windows or takes many rounds is proven once, in fake time:
+// over HTTP it took half of all the time of its package.
 var cases = []struct {
 	name     string
 	anywhere bool
@@ -53,9 +55,9 @@ var cases = []struct {
 	{"SmallQueue", false, 0, testSmallQueue},
 	{"Stalls", false, 0, testStalls},
 	{bulk, true, 0, testBulk},
-	{"ThousandStreams", true, many, testThousandStreams},
+	{"ThousandStreams", false, many, testThousandStreams},
 	{"ManyAtOnce", true, many, testManyAtOnce},
-	{"StalledStream", true, many, testStalledStream},
+	{"StalledStream", false, many, testStalledStream},
 	{"ResetLeavesOthers", true, many, testResetLeavesOthers},
 	{"SingleStream", true, 1, testSingleStream},
 }
@@ -824,8 +826,8 @@ func testBulk(t *testing.T, on setup) {
 		outage time.Duration
 		clean  bool
 	}{
-		{name: "AtOnce", size: size, clean: true},
-		{name: "Delay", path: Path{Delay: delay}, size: size, clean: true},
+		{name: "AtOnce", size: 16 << 20, clean: true},
+		{name: "Delay", path: Path{Delay: delay}, size: size, clean: true}, // numbers of 16 bits would not do
 		{name: "Slow", path: Path{Delay: delay, Rate: 1 << 20, Queue: 128 << 10}, size: 8 << 20, clean: true},
 		{name: "Repaired", path: Path{Delay: delay, Loss: 0.01, Repair: 150 * time.Millisecond}, size: 16 << 20, clean: true},
 		{name: "Loss", path: Path{Delay: delay, Loss: 0.05}, size: 16 << 20},
