@@ -76,15 +76,12 @@ func NewSet(cfgs []Config, log *slog.Logger) (*Set, error) {
 // Name is the domain of the front that carries, or did last.
 func (s *Set) Name() string { return s.carrier().front.Name() }
 
-// MaxInFlight is that of the front that carries, or did last.
-func (s *Set) MaxInFlight() int { return s.carrier().front.MaxInFlight() }
-
 // Slots is how many exchanges each of so many users of the Set may have under
-// way at once, at least 1. crowded says that there are fewer than two for each,
-// so that they have to take turns. Both change with the front and the number of
-// users.
+// way at once, at least 1, by the front that carries, or did last. crowded says
+// that there are fewer than two for each, so that they have to take turns. Both
+// change with the front and the number of users.
 func (s *Set) Slots(users int) (each int, crowded bool) {
-	each = s.MaxInFlight() / max(1, users)
+	each = s.carrier().front.MaxInFlight() / max(1, users)
 	return max(1, each), each < 2
 }
 

@@ -173,8 +173,8 @@ func TestSetPrefersFirst(t *testing.T) {
 		if n := x.sites["a"].dials.Load() + 10*x.sites["b"].dials.Load() + 10*x.sites["c"].dials.Load(); n != 1 {
 			t.Errorf("dials %d", n)
 		}
-		if n := x.set.MaxInFlight(); n != maxStreams {
-			t.Errorf("MaxInFlight is %d", n)
+		if n, _ := x.set.Slots(1); n != maxStreams {
+			t.Errorf("room for %d exchanges", n)
 		}
 		x.logged(`msg="using a front" front=a.example number=1/3`)
 	})
@@ -691,8 +691,8 @@ func TestNewSetRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Name() != originName || s.MaxInFlight() != maxConns {
-		t.Errorf("%s, %d", s.Name(), s.MaxInFlight())
+	if n, _ := s.Slots(1); s.Name() != originName || n != maxConns {
+		t.Errorf("%s, %d", s.Name(), n)
 	}
 	s.Close()
 }
