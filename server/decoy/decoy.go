@@ -8,8 +8,9 @@
 // spelling and the answers to malformed HTTP are net/http's, which a handler
 // cannot change.
 //
-// Files are answered for from the head of the request alone, as nginx does. A
-// body for another site is passed on within limits of size and time.
+// A request is answered when all of its body is here, within limits of size and
+// time, as by an nginx that passes requests on: what is said of a request that
+// may be a client's can be said only then, and others must not differ.
 package decoy
 
 import (
@@ -42,7 +43,6 @@ const (
 // for concurrent use.
 type Decoy struct {
 	site  http.Handler
-	files bool // site answers from the head
 	close func() error
 }
 
@@ -53,7 +53,7 @@ type Decoy struct {
 func New(spec string, modified time.Time, log *slog.Logger) (*Decoy, error) {
 	switch {
 	case spec == "":
-		return &Decoy{site: placeholder(modified), files: true, close: func() error { return nil }}, nil
+		return &Decoy{site: placeholder(modified), close: func() error { return nil }}, nil
 	case strings.Contains(spec, "://"):
 		target, err := url.Parse(spec)
 		if err != nil {
@@ -74,7 +74,7 @@ func New(spec string, modified time.Time, log *slog.Logger) (*Decoy, error) {
 	if _, err := root.Stat("index.html"); err != nil {
 		log.Warn("the decoy folder has no index.html: / answers 403 Forbidden", "folder", spec)
 	}
-	return &Decoy{site: folder(root), files: true, close: root.Close}, nil
+	return &Decoy{site: folder(root), close: root.Close}, nil
 }
 
 // Close releases the folder or the connections to the other site.
@@ -82,42 +82,47 @@ func (d *Decoy) Close() error { return d.close() }
 
 // ServeHTTP answers r. A peer that is slow to send or to receive is cut.
 func (d *Decoy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	rc := http.NewResponseController(w)
-	body := r.ContentLength != 0
-	if body {
-		_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
-	}
-	// net/http/1 would swallow up to 256 KB of the body before it sends the
-	// answer, where nginx answers for a file from the head.
-	ahead := body && d.files && r.ProtoMajor == 1 && rc.EnableFullDuplex() == nil
-
-	b := &boundedWriter{ResponseWriter: w, rc: rc}
+	b := &boundedWriter{ResponseWriter: w, rc: http.NewResponseController(w)}
 	b.extend()
 	switch {
 	case !saneTarget(r):
-		w.Header().Set("Connection", "close")
-		errorPage(b, r, http.StatusBadRequest)
+		refuse(b, r, http.StatusBadRequest)
 	case r.ContentLength > maxBody:
-		w.Header().Set("Connection", "close")
-		errorPage(b, r, http.StatusRequestEntityTooLarge)
+		refuse(b, r, http.StatusRequestEntityTooLarge)
 	default:
 		d.site.ServeHTTP(b, r)
-		if ahead && r.Header.Get("Expect") == "" {
-			_ = rc.Flush()
-			swallow(r.Body)
-		}
 	}
 }
 
-// swallow reads what is left of a body after the answer. net/http would do it,
-// but in full-duplex mode it then starts its watch for the end of the
-// connection too late, and panics at the next request. A body that does not
-// end takes the connection with it: what is left of it must not be parsed as a
-// request, which a proxy in front may have sent for somebody else.
-func swallow(body io.Reader) {
-	if n, err := io.CopyN(io.Discard, body, maxBody+1); err != io.EOF || n > maxBody {
-		panic(http.ErrAbortHandler)
+// receive writes r's body to to, and returns the status with which the request
+// must be refused, or 0. It does not return if the body stands still or is cut:
+// nginx then closes the connection without a word.
+func receive(r *http.Request, rc *http.ResponseController, to io.Writer) (status int) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return 0
 	}
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+	n, err := io.Copy(to, io.LimitReader(r.Body, maxBody+1))
+	switch {
+	case n > maxBody:
+		return http.StatusRequestEntityTooLarge
+	case errors.Is(err, errNoRoom):
+		return http.StatusServiceUnavailable
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, io.ErrUnexpectedEOF):
+		panic(http.ErrAbortHandler)
+	case err != nil: // not HTTP
+		return http.StatusBadRequest
+	}
+	_ = rc.SetReadDeadline(time.Time{})
+	return 0
+}
+
+// refuse answers a request whose body was not read to its end, which takes the
+// connection with it: what is left of it must not be parsed as a request, which
+// a proxy in front may have sent for somebody else.
+func refuse(w http.ResponseWriter, r *http.Request, status int) {
+	w.Header().Set("Connection", "close")
+	errorPage(w, r, status)
 }
 
 // boundedWriter renews the deadline at each Write, so that a peer which takes

@@ -73,6 +73,10 @@ func folder(root *os.Root) http.Handler {
 
 // ServeHTTP answers as nginx serves static files.
 func (open opener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if status := receive(r, http.NewResponseController(w), io.Discard); status != 0 {
+		refuse(w, r, status)
+		return
+	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodPost:
 	default:
