@@ -19,6 +19,8 @@ func TestConformance(t *testing.T) { enginetest.Run(t, Engine{}) }
 
 func TestEarly(t *testing.T) { enginetest.RunEarly(t, Engine{}) }
 
+func TestAccount(t *testing.T) { enginetest.RunAccount(t, Engine{}) }
+
 func BenchmarkEngine(b *testing.B) { enginetest.Benchmark(b, Engine{}) }
 
 // plain is how a smux of somebody else's is set up.

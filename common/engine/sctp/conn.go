@@ -44,10 +44,13 @@ type conn struct {
 	buf  *[maxMessage]byte // of a message that Read has begun, from the pool; its one caller's
 	rest []byte            // what is left of that; the same
 
-	mu   sync.Mutex // guards what follows
-	peer net.Addr   // where to write to; nil until it is known
-	err  error      // why the session has ended; nil: it has not
-	read uint32     // messages that Read has taken
+	parts []byte // chunks that the library is to be given one by one; its reader's
+
+	mu   sync.Mutex        // guards what follows
+	peer net.Addr          // where to write to; nil until it is known
+	err  error             // why the session has ended; nil: it has not
+	read uint32            // messages that Read has taken
+	came [seen / 64]uint64 // a bit for each message that has come and Read has not taken, by its number
 	out  outgoing
 	ack  waitingAck
 }
@@ -57,12 +60,13 @@ type conn struct {
 // below next were given to it. The conn's mutex guards it.
 type outgoing struct {
 	una, sent, next uint32
-	reported        uint32 // the highest TSN that is known to have arrived before its turn
-	staged          []byte // a message that is not full, from the pool; nil: none
-	held            bool   // what is staged waits for more
-	unsent          int    // bytes that the library has and the carrier has not taken
-	batch           int    // of them, in the packet that is being written
-	waits           bool   // somebody was refused and has not been told of room
+	sizes           []uint16 // of the messages from una to next, in bytes; nil: there are none
+	reported        uint32   // the highest TSN that is known to have arrived before its turn
+	staged          []byte   // a message that is not full, from the pool; nil: none
+	held            bool     // what is staged waits for more
+	unsent          int      // bytes that the library has and the carrier has not taken
+	batch           int      // of them, in the packet that is being written
+	waits           bool     // somebody was refused and has not been told of room
 }
 
 // newConn starts one side of an association over pc. Both sides are clients for
@@ -89,6 +93,7 @@ func newConn(pc engine.Carrier, client bool) (*conn, error) {
 	if err == nil {
 		c.stream, err = c.assoc.OpenStream(0, sctp.PayloadTypeUnknown)
 	}
+	c.pc.Hold(sessionCost)
 	if err == nil {
 		c.spare, err = c.assoc.OpenStream(1, sctp.PayloadTypeUnknown)
 	}
@@ -127,10 +132,11 @@ func (c *conn) Read(p []byte) (int, error) {
 		return c.take(p), nil
 	}
 	n, err := c.stream.Read(p) // an idle session waits without memory for a message
+	size := n
 	if errors.Is(err, io.ErrShortBuffer) {
 		c.buf = messages.Get().(*[maxMessage]byte)
-		n, err = c.stream.Read(c.buf[:])
-		c.rest = c.buf[:n]
+		size, err = c.stream.Read(c.buf[:])
+		c.rest = c.buf[:size]
 		n = c.take(p)
 	}
 	c.mu.Lock()
@@ -139,7 +145,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		c.fail(err) // the association ends because the session has, or on its own
 		return 0, c.err
 	}
-	c.read++
+	c.took(size)
 	return n, nil
 }
 
@@ -253,6 +259,8 @@ func (c *conn) flush() {
 func (c *conn) give(message []byte) {
 	c.out.next++
 	c.out.unsent += len(message)
+	c.out.sizes = append(c.out.sizes, uint16(len(message)))
+	c.pc.Hold(outCost(len(message)))
 	if _, err := c.stream.Write(message); err != nil {
 		c.fail(err)
 	}

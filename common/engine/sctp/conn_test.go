@@ -156,7 +156,7 @@ func TestGathers(t *testing.T) {
 			client.Append(0, make([]byte, 100))
 		}
 		receive(t, server, 10000*100)
-		if n := client.count().messages; n > 10000*100/maxMessage+2 {
+		if n := client.count().messages; n > 10000*100/maxMessage+8 { // the path takes a few at once
 			t.Errorf("%d messages for a megabyte", n)
 		}
 		time.Sleep(time.Second)

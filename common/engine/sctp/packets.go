@@ -1,6 +1,7 @@
 package sctp
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -9,13 +10,14 @@ import (
 
 const (
 	// A round trip divided by ackShare lies between two packets that only
-	// acknowledge, and ackPause at most: far less than the two round trips after
+	// acknowledge, minAckPause at least and maxAckPause at most: far less than the two round trips after
 	// which the other side sends again. The library writes one for each second
 	// packet that arrives: in TestAcknowledgements 773 in a round trip, and now 8.
 	// Over HTTP each is a request, which all else that the client has to say
 	// would wait for.
-	ackShare = 8
-	ackPause = 25 * time.Millisecond
+	ackShare    = 8
+	minAckPause = time.Millisecond
+	maxAckPause = 25 * time.Millisecond
 )
 
 // packets is what the library takes for its connection. It keeps account of what
@@ -40,16 +42,21 @@ func (p packets) RemoteAddr() net.Addr { return p.c.RemoteAddr() }
 
 // Read implements net.Conn. It fails when the session has ended.
 func (p packets) Read(b []byte) (int, error) {
-	for {
+	for len(p.c.parts) == 0 {
 		n, addr, err := p.ReadFrom(b)
 		ok, err := p.c.arrived(b[:max(n, 0)], addr, err)
 		if err != nil {
 			return 0, err
 		}
-		if ok {
+		if ok && len(p.c.parts) == 0 {
 			return n, nil
 		}
 	}
+	_, rest := nextChunk(p.c.parts)
+	n := copy(b, farewell[:packetHeaderSize]) // the header of any packet
+	n += copy(b[n:], p.c.parts[:len(p.c.parts)-len(rest)])
+	p.c.parts = rest
+	return n, p.c.Err()
 }
 
 // Write implements net.Conn. The library's writer alone calls it.
@@ -103,7 +110,11 @@ func (c *conn) arrived(p []byte, addr net.Addr, err error) (bool, error) {
 	if c.peer == nil {
 		c.peer = addr
 	}
-	return c.err == nil && c.admit(p), c.err
+	if c.err != nil || !c.admit(p) {
+		return false, c.err
+	}
+	c.file(p)
+	return true, nil
 }
 
 // depart takes note of what is in a packet that the library wants to write, and
@@ -186,6 +197,50 @@ func (c *conn) admitData(chunk []byte) bool {
 		binary.BigEndian.Uint32(chunk[12:]) == 0 && int32(number-c.read) < maxAhead
 }
 
+// file takes note of the messages in a packet that is admitted. The library keeps
+// the whole packet until the last of them was read. So if they do not follow one
+// on the other, it is given them one by one, or a byte far ahead would keep what
+// was read in its place.
+func (c *conn) file(p []byte) {
+	scattered, last := false, uint32(0)
+	for rest := p[packetHeaderSize:]; len(rest) > 0; {
+		var chunk []byte
+		if chunk, rest = nextChunk(rest); chunk[0] != chunkData {
+			return
+		}
+		number := binary.BigEndian.Uint32(chunk[4:]) - firstTSN
+		scattered = scattered || last != 0 && number != last+1
+		last = number
+		word, bit := &c.came[number%seen/64], uint64(1)<<(number%64)
+		if int32(number-c.read) >= 0 && *word&bit == 0 {
+			*word |= bit
+			c.pc.Hold(inCost(len(chunk) - dataHeaderSize))
+		}
+	}
+	if scattered {
+		c.parts = bytes.Clone(p[packetHeaderSize:])
+	}
+}
+
+// took takes note of a message that Read has taken.
+func (c *conn) took(size int) {
+	c.came[c.read%seen/64] &^= 1 << (c.read % 64)
+	c.read++
+	c.pc.Hold(-inCost(size))
+}
+
+// acknowledged takes note of the fact that all before una have arrived.
+func (o *outgoing) acknowledged(una uint32) (freed int) {
+	n := una - o.una
+	for _, size := range o.sizes[:n] {
+		freed += outCost(int(size))
+	}
+	if o.una, o.sizes = una, o.sizes[n:]; len(o.sizes) == 0 {
+		o.sizes = nil
+	}
+	return freed
+}
+
 // admitSack tells whether a SACK speaks of what was sent, and of each at most
 // once, because the library goes through all of it. If so it takes note.
 func (c *conn) admitSack(chunk []byte) bool {
@@ -214,7 +269,7 @@ func (c *conn) admitSack(chunk []byte) bool {
 		o.reported = cumulative + top
 	}
 	if int32(cumulative+1-o.una) > 0 {
-		o.una = cumulative + 1
+		c.pc.Hold(-o.acknowledged(cumulative + 1))
 		c.pump()
 	}
 	return true
@@ -250,7 +305,7 @@ func (c *conn) holds(p []byte) bool {
 	}
 	now := time.Now()
 	rtt := time.Duration(c.assoc.SRTT() * float64(time.Millisecond)) // 0: there is none yet
-	wait := c.ack.last.Add(min(rtt/ackShare, ackPause)).Sub(now)
+	wait := c.ack.last.Add(min(max(rtt/ackShare, minAckPause), maxAckPause)).Sub(now)
 	if wait <= 0 {
 		c.ack.packet, c.ack.last = nil, now // what waits is in p, too
 		return false

@@ -71,11 +71,18 @@ const (
 	// bytes, takes 33 million messages of one byte, and sorts them all for each.
 	maxAhead = 2 * maxOutstanding
 
+	// seen is a power of two above maxAhead: a bit for each message that may be held.
+	seen = 8192
+
 	// receiveBuffer in bytes is SCTP's own receive window, which stops a side
 	// whose session is not read (see maxHeld in package mux). It holds more than
 	// maxOutstanding messages, so that it stops no retransmission, and fewer than
 	// maxAhead.
 	receiveBuffer = 32 << 20
+
+	// sessionCost is what a session takes in bytes, beside what it does in package
+	// mux: three goroutines, a buffer for packets, and timers (TestSessionCost).
+	sessionCost = 38 << 10
 
 	// minWindow is the floor of SCTP's congestion window in bytes. The carrier
 	// below has its own congestion control and blocks; what it loses it repairs.
@@ -122,6 +129,13 @@ var (
 		sctp.WithRTOMax(maxTimeout),
 	}
 )
+
+// inCost is what the library takes for a message that was not read, in bytes, and
+// outCost for one that was not acknowledged, of which it has two copies
+// (TestHeldIsMemory, TestHeldUnacknowledged). It drops what was read a little
+// late: a quarter as many messages as wait, and 192, may be held beyond that.
+func inCost(size int) int  { return size + 275 }
+func outCost(size int) int { return 2*size + 230 }
 
 func token(tag uint32) []byte {
 	p := []byte{1, 0, 0, 28} // INIT, 28 bytes

@@ -19,6 +19,8 @@ import (
 
 func TestConformance(t *testing.T) { enginetest.Run(t, Engine{}) }
 
+func TestAccount(t *testing.T) { enginetest.RunAccount(t, Engine{}) }
+
 func BenchmarkEngine(b *testing.B) { enginetest.Benchmark(b, Engine{}) }
 
 // TestWire: what both sides write is what the package comment says, to which
@@ -303,6 +305,9 @@ func FuzzPackets(f *testing.F) {
 		}
 		server.mu.Lock()
 		defer server.mu.Unlock()
+		if held := b.Held() - sessionCost; held < 0 || held > 3*outCost(11)+inCost(1)*len(p) {
+			t.Errorf("%d bytes are held", held)
+		}
 		if o := server.out; int32(o.sent-o.una) < 0 || int32(o.next-o.sent) < 0 {
 			t.Errorf("una %d, sent %d, next %d", o.una, o.sent, o.next)
 		}

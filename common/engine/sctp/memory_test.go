@@ -1,0 +1,140 @@
+//go:build !race
+
+// The race detector has other buffers than the program without it.
+
+package sctp
+
+import (
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"turbotunnel/common/engine/enginetest"
+)
+
+// memory is what the heap and the stacks hold, but for pools.
+func memory() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
+
+// settled waits until the library has been given n bytes more than before.
+func settled(c *conn, n int) {
+	for int(c.assoc.BytesReceived()) < n {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// drain reads and throws away what comes.
+func drain(a *enginetest.Conn) {
+	for p := make([]byte, 9000); ; {
+		if _, _, err := a.ReadFrom(p); err != nil {
+			return
+		}
+	}
+}
+
+func expectCost(t *testing.T, held, grown int64) {
+	t.Helper()
+	t.Logf("%d held, memory has grown by %d", held, grown)
+	if f := float64(held) / float64(grown); f < 0.75 || f > 1.25 {
+		t.Errorf("%d held, memory has grown by %d: %.2f", held, grown, f)
+	}
+}
+
+// TestHeldIsMemory: what the account says is what is held, within a quarter.
+func TestHeldIsMemory(t *testing.T) {
+	for name, test := range map[string]struct {
+		first, step, size int
+	}{
+		"unread":               {0, 1, maxMessage},
+		"unread, of a byte":    {0, 1, 1},
+		"out of order":         {1, 1, maxMessage},
+		"out of order, a byte": {1, 1, 1},
+		"every second, a byte": {1, 2, 1},
+		"every second, 100":    {1, 2, 100},
+		"out of order, 1000":   {1, 1, 1000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+			server := newEnd(t, b, false)
+			go drain(a)
+			time.Sleep(10 * time.Millisecond)
+			before, idle := memory(), b.Held()
+			sent := 0
+			message := strings.Repeat("x", test.size)
+			for i := test.first; i < maxOutstanding && sent < 24<<20; i += test.step {
+				p := packet(data(firstTSN+uint32(i), message))
+				sent += len(p)
+				a.WriteTo(p, a.RemoteAddr())
+			}
+			settled(server, sent)
+			time.Sleep(10 * time.Millisecond)
+			expectCost(t, int64(b.Held()-idle), memory()-before)
+			a.Close()
+		})
+	}
+}
+
+// TestHeldScattered: a byte far ahead does not keep the packet that it came in,
+// but for those that the library forgets late, see inCost.
+func TestHeldScattered(t *testing.T) {
+	a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+	server := newEnd(t, b, false)
+	go drain(a)
+	message := strings.Repeat("x", maxMessage-100)
+	before, idle := memory(), b.Held()
+	const packets = 2000
+	for i := range packets {
+		far := data(firstTSN+uint32(packets+1+i), "x")
+		a.WriteTo(packet(data(firstTSN+uint32(i), message), far), a.RemoteAddr())
+		receive(t, server, len(message))
+	}
+	held, grown := int64(b.Held()-idle), memory()-before
+	late := int64(packets/4+192) * mtu
+	t.Logf("%d held, memory has grown by %d", held, grown)
+	if held != packets*int64(inCost(1)) || grown > held+late {
+		t.Errorf("%d held, memory has grown by %d", held, grown)
+	}
+	a.Close()
+}
+
+// TestHeldUnacknowledged: what was sent and not acknowledged is held, too, and
+// nothing when all was.
+func TestHeldUnacknowledged(t *testing.T) {
+	for _, size := range []int{1, 1000, maxMessage} {
+		a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		server := newEnd(t, b, false)
+		time.Sleep(10 * time.Millisecond)
+		before, idle := memory(), b.Held()
+		for range 1000 {
+			server.Append(0, make([]byte, size))
+			for server.Waiting() > 0 {
+				time.Sleep(10 * time.Microsecond)
+			}
+			a.ReadFrom(make([]byte, 9000))
+		}
+		expectCost(t, int64(b.Held()-idle), memory()-before)
+		a.WriteTo(packet(sack(1000)), a.RemoteAddr())
+		for b.Held() != idle {
+			time.Sleep(time.Millisecond)
+		}
+		a.Close()
+	}
+}
+
+// TestSessionCost: what an idle session takes is what its price says.
+func TestSessionCost(t *testing.T) {
+	const sessions = 50
+	before := memory()
+	for range sessions {
+		_, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		newEnd(t, b, false)
+	}
+	time.Sleep(10 * time.Millisecond)
+	expectCost(t, sessions*sessionCost, memory()-before)
+}
