@@ -33,21 +33,16 @@
 // QUIC cannot be had without TLS. Below, the carrier has sealed the session
 // already: both its ends know by its keys that they talk to each other. TLS
 // must not weaken that, and need not add to it. So nothing here asks a person,
-// reads a file, or looks at a clock. If the PacketConn has a method
+// reads a file, or looks at a clock. From the carrier's Binding, a secret that only
+// the two ends of the sealed session know, both sides derive the same Ed25519 key
+// and prove by a certificate each that they hold it: QUIC's two ends are then the
+// sealed session's two ends. Everything else in a certificate (names, times,
+// issuer) says nothing and is ignored.
 //
-//	Binding() []byte
-//
-// that returns a secret which only the two ends of the sealed session know,
-// both sides derive the same Ed25519 key from it and prove by a certificate
-// each that they hold it: QUIC's two ends are then the sealed session's two
-// ends. Everything else in a certificate (names, times, issuer) says nothing
-// and is ignored.
-//
-// Without that method, or if it returns nothing, the key is the same for
-// everybody: TLS then encrypts but authenticates nobody. This is safe only over
-// a PacketConn that authenticates its datagrams by itself, as the carrier does,
-// and on a test bench. It must never be used over a bare network, where anybody
-// can stand between the two.
+// If there is no binding the key is the same for everybody: TLS then encrypts but
+// authenticates nobody. This is safe only over a carrier that authenticates its
+// datagrams by itself, and on a test bench; never over a bare network, where
+// anybody can stand between the two.
 package quic
 
 import (
@@ -83,25 +78,15 @@ const (
 	// told of a quarter at a time.
 	maxWindow = 24 << 20
 
-	// congestionWindow is what may be on its way in bytes. The library keeps
-	// account of 20000 packets (MaxOutstandingSentPackets in its
-	// internal/protocol).
-	congestionWindow = 20000 * packetSize
-
-	// firstWindow is the same for a path that has not shown yet whether it loses
-	// or reorders. The library ends a connection when what has arrived has 1000
-	// gaps (MaxStreamFrameSorterGaps); 3500 packets in random order have 875
-	// when half of them have arrived.
-	firstWindow = 3500 * packetSize
-
 	// sessionWindow is how many bytes the streams of a session may hold unread.
 	// When it is used up every stream stands still, so it must not be reached
 	// by streams whose readers have stopped: 21 that were never read, or 10
 	// that were read at full speed before.
 	sessionWindow = 256 << 20
 
-	// maxStreams is how many streams a client may have open at a time.
-	maxStreams = 4096
+	// maxStreams is how many streams a client may have open at a time. Open waits
+	// for the next one.
+	maxStreams = 256
 )
 
 // config is the same on both sides. The library does not change it.

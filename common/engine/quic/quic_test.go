@@ -516,8 +516,8 @@ func TestOpeningTravelsWithData(t *testing.T) {
 	})
 }
 
-// TestTooManyStreams: the limit is the same before and after the handshake,
-// and a stream that is over makes room for another.
+// TestTooManyStreams: the limit is the same before and after the handshake, and
+// Open waits there until a stream is over, its context ends, or the session.
 func TestTooManyStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := bind("", "")
@@ -526,20 +526,34 @@ func TestTooManyStreams(t *testing.T) {
 		for range maxStreams {
 			streams = append(streams, open(t, client))
 		}
-		for range 2 {
-			if _, err := client.Open(context.Background()); !errors.Is(err, errTooMany) {
-				t.Errorf("Open: %v; want %v", err, errTooMany)
+		for range 2 { // before the handshake, and after it
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := client.Open(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Open: %v; want %v", err, context.DeadlineExceeded)
 			}
-			streams = append(streams, accept(t, server)) // after the handshake
 		}
+		accepted := accept(t, server)
+		opened := make(chan error, 1)
+		next := func() {
+			_, err := client.Open(context.Background())
+			opened <- err
+		}
+		go next()
 		streams[0].Close()
-		accepted := streams[maxStreams]
 		if _, err := io.ReadAll(accepted); err != nil {
 			t.Error(err)
 		}
 		accepted.Close()
-		time.Sleep(time.Second)
-		open(t, client)
+		if err := <-opened; err != nil {
+			t.Error(err)
+		}
+		go next()
+		synctest.Wait()
+		client.lost(errOpening)
+		if err := <-opened; !errors.Is(err, errOpening) {
+			t.Errorf("Open on a session that ends: %v", err)
+		}
 	})
 }
 

@@ -17,19 +17,9 @@ import (
 // up telling the other side.
 const farewellTime = 100 * time.Millisecond
 
-// reopenAfter is how long the window stays small after a loss. On the carrier
-// losses are rare and long over then; a bare network that loses all the time
-// gets the library's congestion control for most of it.
-const reopenAfter = time.Second
-
-// proof is how many packets are sent without a loss before firstWindow becomes
-// congestionWindow: half of them have arrived by then.
-const proof = 2 * firstWindow / packetSize
-
 var (
 	errServerOpen = errors.New("quic: only the client opens streams")
 	errClient     = errors.New("quic: only the server accepts streams")
-	errTooMany    = fmt.Errorf("quic: %d streams are open on this session; close some or open another session", maxStreams)
 )
 
 // session implements engine.Session. It is safe for concurrent use.
@@ -42,13 +32,10 @@ type session struct {
 	transport *quic.Transport
 	ctx       context.Context // ends with the session; its cause is why
 	cancel    context.CancelCauseFunc
-	group     sync.WaitGroup            // the goroutine that waits for the handshake
-	ready     chan struct{}             // closed when conn is set
-	gone      chan struct{}             // closed when Close has done its work
-	seen      atomic.Uint64             // packets lost when openWindow was called, plus 1; 0: never
-	opened    atomic.Pointer[time.Time] // when that was
-	sent      atomic.Uint64             // packets by then
-	wide      atomic.Bool               // it was for congestionWindow
+	group     sync.WaitGroup        // the goroutine that waits for the handshake
+	ready     chan struct{}         // closed when conn is set
+	gone      chan struct{}         // closed when Close has done its work
+	grant     atomic.Pointer[grant] // the last; nil: none yet
 
 	mu      sync.Mutex           // guards what follows
 	conn    *quic.Conn           // nil before the handshake is done
@@ -137,43 +124,35 @@ func (s *session) watch(ctx context.Context) {
 // established says that the handshake is done.
 func (s *session) established(conn *quic.Conn) {
 	s.pipe.conn.Store(conn)
+	var refused error
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.conn = conn
 	for _, st := range s.pending {
 		str, err := conn.OpenStream()
 		if err != nil { // a server allows maxStreams
-			st.refuse(fmt.Errorf("%w: quic: %w", engine.ErrReset, err))
-			continue
+			refused = err
+			break
 		}
 		st.attach(str)
 	}
 	s.pending = nil
+	s.mu.Unlock()
 	close(s.ready)
+	if refused != nil {
+		s.lost(refused)
+	}
 }
 
-// write writes to str. Before the session's first bytes and after losses it has
-// openWindow called, and again when no loss has followed.
+// write writes to str, and has openWindow called first when it is time.
 func (s *session) write(str *quic.Stream, p []byte) (int, error) {
-	stats := s.conn.ConnectionStats()
-	lost, seen := stats.PacketsLost+1, s.seen.Load()
-	wide, size := lost == seen, int64(firstWindow)
-	switch {
-	case wide && (s.wide.Load() || stats.PacketsSent-s.sent.Load() < proof),
-		!wide && seen > 0 && time.Since(*s.opened.Load()) < reopenAfter:
+	last := s.grant.Load()
+	next := last.next(s.conn.ConnectionStats(), time.Now())
+	if next == nil {
 		return str.Write(p)
-	case wide:
-		size = congestionWindow
-	case seen > 0:
-		size = congestionWindow / 2
 	}
-	now := time.Now()
-	s.opened.Store(&now)
 	return str.WriteWithLimit(p, func(n int) int {
-		if s.seen.CompareAndSwap(seen, lost) {
-			openWindow(s.conn, size) // it is the goroutine of the connection that asks
-			s.sent.Store(stats.PacketsSent)
-			s.wide.Store(wide)
+		if s.grant.CompareAndSwap(last, next) {
+			openWindow(s.conn, next.size) // it is the goroutine of the connection that asks
 		}
 		return n
 	})
@@ -197,7 +176,8 @@ func (s *session) end(err error) {
 	s.pending = nil
 }
 
-// Open implements engine.Session.
+// Open implements engine.Session. Where the server allows no more streams, it
+// waits until one is over.
 func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	if !s.client {
 		return nil, errServerOpen
@@ -205,28 +185,33 @@ func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
+	if st, err := s.openEarly(); st != nil || err != nil {
+		return st, err
+	}
+	str, err := s.next(ctx, (*quic.Conn).OpenStreamSync)
+	if err != nil {
+		return nil, err
+	}
+	st := newStream(s)
+	st.str = str
+	st.announcer = time.AfterFunc(openDelay, st.announce)
+	s.add(st)
+	return st, nil
+}
+
+// openEarly opens a stream before the handshake is done. It returns nothing when
+// that is over, or when there are as many as a server allows.
+func (s *session) openEarly() (engine.Stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.err(); err != nil {
 		return nil, err
 	}
-	st := newStream(s)
-	if s.conn == nil {
-		if len(s.pending) >= maxStreams {
-			return nil, errTooMany
-		}
-		s.pending = append(s.pending, st)
-	} else {
-		str, err := s.conn.OpenStream()
-		if limit := (*quic.StreamLimitReachedError)(nil); errors.As(err, &limit) {
-			return nil, errTooMany
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%w: quic: %w", engine.ErrReset, err)
-		}
-		st.str = str
-		st.announcer = time.AfterFunc(openDelay, st.announce)
+	if s.conn != nil || len(s.pending) == maxStreams {
+		return nil, nil
 	}
+	st := newStream(s)
+	s.pending = append(s.pending, st)
 	s.streams[st] = struct{}{}
 	return st, nil
 }
@@ -236,6 +221,18 @@ func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 	if s.client {
 		return nil, errClient
 	}
+	str, err := s.next(ctx, (*quic.Conn).AcceptStream)
+	if err != nil {
+		return nil, err
+	}
+	st := newStream(s)
+	st.str, st.early, st.opening = str, nil, true
+	s.add(st)
+	return st, nil
+}
+
+// next asks the library for a stream when the handshake is done.
+func (s *session) next(ctx context.Context, ask func(*quic.Conn, context.Context) (*quic.Stream, error)) (*quic.Stream, error) {
 	both, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
@@ -243,29 +240,30 @@ func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 	var err error
 	select {
 	case <-s.ready:
-		str, err = s.conn.AcceptStream(both)
+		str, err = ask(s.conn, both)
 	case <-both.Done():
 		err = both.Err()
 	}
-	if ended := s.err(); err != nil || ended == engine.ErrClosed {
-		switch {
-		case ended != nil:
-			return nil, ended
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		}
-		s.lost(err)
-		return nil, s.err()
+	switch ended := s.err(); {
+	case err == nil && ended != engine.ErrClosed:
+		return str, nil
+	case ended != nil:
+		return nil, ended
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
 	}
-	st := newStream(s)
-	st.str, st.early, st.opening = str, nil, true
+	s.lost(err)
+	return nil, s.err()
+}
+
+// add has st woken when the session ends, or now.
+func (s *session) add(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.streams[st] = struct{}{}
 	if s.err() != nil {
 		st.wake()
 	}
-	return st, nil
 }
 
 // forget says that st needs no waking any more.

@@ -53,9 +53,8 @@ type stream struct {
 	mu        sync.Mutex // guards what follows; taken after the session's
 	cond      sync.Cond  // any change
 	str       *quic.Stream
-	err       error       // why there will be no str
 	early     []byte      // what the library has not been given; nil: it has everything
-	announcer *time.Timer // gives early to the library; nil if str is
+	announcer *time.Timer // gives early to the library; nil if the handshake was not done
 	ended     bool        // CloseWrite, Close or Reset was called
 	closed    bool        // Close or Reset was called
 	reset     bool        // Reset was called, and Close was not before
@@ -86,21 +85,13 @@ func (st *stream) attach(str *quic.Stream) {
 		return
 	}
 	st.flush()
-	str.SetReadDeadline(st.readBy)
+	st.passDeadlines()
 	if st.ended {
 		str.Close()
 	}
 	if st.closed {
 		str.CancelRead(stopCode)
 	}
-}
-
-// refuse says that there will be no str.
-func (st *stream) refuse(err error) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.err = err
-	st.cond.Broadcast()
 }
 
 // wake makes Read and Write look at the session, which has ended.
@@ -141,38 +132,54 @@ func (st *stream) abandon() {
 	st.str.CancelRead(resetCode)
 }
 
-// over is the error of every call on a stream that was closed or whose session
-// this side has closed. mu is held.
-func (st *stream) over() error {
-	if st.closed || st.session.err() == engine.ErrClosed {
+// readable is nil unless Read must not ask the library. mu is held.
+func (st *stream) readable() error {
+	err := st.session.err()
+	switch {
+	case st.closed || err == engine.ErrClosed:
 		return engine.ErrClosed
+	case st.str != nil:
+		return nil // it may have something that came before the session's end
+	}
+	return err
+}
+
+// writable is nil unless Write must not begin. mu is held.
+func (st *stream) writable() error {
+	switch {
+	case st.ended:
+		return engine.ErrClosed
+	case st.session.err() != nil:
+		return st.session.err()
+	case !st.writeBy.IsZero() && !time.Now().Before(st.writeBy):
+		return os.ErrDeadlineExceeded
 	}
 	return nil
 }
 
-// await waits for a change that is not later than by. mu is held.
-func (st *stream) await(by time.Time) error {
-	switch {
-	case st.err != nil:
-		return st.err
-	case st.session.err() != nil:
-		return st.session.err()
-	case by.IsZero():
+// await waits for str, not longer than by, and as long as able returns no error.
+// mu is held.
+func (st *stream) await(by *time.Time, able func() error) error {
+	for {
+		if err := able(); err != nil || st.str != nil {
+			return err
+		}
+		if by.IsZero() {
+			st.cond.Wait()
+			continue
+		}
+		wait := time.Until(*by)
+		if wait <= 0 {
+			return os.ErrDeadlineExceeded
+		}
+		timer := time.AfterFunc(wait, func() {
+			st.mu.Lock()
+			defer st.mu.Unlock()
+			st.cond.Broadcast()
+		})
 		st.cond.Wait()
-		return nil
+		timer.Stop()
 	}
-	wait := time.Until(by)
-	if wait <= 0 {
-		return os.ErrDeadlineExceeded
-	}
-	timer := time.AfterFunc(wait, func() {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		st.cond.Broadcast()
-	})
-	st.cond.Wait()
-	timer.Stop()
-	return nil
 }
 
 // Read implements net.Conn. After the last byte it returns io.EOF if the other
@@ -182,7 +189,10 @@ func (st *stream) await(by time.Time) error {
 func (st *stream) Read(p []byte) (int, error) {
 	st.reading <- struct{}{}
 	defer func() { <-st.reading }()
-	if err := st.readable(); err != nil {
+	st.mu.Lock()
+	err := st.await(&st.readBy, st.readable)
+	st.mu.Unlock()
+	if err != nil {
 		return 0, err
 	}
 	if st.opening {
@@ -199,52 +209,32 @@ func (st *stream) Read(p []byte) (int, error) {
 	return st.read(p)
 }
 
-// readable waits for str.
-func (st *stream) readable() error {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	for {
-		if err := st.over(); err != nil {
-			return err
-		}
-		if st.str != nil {
-			return nil
-		}
-		if err := st.await(st.readBy); err != nil {
-			return err
-		}
-	}
-}
-
 func (st *stream) read(p []byte) (int, error) {
 	n, err := st.str.Read(p)
 	if n == 0 && st.session.err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		st.str.SetReadDeadline(time.Now().Add(lateTime))
 		n, err = st.str.Read(p)
 	}
-	return n, st.failure(err)
+	return n, st.failure(err, false)
 }
 
-// failure says what an error of the library means.
-func (st *stream) failure(err error) error {
+// failure says what an error of the library means for Read or Write.
+func (st *stream) failure(err error, writing bool) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if over := st.over(); over != nil {
-		return over
-	}
-	var reset *quic.StreamError
-	switch ended := st.session.err(); {
+	ended := st.session.err()
+	switch {
+	case st.closed || ended == engine.ErrClosed || writing && st.ended:
+		return engine.ErrClosed
 	case ended != nil:
 		return ended
-	case errors.As(err, &reset):
-		return fmt.Errorf("%w: quic: %w", engine.ErrReset, err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return err
 	}
-	return fmt.Errorf("%w: quic: %w", engine.ErrReset, err) // the session's end, which is about to be known
+	return fmt.Errorf("%w: quic: %w", engine.ErrReset, err)
 }
 
 // Write implements net.Conn. It returns when all but the last packet of p has
@@ -253,19 +243,11 @@ func (st *stream) Write(p []byte) (int, error) {
 	st.writing <- struct{}{}
 	defer func() { <-st.writing }()
 	n, err := st.writeEarly(p)
-	if err != nil || n == len(p) && n > 0 {
+	if err != nil || n == len(p) {
 		return n, err
 	}
 	m, err := st.session.write(st.str, p[n:])
-	if err != nil {
-		err = st.failure(err)
-		st.mu.Lock()
-		if st.ended {
-			err = engine.ErrClosed
-		}
-		st.mu.Unlock()
-	}
-	return n + m, err
+	return n + m, st.failure(err, true)
 }
 
 // writeEarly writes as much of p as goes with the opening, and waits until the
@@ -273,52 +255,39 @@ func (st *stream) Write(p []byte) (int, error) {
 func (st *stream) writeEarly(p []byte) (int, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	n := 0
-	for {
-		if err := st.over(); err != nil {
-			return n, err
-		}
-		switch {
-		case st.ended:
-			return n, engine.ErrClosed
-		case st.session.err() != nil:
-			return n, st.session.err()
-		case !st.writeBy.IsZero() && !time.Now().Before(st.writeBy):
-			return n, os.ErrDeadlineExceeded
-		case st.early == nil:
-			return n, nil
-		}
-		k := min(len(p)-n, earlyLimit-len(st.early))
-		st.early = append(st.early, p[n:n+k]...)
-		n += k
-		switch {
-		case st.str != nil && k > 0:
-			st.flush()
-		case n == len(p):
-			return n, nil
-		default:
-			if err := st.await(st.writeBy); err != nil {
-				return n, err
-			}
-		}
+	if err := st.writable(); err != nil || st.early == nil {
+		return 0, err
 	}
+	n := min(len(p), earlyLimit-len(st.early))
+	st.early = append(st.early, p[:n]...)
+	if st.str != nil {
+		st.flush()
+	} else if n < len(p) {
+		return n, st.await(&st.writeBy, st.writable)
+	}
+	return n, nil
 }
 
 // CloseWrite implements engine.Stream.
 func (st *stream) CloseWrite() error {
 	st.mu.Lock()
-	if err := st.over(); err != nil {
-		st.mu.Unlock()
-		return err
+	defer st.mu.Unlock()
+	if st.closed || st.session.err() == engine.ErrClosed {
+		return engine.ErrClosed
 	}
-	st.mu.Unlock()
-	st.finish(false)
+	st.finish()
 	return nil
 }
 
 // Close implements engine.Stream. Closing twice is allowed.
 func (st *stream) Close() error {
-	st.finish(true)
+	st.mu.Lock()
+	if !st.closed && st.str != nil {
+		st.str.CancelRead(stopCode)
+	}
+	st.closed = true
+	st.finish()
+	st.mu.Unlock()
 	st.session.forget(st)
 	return nil
 }
@@ -339,18 +308,11 @@ func (st *stream) Reset() error {
 	return nil
 }
 
-// finish ends this side's direction, and the other one if closed is set.
-func (st *stream) finish(closed bool) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
+// finish ends this side's direction. mu is held, but while it waits for the
+// Write in progress.
+func (st *stream) finish() {
 	ended := st.ended
 	st.ended = true
-	if closed && !st.closed {
-		st.closed = true
-		if st.str != nil {
-			st.str.CancelRead(stopCode)
-		}
-	}
 	st.cond.Broadcast()
 	if ended || st.str == nil {
 		return // attach does the rest
@@ -376,33 +338,36 @@ func (st *stream) RemoteAddr() net.Addr {
 }
 
 // SetDeadline implements net.Conn.
-func (st *stream) SetDeadline(t time.Time) error { return st.setDeadline(&t, &t) }
+func (st *stream) SetDeadline(t time.Time) error { return st.setDeadlines(t, &st.readBy, &st.writeBy) }
 
 // SetReadDeadline implements net.Conn.
-func (st *stream) SetReadDeadline(t time.Time) error { return st.setDeadline(&t, nil) }
+func (st *stream) SetReadDeadline(t time.Time) error { return st.setDeadlines(t, &st.readBy) }
 
 // SetWriteDeadline implements net.Conn.
-func (st *stream) SetWriteDeadline(t time.Time) error { return st.setDeadline(nil, &t) }
+func (st *stream) SetWriteDeadline(t time.Time) error { return st.setDeadlines(t, &st.writeBy) }
 
-func (st *stream) setDeadline(readBy, writeBy *time.Time) error {
+func (st *stream) setDeadlines(t time.Time, which ...*time.Time) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.closed {
 		return engine.ErrClosed
 	}
-	passOn := st.str != nil && st.session.err() == nil // else wake has set it for good
-	if readBy != nil {
-		st.readBy = *readBy
-		if passOn {
-			st.str.SetReadDeadline(*readBy)
-		}
+	for _, by := range which {
+		*by = t
 	}
-	if writeBy != nil {
-		st.writeBy = *writeBy
-		if passOn && !st.ended { // else finish has set it for good
-			st.str.SetWriteDeadline(*writeBy)
-		}
-	}
+	st.passDeadlines()
 	st.cond.Broadcast()
 	return nil
+}
+
+// passDeadlines gives the library the deadlines, but those that wake or finish
+// has set for good. mu is held.
+func (st *stream) passDeadlines() {
+	if st.str == nil || st.session.err() != nil {
+		return
+	}
+	st.str.SetReadDeadline(st.readBy)
+	if !st.ended {
+		st.str.SetWriteDeadline(st.writeBy)
+	}
 }
