@@ -29,9 +29,8 @@ const (
 
 	// A round trip divided by ackShare lies between two bursts of small packets
 	// from a side that only receives, and ackPause at most: the library
-	// acknowledges every second packet. Over HTTP each acknowledgement is a
-	// request; a fast download would have as many of them on their way as there
-	// may be, and all else that the client has to say would wait for them.
+	// acknowledges every second packet, and over HTTP each acknowledgement is a
+	// request for which all else that the client has to say would wait.
 	ackShare = 8
 	ackPause = 20 * time.Millisecond
 
@@ -138,21 +137,17 @@ func (p *pipe) gather(n int) {
 	if conn == nil {
 		return
 	}
-	pause := min(conn.ConnectionStats().SmoothedRTT/ackShare, ackPause)
-	arrived := p.arrived.Load()
-	switch since := now.Sub(p.burst); {
-	case since < ackBurst || now.Sub(p.large) < pause:
+	pause, since := min(conn.ConnectionStats().SmoothedRTT/ackShare, ackPause), now.Sub(p.burst)
+	if since < ackBurst || now.Sub(p.large) < pause {
 		return
-	case since < pause && arrived-p.seen >= received:
-		timer := time.NewTimer(pause - since)
-		defer timer.Stop()
+	}
+	if since < pause && p.arrived.Load()-p.seen >= received {
 		select {
-		case <-timer.C:
+		case <-time.After(pause - since):
 		case <-p.ended:
 		}
-		now, arrived = time.Now(), p.arrived.Load()
 	}
-	p.burst, p.seen = now, arrived
+	p.burst, p.seen = time.Now(), p.arrived.Load()
 }
 
 // SetReadBuffer and SetWriteBuffer do nothing: a carrier has its own bounds. The
@@ -168,25 +163,19 @@ func (p *pipe) close() {
 
 // pace waits while the library has more packets than it should keep.
 func (p *pipe) pace() {
-	if p.given-p.counted < batch {
-		return
-	}
 	conn := p.conn.Load()
 	if conn == nil {
 		return // a handshake is a few packets
 	}
-	for waited := time.Duration(0); ; waited += paceStep {
+	for waited := time.Duration(0); p.given-p.counted >= batch; waited += paceStep {
 		p.counted = min(conn.ConnectionStats().PacketsReceived, p.given)
-		if p.given-p.counted < batch {
-			return
-		}
-		if waited >= paceLimit {
+		switch {
+		case p.given-p.counted < batch:
+		case waited >= paceLimit:
 			p.given = p.counted
-			return
-		}
-		if waited == 0 {
+		case waited == 0:
 			runtime.Gosched()
-		} else {
+		default:
 			time.Sleep(paceStep)
 		}
 	}

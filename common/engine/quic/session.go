@@ -29,28 +29,25 @@ var (
 type session struct {
 	client    bool
 	pipe      *pipe
+	account   *account
 	transport *quic.Transport
 	ctx       context.Context // ends with the session; its cause is why
 	cancel    context.CancelCauseFunc
 	group     sync.WaitGroup        // the goroutine that waits for the handshake
 	ready     chan struct{}         // closed when conn is set
-	gone      chan struct{}         // closed when Close has done its work
 	grant     atomic.Pointer[grant] // the last; nil: none yet
+	close     sync.Once
 
-	mu      sync.Mutex           // guards what follows
-	conn    *quic.Conn           // nil before the handshake is done
-	unwatch func() bool          // ends watch; nil before it began
-	pending []*stream            // opened before the handshake is done, in order
-	streams map[*stream]struct{} // those not closed
-	closing bool
+	mu      sync.Mutex // guards what follows
+	conn    *quic.Conn // nil before the handshake is done
+	pending []*stream  // opened before the handshake is done, in order
 }
 
 func newSession(pc engine.Carrier, client bool) *session {
 	s := &session{
 		client:  client,
+		account: newAccount(pc),
 		ready:   make(chan struct{}),
-		gone:    make(chan struct{}),
-		streams: make(map[*stream]struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.pipe = &pipe{Carrier: pc, fail: s.lost, ended: s.ctx.Done(), closed: make(chan struct{})}
@@ -97,7 +94,9 @@ func newServer(pc engine.Carrier) (*session, error) {
 		s.watch(ctx) // Accept says nothing of a handshake that fails
 		return ctx, nil
 	}
-	l, err := s.transport.Listen(tlsConfig(pc), config())
+	counted := config().Clone()
+	counted.Tracer = s.account.tracer
+	l, err := s.transport.Listen(tlsConfig(pc), counted)
 	if err != nil {
 		pc.Close()
 		return nil, fmt.Errorf("quic: %w", err)
@@ -116,9 +115,7 @@ func newServer(pc engine.Carrier) (*session, error) {
 
 // watch ends the session with ctx, which is the connection's.
 func (s *session) watch(ctx context.Context) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.unwatch = context.AfterFunc(ctx, func() { s.lost(context.Cause(ctx)) })
+	context.AfterFunc(ctx, func() { s.lost(context.Cause(ctx)) })
 }
 
 // established says that the handshake is done.
@@ -162,19 +159,8 @@ func (s *session) write(str *quic.Stream, p []byte) (int, error) {
 // ended it, else an error that matches engine.ErrReset.
 func (s *session) err() error { return context.Cause(s.ctx) }
 
-// lost ends the session because of err.
-func (s *session) lost(err error) { s.end(fmt.Errorf("%w: quic: %w", engine.ErrReset, err)) }
-
-// end ends the session; only its first reason counts.
-func (s *session) end(err error) {
-	s.cancel(err)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for st := range s.streams {
-		st.wake()
-	}
-	s.pending = nil
-}
+// lost ends the session because of err. Only the first reason counts.
+func (s *session) lost(err error) { s.cancel(fmt.Errorf("%w: quic: %w", engine.ErrReset, err)) }
 
 // Open implements engine.Session. Where the server allows no more streams, it
 // waits until one is over.
@@ -192,10 +178,8 @@ func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := newStream(s)
-	st.str = str
-	st.announcer = time.AfterFunc(openDelay, st.announce)
-	s.add(st)
+	st := newStream(s, str)
+	time.AfterFunc(openDelay, st.announce)
 	return st, nil
 }
 
@@ -210,9 +194,8 @@ func (s *session) openEarly() (engine.Stream, error) {
 	if s.conn != nil || len(s.pending) == maxStreams {
 		return nil, nil
 	}
-	st := newStream(s)
+	st := newStream(s, nil)
 	s.pending = append(s.pending, st)
-	s.streams[st] = struct{}{}
 	return st, nil
 }
 
@@ -225,10 +208,7 @@ func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := newStream(s)
-	st.str, st.early, st.opening = str, nil, true
-	s.add(st)
-	return st, nil
+	return newStream(s, str), nil
 }
 
 // next asks the library for a stream when the handshake is done.
@@ -256,48 +236,21 @@ func (s *session) next(ctx context.Context, ask func(*quic.Conn, context.Context
 	return nil, s.err()
 }
 
-// add has st woken when the session ends, or now.
-func (s *session) add(st *stream) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.streams[st] = struct{}{}
-	if s.err() != nil {
-		st.wake()
-	}
-}
-
-// forget says that st needs no waking any more.
-func (s *session) forget(st *stream) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.streams, st)
-}
-
 // Done implements engine.Session.
 func (s *session) Done() <-chan struct{} { return s.ctx.Done() }
 
 // Close implements engine.Session.
 func (s *session) Close() error {
-	s.end(engine.ErrClosed)
-	s.mu.Lock()
-	first := !s.closing
-	s.closing = true
-	unwatch := s.unwatch
-	s.mu.Unlock()
-	if !first {
-		<-s.gone
-		return nil
-	}
-	if unwatch != nil {
-		unwatch()
-	}
-	if remote := s.pipe.remote(); remote != nil && s.err() == engine.ErrClosed {
-		s.pipe.Carrier.SetWriteDeadline(time.Now().Add(farewellTime))
-		s.pipe.Carrier.WriteTo(farewell, remote) // if there is no room, the carrier's end says it
-	}
-	s.pipe.close()
-	s.transport.Close()
-	s.group.Wait()
-	close(s.gone)
+	s.close.Do(func() {
+		s.cancel(engine.ErrClosed)
+		s.account.end()
+		if remote := s.pipe.remote(); remote != nil && s.err() == engine.ErrClosed {
+			s.pipe.Carrier.SetWriteDeadline(time.Now().Add(farewellTime))
+			s.pipe.Carrier.WriteTo(farewell, remote) // if there is no room, the carrier's end says it
+		}
+		s.pipe.close()
+		s.transport.Close()
+		s.group.Wait()
+	})
 	return nil
 }

@@ -1,6 +1,7 @@
 package quic
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -49,29 +50,52 @@ type stream struct {
 	reading chan struct{} // held by the Read in progress
 	writing chan struct{} // held by the Write in progress
 	opening bool          // the opening is the next byte; for the holder of reading
+	unwatch func() bool   // ends that wake is called at the session's end
 
-	mu        sync.Mutex // guards what follows; taken after the session's
-	cond      sync.Cond  // any change
-	str       *quic.Stream
-	early     []byte      // what the library has not been given; nil: it has everything
-	announcer *time.Timer // gives early to the library; nil if the handshake was not done
-	ended     bool        // CloseWrite, Close or Reset was called
-	closed    bool        // Close or Reset was called
-	reset     bool        // Reset was called, and Close was not before
-	readBy    time.Time
-	writeBy   time.Time
+	mu      sync.Mutex // guards what follows; taken after the session's
+	cond    sync.Cond  // any change
+	str     *quic.Stream
+	early   []byte // what the library has not been given; nil: it has everything
+	ended   bool   // CloseWrite, Close or Reset was called
+	closed  bool   // Close or Reset was called
+	reset   bool   // Reset was called, and Close was not before
+	readBy  time.Time
+	writeBy time.Time
 }
 
-// newStream returns a stream as the client opens it.
-func newStream(s *session) *stream {
+// newStream returns a stream that this side opens or accepts. str is nil before
+// the handshake is done.
+func newStream(s *session, str *quic.Stream) *stream {
 	st := &stream{
 		session: s,
 		reading: make(chan struct{}, 1),
 		writing: make(chan struct{}, 1),
-		early:   []byte{opening},
+		str:     str,
 	}
 	st.cond.L = &st.mu
+	if s.client {
+		st.early = []byte{opening}
+		s.pipe.Hold(streamCost)
+	} else {
+		st.opening = true
+		s.account.opened(str.StreamID())
+	}
+	st.unwatch = context.AfterFunc(s.ctx, st.wake)
 	return st
+}
+
+// forget says that the stream is closed, if it was not before. mu is held.
+func (st *stream) forget() {
+	if st.closed {
+		return
+	}
+	st.closed = true
+	st.unwatch()
+	if st.session.client {
+		st.session.pipe.Hold(-streamCost)
+	} else {
+		st.session.account.closed(st.str)
+	}
 }
 
 // attach gives a stream that was opened early what the library has made for it.
@@ -98,9 +122,6 @@ func (st *stream) attach(str *quic.Stream) {
 func (st *stream) wake() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.announcer != nil {
-		st.announcer.Stop()
-	}
 	if st.str != nil {
 		st.str.SetDeadline(time.Now())
 	}
@@ -111,7 +132,9 @@ func (st *stream) wake() {
 func (st *stream) announce() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.flush()
+	if st.session.err() == nil {
+		st.flush()
+	}
 }
 
 // flush gives the library the early bytes. mu is held, and str is set.
@@ -215,6 +238,9 @@ func (st *stream) read(p []byte) (int, error) {
 		st.str.SetReadDeadline(time.Now().Add(lateTime))
 		n, err = st.str.Read(p)
 	}
+	if n > 0 && !st.session.client {
+		st.session.account.read(st.str.StreamID(), n)
+	}
 	return n, st.failure(err, false)
 }
 
@@ -282,29 +308,29 @@ func (st *stream) CloseWrite() error {
 // Close implements engine.Stream. Closing twice is allowed.
 func (st *stream) Close() error {
 	st.mu.Lock()
+	defer st.mu.Unlock()
 	if !st.closed && st.str != nil {
 		st.str.CancelRead(stopCode)
 	}
-	st.closed = true
+	st.forget()
 	st.finish()
-	st.mu.Unlock()
-	st.session.forget(st)
 	return nil
 }
 
 // Reset implements engine.Stream. What the other side has not read is lost.
 func (st *stream) Reset() error {
 	st.mu.Lock()
-	if !st.closed {
-		st.ended, st.closed, st.reset = true, true, true
-		st.early = nil // nobody is to read it, and RESET_STREAM announces the stream
-		if st.str != nil {
-			st.abandon()
-		} // else attach does it
-		st.cond.Broadcast()
+	defer st.mu.Unlock()
+	if st.closed {
+		return nil
 	}
-	st.mu.Unlock()
-	st.session.forget(st)
+	st.forget()
+	st.ended, st.reset = true, true
+	st.early = nil // nobody is to read it, and RESET_STREAM announces the stream
+	if st.str != nil {
+		st.abandon()
+	} // else attach does it
+	st.cond.Broadcast()
 	return nil
 }
 
