@@ -107,8 +107,8 @@ func (s *Server) byMemory() []*Session {
 		weight  int64 // what its client holds, without those of its sessions that go before
 	}
 	s.mu.Lock()
-	all := make([]holder, 0, len(s.sessions))
-	for _, sess := range s.sessions {
+	all := make([]holder, 0, len(s.sessions.byID))
+	for _, sess := range s.sessions.byID {
 		all = append(all, holder{session: sess, bytes: sess.link.held.bytes() + sessionCost})
 	}
 	s.mu.Unlock()

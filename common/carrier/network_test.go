@@ -607,7 +607,7 @@ func (tr *trace) session(server *Server, r *request) (string, *Session) {
 	if tr.sessions[id] == nil && server != nil {
 		if parsed, err := handshake.ParseID(id); err == nil {
 			server.mu.Lock()
-			if s := server.sessions[parsed]; s != nil {
+			if s := server.sessions.byID[parsed]; s != nil {
 				tr.sessions[id] = s
 			}
 			server.mu.Unlock()

@@ -28,9 +28,6 @@ const (
 	// key, get one when they are confirmed.
 	maxUnconfirmed = 512
 
-	// maxSessions bounds all sessions. A new one beyond it is not opened.
-	maxSessions = 1 << 16
-
 	// maxAnswerPad is what message 2 is padded by at most, in bytes: who sees
 	// where it ends, because its repetition begins with the same bytes, finds no
 	// length of ours.
@@ -84,14 +81,15 @@ type Server struct {
 	wg     sync.WaitGroup // Serve and the janitor
 
 	mu          sync.Mutex
-	sessions    map[handshake.ID]*Session // guarded by mu, like what follows
-	unconfirmed int                       // of those that have an engine
-	credit      credit                    // recall
+	sessions    table  // guarded by mu, like what follows
+	unconfirmed int    // of those that have an engine
+	credit      credit // recall
 	closed      bool
 
 	named                    atomic.Uint64 // sessions that have a name
 	opened, refused, expired atomic.Uint64
 	crowded                  atomic.Uint64 // sessions that were ended for what they held
+	evicted                  atomic.Uint64 // sessions that went for new ones
 }
 
 // limits are bounds of a Server's that tests lower.
@@ -118,7 +116,7 @@ func newServer(cfg ServerConfig, most limits) *Server {
 		log:      cfg.Log,
 		public:   cfg.Key.Public(),
 		guard:    handshake.NewGuard(time.Now()),
-		sessions: make(map[handshake.ID]*Session),
+		sessions: newTable(most.sessions),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -136,21 +134,22 @@ type Stats struct {
 	Refused  uint64 // for their engine or version
 	Expired  uint64
 	Crowded  uint64 // sessions that were ended because they, or all, held too much
+	Evicted  uint64 // sessions that went for new ones because there were too many
 }
 
 // Stats returns the counts.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
-	n := len(s.sessions)
+	n := len(s.sessions.byID)
 	s.mu.Unlock()
-	return Stats{n, s.budget.held.bytes(), s.opened.Load(), s.refused.Load(), s.expired.Load(), s.crowded.Load()}
+	return Stats{n, s.budget.held.bytes(), s.opened.Load(), s.refused.Load(), s.expired.Load(), s.crowded.Load(), s.evicted.Load()}
 }
 
 // serve answers a request for session id. It returns false, and has not
 // answered, if the request does not show that a client made it.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, control *http.ResponseController, body *opening, id handshake.ID) bool {
 	s.mu.Lock()
-	sess, closed := s.sessions[id], s.closed
+	sess, closed := s.sessions.byID[id], s.closed
 	s.mu.Unlock()
 	// A session that exists is found whatever day it is: it may live for months.
 	if closed || sess == nil && !id.IsFor(s.public, time.Now()) {
@@ -235,22 +234,11 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 	} else {
 		l.receivedHello(hello.Datagrams)
 	}
-	s.mu.Lock()
-	if s.closed || s.sessions[id] != nil || len(s.sessions) >= s.limits.sessions {
-		s.mu.Unlock()
+	lend := func() { s.credit.lend(l, &ask, s.limits.memory) } // recall
+	if !s.admit(sess, lend) {
 		l.drop()
 		return nil, ask
 	}
-	s.sessions[id] = sess
-	s.budget.held.add(sessionCost)
-	start := !sess.refused && s.unconfirmed < s.limits.unconfirmed
-	if start {
-		s.credit.lend(l, &ask, s.limits.memory) // recall
-		s.unconfirmed++
-		sess.started = true
-		s.wg.Go(sess.run)
-	}
-	s.mu.Unlock()
 	return sess, ask
 }
 
@@ -281,7 +269,7 @@ func (s *Server) janitor() {
 func (s *Server) sweep(now time.Time) {
 	s.mu.Lock()
 	var old []*Session
-	for _, sess := range s.sessions {
+	for _, sess := range s.sessions.byID {
 		if sess.isOld(now) {
 			old = append(old, sess)
 		}
@@ -322,7 +310,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) onTheirWay() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, sess := range s.sessions {
+	for _, sess := range s.sessions.byID {
 		if sess.link.unfinished() {
 			return true
 		}
@@ -336,7 +324,7 @@ func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	var all []*Session
-	for _, sess := range s.sessions {
+	for _, sess := range s.sessions.byID {
 		all = append(all, sess)
 	}
 	s.mu.Unlock()

@@ -365,9 +365,6 @@ func TestUnconfirmed(t *testing.T) {
 		if n := len(w.accepted); n != 3 {
 			t.Errorf("%d engines for 6 sessions, want 3", n)
 		}
-		seventh := w.raw(w.hello())
-		isDecoy(t, "one session too many", seventh.post(seventh.first))
-
 		all[5].isOurs("a request", all[5].post(all[5].body(wire.Head{}, "hello")))
 		synctest.Wait()
 		if n := len(w.accepted); n != 4 {

@@ -55,7 +55,8 @@ type Session struct {
 	gone      chan struct{} // closed when the session is forgotten
 	greedy    atomic.Bool   // it has passed its share; see budget
 
-	started bool // Serve was called; guarded by the server's mu
+	started bool // Serve was called; guarded by the server's mu, like place
+	place   place
 
 	mu        sync.Mutex
 	confirmed bool     // guarded by mu, like what follows
@@ -111,9 +112,11 @@ func (s *Session) confirm() {
 	v := s.server
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	s.place.confirmed = true
+	v.sessions.changed(s)
 	if s.started {
 		v.settle(s)
-	} else if !v.closed && v.sessions[s.id] == s {
+	} else if !v.closed && v.sessions.byID[s.id] == s {
 		s.started = true
 		v.wg.Go(s.run)
 	}
@@ -122,10 +125,17 @@ func (s *Session) confirm() {
 // note takes note of a request.
 func (s *Session) note(from netip.Addr) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.lastSeen = time.Now()
+	was := neighbours(s.client)
 	if from.IsValid() {
 		s.client = from
+	}
+	is := neighbours(s.client)
+	s.mu.Unlock()
+	if is != was {
+		s.server.mu.Lock()
+		defer s.server.mu.Unlock()
+		s.server.sessions.moved(s, is)
 	}
 }
 
@@ -467,10 +477,7 @@ func (s *Session) finish(end uint64) {
 func (s *Session) forget() {
 	v := s.server
 	v.mu.Lock()
-	if v.sessions[s.id] == s {
-		delete(v.sessions, s.id)
-		v.budget.held.add(-sessionCost)
-	}
+	v.remove(s)
 	s.mu.Lock()
 	first := !s.forgotten
 	if first {
