@@ -133,12 +133,14 @@ func (s *Server) handOn(c *carrier.Session, sess engine.Session) {
 		stream := &ServerStream{Stream: st, session: c, holder: holderOf(c)}
 		stream.onClose = func() {
 			active.Add(-1)
+			c.Streams(-1)
 			s.shares.remove(stream)
 		}
 		if !s.admit(stream, &active) {
 			st.Reset() // refused: the client shall not take it for an empty answer
 			continue
 		}
+		c.Streams(1)
 		select {
 		case s.streams <- stream:
 		case <-s.ctx.Done():
