@@ -16,8 +16,8 @@ const (
 	dialsParts = 8
 
 	// reserved is how many descriptors are kept for everything else: listeners,
-	// files, the metrics' readers, the decoy's site (64 connections).
-	reserved = 128
+	// files, the metrics' readers, who comes to port 80, the decoy's site (64 of each).
+	reserved = 256
 )
 
 // A budget divides the descriptors that the process may have: the listener

@@ -185,6 +185,7 @@ type service struct {
 	metrics  *metricsServer // nil: none
 	web      *http.Server
 	ln       net.Listener
+	door     *door // of ln
 }
 
 // newService checks set and makes what it asks for.
@@ -238,7 +239,20 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 	if s.decoy, err = decoy.New(set.decoy, born, log); err != nil {
 		return nil, fmt.Errorf("-decoy: %w", err)
 	}
-	s.tunnel = tunnel.NewServer(tunnel.ServerConfig{Key: s.key, Decoy: s.decoy, TrustedProxies: s.trusted, Streams: s.limits.streams, Log: log})
+	s.door = newDoor(nil, s.limits.conns, webMemory, log) // listen gives it its listener
+	s.door.trusted, s.door.late = s.trusted, set.proxyProtocol
+	s.tunnel = tunnel.NewServer(tunnel.ServerConfig{
+		Key:            s.key,
+		Decoy:          s.decoy,
+		TrustedProxies: s.trusted,
+		Streams:        s.limits.streams,
+		Known: func(r *http.Request) {
+			if v := visitorOf(r); v != nil {
+				v.isKnown()
+			}
+		},
+		Log: log,
+	})
 	s.streams = newForwarder(func() (stream, error) {
 		st, err := s.tunnel.Accept()
 		if err != nil {
@@ -321,6 +335,7 @@ func (s *service) listen(address string) error {
 			},
 		}
 	}
+	s.door.Listener = s.ln
 	return nil
 }
 
@@ -343,7 +358,7 @@ func (s *service) serve() int {
 	var running sync.WaitGroup
 	failed := make(chan error, 2)
 	running.Go(func() {
-		if err := serveWeb(s.web, s.ln); !errors.Is(err, http.ErrServerClosed) {
+		if err := serveWeb(s.web, s.door); !errors.Is(err, http.ErrServerClosed) {
 			failed <- err
 		}
 	})

@@ -41,6 +41,11 @@ func (s *service) register() *prometheus.Registry {
 	const bytesHelp = "Bytes of streams, towards the destination (up) and to clients (down)."
 	counter("stream_bytes_total", bytesHelp, prometheus.Labels{"direction": "up"}, func() float64 { return float64(s.streams.up.Load()) })
 	counter("stream_bytes_total", bytesHelp, prometheus.Labels{"direction": "down"}, func() float64 { return float64(s.streams.down.Load()) })
+	gauge("connections", "Connections that were accepted and are open.", func() float64 { return float64(s.door.open()) })
+	gauge("connections_limit", "Connections that there may be, by the limit of open files.", func() float64 { return float64(s.door.most) })
+	gauge("http2_bytes", "Bytes that HTTP/2 holds for connections.", func() float64 { return float64(s.door.held.Load()) })
+	counter("connections_closed_total", "Connections that were closed to make room for others.", nil, func() float64 { return float64(s.door.closed.Load()) })
+	counter("accept_errors_total", "Connections that could not be accepted.", nil, func() float64 { return float64(s.door.failed.Load()) })
 	counter("http_requests_total", "HTTP requests, those of strangers included.", nil, func() float64 { return float64(s.requests.Load()) })
 	build := prometheus.Labels{"version": ptproc.Version(), "goversion": runtime.Version()}
 	r.MustRegister(
@@ -56,8 +61,8 @@ func (s *service) register() *prometheus.Registry {
 // A metricsServer shows metrics at /metrics on a listener of its own, without
 // TLS and to whoever can reach it.
 type metricsServer struct {
-	ln  net.Listener
-	web *http.Server
+	door *door
+	web  *http.Server
 }
 
 // newMetricsServer takes the address.
@@ -68,12 +73,12 @@ func newMetricsServer(address string, r *prometheus.Registry, log *slog.Logger) 
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
-	return &metricsServer{ln, newWebServer(mux, nil, log)}, nil
+	return &metricsServer{newDoor(ln, fewConns, webMemory, log), newWebServer(mux, nil, log)}, nil
 }
 
 // serve serves until close.
 func (m *metricsServer) serve() error {
-	if err := serveWeb(m.web, m.ln); !errors.Is(err, http.ErrServerClosed) {
+	if err := serveWeb(m.web, m.door); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("-metrics: %w", err)
 	}
 	return nil
@@ -81,5 +86,5 @@ func (m *metricsServer) serve() error {
 
 func (m *metricsServer) close() {
 	m.web.Close()
-	m.ln.Close() // where serve was not reached
+	m.door.Close() // where serve was not reached
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // metric returns the value of a line of Prometheus' text format.
@@ -36,20 +37,25 @@ func TestMetrics(t *testing.T) {
 	if _, err := io.ReadFull(s, make([]byte, 1000)); err != nil {
 		t.Fatal(err)
 	}
-	status, page := get(t, "http://"+metrics+"/metrics")
-	if status != 200 {
-		t.Fatalf("status %d", status)
+	// What was sent is counted a moment after it may have arrived.
+	const down = `turbotunnel_stream_bytes_total{direction="down"}`
+	var page string
+	for end := time.Now().Add(20 * time.Second); page == "" || metric(t, page, down) < 1000 && time.Now().Before(end); {
+		var status int
+		if status, page = get(t, "http://"+metrics+"/metrics"); status != 200 {
+			t.Fatalf("status %d", status)
+		}
 	}
 	for name, want := range map[string]float64{
-		"turbotunnel_sessions":                             1,
-		"turbotunnel_streams":                              1,
-		"turbotunnel_sessions_opened_total":                1,
-		"turbotunnel_sessions_refused_total":               0,
-		"turbotunnel_sessions_expired_total":               0,
-		"turbotunnel_streams_accepted_total":               1,
-		"turbotunnel_streams_refused_total":                0,
-		`turbotunnel_stream_bytes_total{direction="up"}`:   1000,
-		`turbotunnel_stream_bytes_total{direction="down"}`: 1000,
+		"turbotunnel_sessions":                           1,
+		"turbotunnel_streams":                            1,
+		"turbotunnel_sessions_opened_total":              1,
+		"turbotunnel_sessions_refused_total":             0,
+		"turbotunnel_sessions_expired_total":             0,
+		"turbotunnel_streams_accepted_total":             1,
+		"turbotunnel_streams_refused_total":              0,
+		`turbotunnel_stream_bytes_total{direction="up"}`: 1000,
+		down: 1000,
 	} {
 		if got := metric(t, page, name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)

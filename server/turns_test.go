@@ -58,7 +58,7 @@ func TestBudget(t *testing.T) {
 	}{
 		{0, budget{maxConns, maxStreams, maxDials}},
 		{1 << 63, budget{maxConns, maxStreams, maxDials}},
-		{20000, budget{8192, 11296, 128}},
+		{20000, budget{8192, 11168, 128}},
 		{1024, budget{400, 400, 32}},
 		{64, budget{25, 25, 2}},
 	} {

@@ -1,13 +1,12 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
 	"net"
 	"net/http"
 	"time"
-
-	"golang.org/x/net/netutil"
 )
 
 const (
@@ -29,23 +28,6 @@ const (
 	// maxHeader is the size in bytes of the head of a request. It is what
 	// nginx takes (4 buffers of 8 KB).
 	maxHeader = 32 << 10
-
-	// HTTP/2 windows in bytes, for uploads: a path of 500 Mbit/s and 200 ms
-	// holds 12.5 MB, and a queue: what has no room here waits in the client, in
-	// front of what is said next. net/http's 1 MB held such a path at 5 MB/s. The
-	// server stores as much only while the tunnel does not read.
-	streamWindow = 8 << 20
-	connWindow   = 32 << 20
-
-	// readFrame is the size in bytes of the largest HTTP/2 frame that is taken:
-	// the protocol's default, and what browsers and this project's client
-	// send. A connection keeps a buffer for the largest frame it has got, which
-	// net/http would let grow to 1 MB.
-	readFrame = 16 << 10
-
-	// maxRequests is the number of requests in flight on one HTTP/2 connection
-	// (net/http's own default, and more than the 100 that RFC 9113 wants).
-	maxRequests = 250
 )
 
 // newWebServer returns the HTTP server: HTTP/1.0, HTTP/1.1 and HTTP/2, this one
@@ -55,15 +37,14 @@ const (
 // that it serves differ in them.
 func newWebServer(h http.Handler, config *tls.Config, log *slog.Logger) *http.Server {
 	s := &http.Server{
-		Handler:           h,
+		Handler:           oneOfMany(h),
+		ConnContext:       knowVisitor,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          maxRequests,
 			MaxReceiveBufferPerStream:     streamWindow,
 			MaxReceiveBufferPerConnection: connWindow,
-			MaxReadFrameSize:              readFrame,
 			WriteByteTimeout:              stuckTimeout,
 		},
 		Protocols: new(http.Protocols),
@@ -78,13 +59,43 @@ func newWebServer(h http.Handler, config *tls.Config, log *slog.Logger) *http.Se
 		s.Protocols.SetHTTP2(true)
 		s.TLSConfig = config
 	}
+	if err := serveHTTP2(s); err != nil {
+		log.Error("no HTTP/2", "err", err) // with ciphers of its own a config may lack HTTP/2's
+	}
 	return s
 }
 
-// serveWeb serves until s is closed.
+// knowVisitor puts into the context of a connection's requests whose they are.
+func knowVisitor(ctx context.Context, c net.Conn) context.Context {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if v, ok := c.(*visitor); ok {
+		ctx = context.WithValue(ctx, visitorKey{}, v)
+	}
+	return ctx
+}
+
+// oneOfMany has a request of a stranger's HTTP/2 connection wait while too many
+// others are being answered on it.
+func oneOfMany(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if v := visitorOf(r); v != nil && !v.known.Load() {
+			if c := v.http2.Load(); c != nil {
+				leave := c.enter(r.Context())
+				if leave == nil {
+					return
+				}
+				defer leave()
+			}
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// serveWeb serves until s is closed. ln is a door where strangers come.
 func serveWeb(s *http.Server, ln net.Listener) error {
-	ln = netutil.LimitListener(ln, maxConns)
-	if s.TLSConfig != nil {
+	if s.Protocols.HTTP2() {
 		// A copy, because net/http changes its own.
 		ln = newHandshaker(ln, s.TLSConfig.Clone())
 	}

@@ -59,6 +59,10 @@ type ServerConfig struct {
 	// ClientAddr tells who made a request, or the zero Addr.
 	ClientAddr func(*http.Request) netip.Addr
 
+	// Known is called when a request has shown that a client made it, while it is
+	// being read, and maybe more than once. Nil: nobody wants to know.
+	Known func(*http.Request)
+
 	// Memory is how many bytes all sessions together may hold, in the carrier and in
 	// their engines; 0: 1 GiB. One session may hold three eighths of it. Above
 	// either, the sessions that hold most are ended, whatever they do.
@@ -160,6 +164,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, control *http.Res
 		if sess == nil {
 			return false
 		}
+		s.known(r)
 		if ask.Stream == 0 || sess.refused {
 			ask.Stream = firstStream + rand.N(firstStream/2)
 		}
@@ -177,6 +182,13 @@ func (s *Server) clientAddr(r *http.Request) netip.Addr {
 		return netip.Addr{}
 	}
 	return s.cfg.ClientAddr(r)
+}
+
+// known tells that a client has made a request.
+func (s *Server) known(r *http.Request) {
+	if s.cfg.Known != nil {
+		s.cfg.Known(r)
+	}
 }
 
 // hello opens a session if msg is its first message, and returns what that asks

@@ -162,7 +162,14 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 	if s.refused {
 		return false
 	}
-	head, ours := s.takeIn(body, a.mayRead)
+	told := false
+	head, ours := s.takeIn(body, func() {
+		a.mayRead()
+		if !told {
+			told = true
+			s.server.known(r)
+		}
+	})
 	if !ours {
 		return false
 	}
@@ -182,8 +189,9 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 }
 
 // takeIn takes in a request's body and returns its first head. ours is false
-// if the body does not begin with a head of this session.
-func (s *Session) takeIn(body *opening, extend func()) (first wire.Head, ours bool) {
+// if the body does not begin with a head of this session. opened is called for
+// each unit under the session's key.
+func (s *Session) takeIn(body *opening, opened func()) (first wire.Head, ours bool) {
 	buf := newBuffer()
 	defer func() {
 		buf.release()
@@ -207,7 +215,7 @@ func (s *Session) takeIn(body *opening, extend func()) (first wire.Head, ours bo
 			}
 			return first, ours
 		}
-		extend()
+		opened()
 		if u.Kind == wire.RecordKind {
 			if !ours {
 				return first, false

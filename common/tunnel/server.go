@@ -39,6 +39,10 @@ type ServerConfig struct {
 	// TrustedProxies may say by X-Forwarded-For who the client is.
 	TrustedProxies []netip.Prefix
 
+	// Known is called when a request has shown that a client made it, while it is
+	// being read, and maybe more than once. Nil: nobody wants to know.
+	Known func(*http.Request)
+
 	// Streams is how many streams all sessions may have open at once; 0: 16 384.
 	// A session may have 256 of them, the sessions of one client's address a
 	// quarter. When all are taken, who has most loses one for a newcomer's.
@@ -89,6 +93,7 @@ func NewServer(cfg ServerConfig) *Server {
 		Decoy:      decoy,
 		Engines:    engines.Names(),
 		Serve:      s.serve,
+		Known:      cfg.Known,
 		ClientAddr: func(r *http.Request) netip.Addr { return clientAddr(r, trusted) },
 		Log:        s.log,
 	})
@@ -111,11 +116,12 @@ func (s *Server) serve(c *carrier.Session) {
 		return
 	}
 	defer sess.Close()
-	s.handOn(c, sess)
+	s.handOn(c, sess, c.Streams)
 }
 
-// handOn hands the streams of a session to Accept until it ends.
-func (s *Server) handOn(c *carrier.Session, sess engine.Session) {
+// handOn hands the streams of a session to Accept until it ends. count is told
+// how many more there are, or fewer.
+func (s *Server) handOn(c *carrier.Session, sess engine.Session, count func(int)) {
 	var active atomic.Int64
 	often := rate.NewLimiter(sessionRate, sessionBurst)
 	for {
@@ -133,14 +139,14 @@ func (s *Server) handOn(c *carrier.Session, sess engine.Session) {
 		stream := &ServerStream{Stream: st, session: c, holder: holderOf(c)}
 		stream.onClose = func() {
 			active.Add(-1)
-			c.Streams(-1)
+			count(-1)
 			s.shares.remove(stream)
 		}
 		if !s.admit(stream, &active) {
 			st.Reset() // refused: the client shall not take it for an empty answer
 			continue
 		}
-		c.Streams(1)
+		count(1)
 		select {
 		case s.streams <- stream:
 		case <-s.ctx.Done():

@@ -165,7 +165,7 @@ func TestStreamsOfASession(t *testing.T) {
 		s.ctx, s.cancel = context.WithCancel(t.Context())
 		sess := &pileSession{done: make(chan struct{})}
 		var running sync.WaitGroup
-		running.Go(func() { s.handOn(new(carrier.Session), sess) })
+		running.Go(func() { s.handOn(new(carrier.Session), sess, func(int) {}) })
 		var handed atomic.Int64
 		running.Go(func() {
 			for {

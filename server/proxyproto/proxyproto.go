@@ -191,29 +191,63 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return &conn{Conn: c, listener: l}, nil
 }
 
-// A conn reads the header at the first call of Read or RemoteAddr, which must
-// come before a read deadline is set: net/http asks for RemoteAddr first of
-// all.
+// A conn reads the header at the first call of Read or RemoteAddr. Meanwhile
+// the sooner of two read deadlines holds, the header's and the one that was set.
 type conn struct {
 	net.Conn
 	listener *Listener
+
+	mu     sync.Mutex
+	set    time.Time // the read deadline that was set; guarded by mu
+	header time.Time // until when the header may take; guarded by mu, zero when it has come
 
 	once   sync.Once // guards the writing of what follows
 	client net.Addr
 	err    error
 }
 
-func (c *conn) header() {
+// SetDeadline sets both deadlines.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetReadDeadline sets when Read fails. Nothing takes the header's own deadline
+// from it.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.set = t
+	return c.applyDeadline()
+}
+
+// limitHeader sets until when the header may take; zero: it has come.
+func (c *conn) limitHeader(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.header = t
+	return c.applyDeadline()
+}
+
+// applyDeadline has the sooner deadline hold. mu is held.
+func (c *conn) applyDeadline() error {
+	t := c.set
+	if t.IsZero() || !c.header.IsZero() && c.header.Before(t) {
+		t = c.header
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+func (c *conn) readHeader() {
 	c.once.Do(func() {
 		// No address at all, rather than the proxy's: that one is trusted, and
 		// who it does not name must not be.
 		c.client = new(net.TCPAddr)
 		var client netip.AddrPort
-		if c.err = c.Conn.SetReadDeadline(time.Now().Add(c.listener.Timeout)); c.err == nil {
+		if c.err = c.limitHeader(time.Now().Add(c.listener.Timeout)); c.err == nil {
 			client, c.err = ReadHeader(c.Conn)
 		}
 		if c.err == nil {
-			c.err = c.Conn.SetReadDeadline(time.Time{})
+			c.err = c.limitHeader(time.Time{})
 		}
 		if c.err != nil {
 			c.Conn.Close()
@@ -232,14 +266,14 @@ func (c *conn) header() {
 // RemoteAddr is the client's address, or one without an IP when the proxy has
 // not said it.
 func (c *conn) RemoteAddr() net.Addr {
-	c.header()
+	c.readHeader()
 	return c.client
 }
 
 // Read reads what follows the header. Without a proper header it fails with
 // what was wrong.
 func (c *conn) Read(p []byte) (int, error) {
-	c.header()
+	c.readHeader()
 	if c.err != nil {
 		return 0, &net.OpError{Op: "read", Net: "tcp", Err: c.err}
 	}

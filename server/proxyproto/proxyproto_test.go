@@ -274,6 +274,29 @@ func TestRefused(t *testing.T) {
 	})
 }
 
+// A deadline that was set before the header has come holds after it.
+func TestDeadlineOutlivesHeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		below, ln := newListener(func(err error) { t.Errorf("refused: %v", err) })
+		far, near := below.dial(t, ln, "10.1.2.3")
+		if err := near.SetDeadline(time.Now().Add(timeout / 2)); err != nil {
+			t.Fatal(err)
+		}
+		go io.WriteString(far, "PROXY UNKNOWN\r\n")
+		start := time.Now()
+		if _, err := near.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != timeout/2 {
+			t.Errorf("read after %v: %v", time.Since(start), err)
+		}
+		if err := near.SetDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		go io.WriteString(far, "x")
+		if _, err := near.Read(make([]byte, 1)); err != nil {
+			t.Errorf("without a deadline: %v", err)
+		}
+	})
+}
+
 // A proxy that only looks whether somebody listens is no news.
 func TestHealthCheck(t *testing.T) {
 	below, err := net.Listen("tcp", "127.0.0.1:0")

@@ -1,0 +1,373 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+const (
+	// When accepting fails for want of something that others will give back, the
+	// listener rests: this long, twice as long each time, and a second at most.
+	firstRest   = 5 * time.Millisecond
+	longestRest = time.Second
+
+	// roomParts of all connections are closed at once when there is no room: to
+	// look at all of them costs as much for one.
+	roomParts = 64
+
+	// crowdParts of all connections may be those of one address whose requests
+	// were clients' when none of anybody else can be closed.
+	crowdParts = 8
+
+	// fullInterval is the least time between two log lines about what is full:
+	// strangers decide how often that happens.
+	fullInterval = time.Minute
+
+	// webMemory is how many bytes HTTP/2 may hold for all connections: what has
+	// come and nobody reads.
+	webMemory = 256 << 20
+
+	// fewConns is how many connections there may be where one program comes: to
+	// the metrics, and to where a certificate authority asks.
+	fewConns = 64
+
+	// smallHeld is how many bytes a connection may always hold.
+	smallHeld = 64 << 10
+)
+
+// A door is a listener that bounds the connections and what HTTP/2 holds for
+// them. Nobody is refused: for a newcomer goes the connection of a stranger,
+// of those whose address has most connections the idlest. A stranger's is one on
+// which no client's request has come. Safe for concurrent use.
+type door struct {
+	net.Listener
+	most     int            // connections
+	mostHeld int64          // bytes
+	trusted  []netip.Prefix // proxies, whose connections are never closed for others
+	late     bool           // who connects is known only with his first bytes
+	log      *slog.Logger
+	full     rate.Sometimes // log lines
+	failing  rate.Sometimes // likewise
+	ctx      context.Context
+	cancel   context.CancelFunc
+	left     chan struct{} // has a token when a connection has ended
+
+	held     atomic.Int64  // bytes
+	closed   atomic.Uint64 // connections, for others
+	failed   atomic.Uint64 // accepts
+	mu       sync.Mutex
+	visitors map[*visitor]struct{} // guarded by mu
+}
+
+// newDoor returns a door of ln, which has room for so many connections, and
+// bytes that HTTP/2 holds.
+func newDoor(ln net.Listener, most int, mostHeld int64, log *slog.Logger) *door {
+	d := &door{
+		Listener: ln,
+		most:     most,
+		mostHeld: mostHeld,
+		log:      log,
+		full:     rate.Sometimes{First: 1, Interval: fullInterval},
+		failing:  rate.Sometimes{First: 1, Interval: fullInterval},
+		left:     make(chan struct{}, 1),
+		visitors: make(map[*visitor]struct{}),
+	}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	return d
+}
+
+// open is the number of connections.
+func (d *door) open() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.visitors)
+}
+
+// Close ends Accept. Connections go on.
+func (d *door) Close() error {
+	d.cancel()
+	return d.Listener.Close()
+}
+
+// Accept returns the next connection when there is room for it.
+func (d *door) Accept() (net.Conn, error) {
+	rest := firstRest
+	for {
+		c, err := d.Listener.Accept()
+		switch {
+		case err == nil:
+			return d.enter(c)
+		case !isShortage(err):
+			return nil, err
+		}
+		d.failed.Add(1)
+		d.failing.Do(func() {
+			d.log.Warn("connections cannot be accepted: something else has what they need; raise the limit of open files (ulimit -n, or LimitNOFILE= in a systemd unit), or end what takes the system's memory", "err", err)
+		})
+		select {
+		case <-time.After(rest):
+		case <-d.ctx.Done():
+			return nil, net.ErrClosed
+		}
+		rest = min(2*rest, longestRest)
+	}
+}
+
+// isShortage tells whether accepting has failed for a reason that passes.
+func isShortage(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// enter makes room for a connection. It waits only while all others are
+// clients' or proxies'.
+func (d *door) enter(c net.Conn) (net.Conn, error) {
+	v := &visitor{Conn: c, door: d}
+	v.active.Store(time.Now().UnixNano())
+	if !d.late {
+		v.place()
+	}
+	for {
+		d.mu.Lock()
+		if len(d.visitors) < d.most {
+			d.visitors[v] = struct{}{}
+			d.mu.Unlock()
+			return v, nil
+		}
+		leaving := d.choose()
+		d.mu.Unlock()
+		d.full.Do(func() {
+			d.log.Warn("all connections are in use, and for new ones the idlest of strangers are closed; if that is no attack, raise the limit of open files (ulimit -n, or LimitNOFILE= in a systemd unit)", "limit", d.most)
+		})
+		for _, v := range leaving {
+			d.closed.Add(1)
+			v.Close()
+		}
+		if len(leaving) > 0 {
+			continue
+		}
+		select {
+		case <-d.left:
+		case <-d.ctx.Done():
+			c.Close()
+			return nil, net.ErrClosed
+		}
+	}
+}
+
+// choose returns who goes for others: strangers, or when there are none those
+// of an address that has more than its part. mu is held.
+func (d *door) choose() []*visitor {
+	strangers, clients := make(map[netip.Prefix][]*visitor), make(map[netip.Prefix][]*visitor)
+	for v := range d.visitors {
+		switch {
+		case v.exempt.Load():
+		case v.known.Load():
+			clients[v.network] = append(clients[v.network], v)
+		default:
+			strangers[v.network] = append(strangers[v.network], v)
+		}
+	}
+	if all := rank(strangers, 0); len(all) > 0 {
+		return all[:min(max(d.most/roomParts, 1), (len(all)+1)/2)]
+	}
+	all := rank(clients, max(d.most/crowdParts, 1))
+	return all[:min(max(d.most/roomParts, 1), len(all))]
+}
+
+// rank orders visitors: first the idlest of the network that has most, so that
+// all networks come down to the same number. Of each so many are left out.
+func rank(networks map[netip.Prefix][]*visitor, spared int) []*visitor {
+	type place struct {
+		v      *visitor
+		active int64 // as it was when the order began
+		rank   int
+	}
+	var all []place
+	for _, vs := range networks {
+		of := make([]place, 0, len(vs))
+		for _, v := range vs {
+			of = append(of, place{v: v, active: v.active.Load()})
+		}
+		slices.SortFunc(of, func(a, b place) int { return cmp.Compare(b.active, a.active) })
+		for i := range of {
+			of[i].rank = i
+		}
+		all = append(all, of[min(spared, len(of)):]...)
+	}
+	slices.SortFunc(all, func(a, b place) int {
+		return cmp.Or(cmp.Compare(b.rank, a.rank), cmp.Compare(a.active, b.active))
+	})
+	vs := make([]*visitor, len(all))
+	for i := range all {
+		vs[i] = all[i].v
+	}
+	return vs
+}
+
+// shed closes the connection that holds most, a stranger's if there is one that
+// holds something, until all together hold what they may.
+func (d *door) shed() {
+	for d.held.Load() > d.mostHeld {
+		var worst *visitor
+		most := int64(0)
+		d.mu.Lock()
+		for v := range d.visitors {
+			held := v.holds()
+			if held <= smallHeld {
+				continue
+			}
+			stranger, sooner := !v.known.Load(), worst != nil && !worst.known.Load()
+			if worst == nil || stranger && !sooner || stranger == sooner && held > most {
+				worst, most = v, held
+			}
+		}
+		d.mu.Unlock()
+		if worst == nil {
+			return
+		}
+		d.full.Do(func() {
+			d.log.Warn("HTTP/2 holds too much for those who connect, and who has most is cut off", "bytes", d.held.Load(), "limit", d.mostHeld)
+		})
+		d.closed.Add(1)
+		worst.Close()
+	}
+}
+
+// A visitor is a connection that was accepted.
+type visitor struct {
+	net.Conn
+	door   *door
+	known  atomic.Bool  // a client's request has come
+	exempt atomic.Bool  // it is a trusted proxy's own
+	active atomic.Int64 // when something passed, in nanoseconds since 1970
+	placed atomic.Bool  // network is set
+	http2  atomic.Pointer[http2Conn]
+	once   sync.Once
+
+	mu   sync.Mutex
+	held int64 // bytes that HTTP/2 holds; guarded by mu, like what follows
+	gone bool  // nothing is counted any more
+
+	network netip.Prefix // guarded by the door's mu after the beginning
+}
+
+// place finds out whose connection it is.
+func (v *visitor) place() {
+	v.placed.Store(true)
+	peer, err := netip.ParseAddrPort(v.Conn.RemoteAddr().String())
+	if err != nil {
+		return // not IP: systemd's socket, or in tests
+	}
+	addr := peer.Addr().Unmap().WithZone("")
+	for _, p := range v.door.trusted {
+		if p.Contains(addr) {
+			v.exempt.Store(true)
+			v.known.Store(true)
+		}
+	}
+	bits := 32
+	if addr.Is6() {
+		bits = 64 // the least that one customer gets
+	}
+	network, err := addr.Prefix(bits)
+	if err != nil {
+		return
+	}
+	v.door.mu.Lock()
+	v.network = network
+	v.door.mu.Unlock()
+}
+
+func (v *visitor) Read(p []byte) (int, error) {
+	n, err := v.Conn.Read(p)
+	if n > 0 {
+		v.active.Store(time.Now().UnixNano())
+		if !v.placed.Load() {
+			v.place()
+		}
+	}
+	return n, err
+}
+
+func (v *visitor) Write(p []byte) (int, error) {
+	n, err := v.Conn.Write(p)
+	if n > 0 {
+		v.active.Store(time.Now().UnixNano())
+	}
+	return n, err
+}
+
+// Close gives the place free.
+func (v *visitor) Close() error {
+	v.once.Do(func() {
+		d := v.door
+		d.mu.Lock()
+		delete(d.visitors, v)
+		d.mu.Unlock()
+		v.mu.Lock()
+		v.gone = true
+		d.held.Add(-v.held)
+		v.mu.Unlock()
+		select {
+		case d.left <- struct{}{}:
+		default:
+		}
+	})
+	return v.Conn.Close()
+}
+
+// hold says that n bytes more are held for this connection.
+func (v *visitor) hold(n int64) {
+	v.mu.Lock()
+	if v.gone || v.exempt.Load() {
+		n = 0
+	}
+	v.held += n
+	total := v.door.held.Add(n)
+	v.mu.Unlock()
+	if n > 0 && total > v.door.mostHeld {
+		v.door.shed()
+	}
+}
+
+// holds is how many bytes are held for this connection.
+func (v *visitor) holds() int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.held
+}
+
+// isKnown says that a client's request has come: he is no stranger.
+func (v *visitor) isKnown() {
+	if !v.known.Swap(true) {
+		if c := v.http2.Load(); c != nil {
+			c.grow()
+		}
+	}
+}
+
+// visitorKey is where a request's context has its visitor.
+type visitorKey struct{}
+
+// visitorOf returns whose request it is, or nil where there is no door.
+func visitorOf(r *http.Request) *visitor {
+	v, _ := r.Context().Value(visitorKey{}).(*visitor)
+	return v
+}
