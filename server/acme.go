@@ -161,7 +161,7 @@ func (a *autoCertificate) start(httpAddress string, site http.Handler) {
 	} else {
 		a.web = newWebServer(a.answerHTTP(site), nil, a.log)
 		a.running.Go(func() {
-			if err := serveWeb(a.web, newDoor(ln, fewConns, webMemory, a.log)); !errors.Is(err, http.ErrServerClosed) {
+			if err := serveWeb(a.web, newDoor(ln, fewConns, fewBytes, a.log)); !errors.Is(err, http.ErrServerClosed) {
 				a.log.Error("no HTTP-01 challenges any longer", "err", err)
 			}
 		})

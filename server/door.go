@@ -35,13 +35,11 @@ const (
 	// strangers decide how often that happens.
 	fullInterval = time.Minute
 
-	// webMemory is how many bytes HTTP/2 may hold for all connections: what has
-	// come and nobody reads.
-	webMemory = 256 << 20
-
-	// fewConns is how many connections there may be where one program comes: to
-	// the metrics, and to where a certificate authority asks.
+	// fewConns is how many connections there may be where one program comes, to
+	// the metrics and to where a certificate authority asks; and fewBytes what
+	// HTTP/2 may hold for them.
 	fewConns = 64
+	fewBytes = 16 << 20
 
 	// smallHeld is how many bytes a connection may always hold.
 	smallHeld = 64 << 10

@@ -209,6 +209,10 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 	if err := checkTLS(set); err != nil {
 		return nil, err
 	}
+	memory, err := memoryLimit(set.memoryLimit)
+	if err != nil {
+		return nil, err
+	}
 	// The placeholder page is as old as the server's key: neither the same on
 	// every server nor new at every start.
 	born := time.Now()
@@ -239,13 +243,14 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 	if s.decoy, err = decoy.New(set.decoy, born, log); err != nil {
 		return nil, fmt.Errorf("-decoy: %w", err)
 	}
-	s.door = newDoor(nil, s.limits.conns, webMemory, log) // listen gives it its listener
+	s.door = newDoor(nil, s.limits.conns, memory/webPart, log) // listen gives it its listener
 	s.door.trusted, s.door.late = s.trusted, set.proxyProtocol
 	s.tunnel = tunnel.NewServer(tunnel.ServerConfig{
 		Key:            s.key,
 		Decoy:          s.decoy,
 		TrustedProxies: s.trusted,
 		Streams:        s.limits.streams,
+		Memory:         memory,
 		Known: func(r *http.Request) {
 			if v := visitorOf(r); v != nil {
 				v.isKnown()

@@ -73,7 +73,7 @@ func newMetricsServer(address string, r *prometheus.Registry, log *slog.Logger) 
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
-	return &metricsServer{newDoor(ln, fewConns, webMemory, log), newWebServer(mux, nil, log)}, nil
+	return &metricsServer{newDoor(ln, fewConns, fewBytes, log), newWebServer(mux, nil, log)}, nil
 }
 
 // serve serves until close.

@@ -45,6 +45,8 @@ Flags:
                         header (version 1 or 2)
   -decoy URL|FOLDER     site shown to whoever is not a client
                         (default: a placeholder page)
+  -memory-limit BYTES   what sessions may hold together, as in 512M (default: half
+                        of the memory there is, at most 1G)
   -metrics HOST:PORT    show counts for Prometheus there, at /metrics
   -log FILE             write the log there and not to stderr
   -unsafe-logging       show addresses in the log
@@ -67,6 +69,7 @@ type settings struct {
 	trustedProxies  string
 	proxyProtocol   bool
 	decoy           string
+	memoryLimit     string
 	metrics         string
 	log             string
 	unsafeLogging   bool
@@ -88,6 +91,7 @@ func (s *settings) flags() *flag.FlagSet {
 	fs.StringVar(&s.trustedProxies, "trusted-proxies", s.trustedProxies, "")
 	fs.BoolVar(&s.proxyProtocol, "proxy-protocol", s.proxyProtocol, "")
 	fs.StringVar(&s.decoy, "decoy", s.decoy, "")
+	fs.StringVar(&s.memoryLimit, "memory-limit", s.memoryLimit, "")
 	fs.StringVar(&s.metrics, "metrics", s.metrics, "")
 	fs.StringVar(&s.log, "log", s.log, "")
 	fs.BoolVar(&s.unsafeLogging, "unsafe-logging", s.unsafeLogging, "")

@@ -39,6 +39,10 @@ type ServerConfig struct {
 	// TrustedProxies may say by X-Forwarded-For who the client is.
 	TrustedProxies []netip.Prefix
 
+	// Memory is how many bytes all sessions may hold; 0: 1 GiB. When they hold more,
+	// those that hold most are ended.
+	Memory int64
+
 	// Known is called when a request has shown that a client made it, while it is
 	// being read, and maybe more than once. Nil: nobody wants to know.
 	Known func(*http.Request)
@@ -94,6 +98,7 @@ func NewServer(cfg ServerConfig) *Server {
 		Engines:    engines.Names(),
 		Serve:      s.serve,
 		Known:      cfg.Known,
+		Memory:     cfg.Memory,
 		ClientAddr: func(r *http.Request) netip.Addr { return clientAddr(r, trusted) },
 		Log:        s.log,
 	})

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"runtime/debug"
+	"strconv"
+	"strings"
+)
+
+const (
+	// defaultMemory is how many bytes sessions may hold together where there is
+	// memory enough; the process takes up to twice as many (Go's collector).
+	defaultMemory = 1 << 30
+
+	// leastMemory is the least that -memory-limit takes: a session or two.
+	leastMemory = 32 << 20
+
+	// webPart of the same may be held by HTTP/2, besides: what has come and
+	// nobody reads.
+	webPart = 4
+)
+
+// sizes are the suffixes of -memory-limit.
+var sizes = map[byte]int64{'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
+
+// parseMemory reads a number of bytes such as 512M.
+func parseMemory(s string) (int64, error) {
+	digits, unit := s, int64(1)
+	if s != "" {
+		if u, ok := sizes[s[len(s)-1]]; ok {
+			digits, unit = s[:len(s)-1], u
+		}
+	}
+	n, err := strconv.ParseUint(digits, 10, 63)
+	switch {
+	case err != nil || int64(n) > math.MaxInt64/unit:
+		return 0, fmt.Errorf("-memory-limit %q is no number of bytes such as 512M", s)
+	case int64(n)*unit < leastMemory:
+		return 0, fmt.Errorf("-memory-limit %s is too little: %dM at least", s, leastMemory>>20)
+	}
+	return int64(n) * unit, nil
+}
+
+// memoryLimit is how many bytes sessions may hold: what the flag says, or half
+// of what the process may have, and no more than the default.
+func memoryLimit(flag string) (int64, error) {
+	if flag != "" {
+		return parseMemory(flag)
+	}
+	most := min(available(os.DirFS("/")), debug.SetMemoryLimit(-1)) // -1 asks: GOMEMLIMIT, or a number without end
+	return max(min(most/2, defaultMemory), leastMemory), nil
+}
+
+// available is the least of the machine's memory and the limits of the control
+// groups that the process is in, as Linux tells them; on other systems it is
+// without end.
+func available(root fs.FS) int64 {
+	most := int64(math.MaxInt64)
+	if info, err := fs.ReadFile(root, "proc/meminfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "MemTotal:" {
+				if kb, err := strconv.ParseInt(f[1], 10, 50); err == nil && kb > 0 {
+					most = min(most, kb<<10)
+				}
+			}
+		}
+	}
+	groups, err := fs.ReadFile(root, "proc/self/cgroup")
+	if err != nil {
+		return most
+	}
+	for line := range strings.Lines(string(groups)) {
+		// hierarchy:controllers:path, the first two of version 2 being 0 and nothing.
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) < 3 {
+			continue
+		}
+		folder, file := "sys/fs/cgroup", "memory.max"
+		if f[1] == "memory" {
+			folder, file = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+		} else if f[1] != "" {
+			continue
+		}
+		// A group above may allow less.
+		for at := path.Clean("/" + f[2]); ; at = path.Dir(at) {
+			if text, err := fs.ReadFile(root, path.Join(folder, at, file)); err == nil {
+				if n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil && n > 0 {
+					most = min(most, n)
+				}
+			}
+			if at == "/" {
+				break
+			}
+		}
+	}
+	return most
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"math"
+	"testing"
+	"testing/fstest"
+)
+
+func TestParseMemory(t *testing.T) {
+	for s, want := range map[string]int64{
+		"33554432": 32 << 20, "64M": 64 << 20, "2G": 2 << 30, "1T": 1 << 40, "65536K": 64 << 20,
+		"": 0, "M": 0, "1.5G": 0, "-1G": 0, "64MB": 0, "31M": 0, "9000000T": 0, "99999999999999999999": 0, "64m": 0,
+	} {
+		if got, err := parseMemory(s); got != want || (err == nil) != (want > 0) {
+			t.Errorf("%q: %d, %v; want %d", s, got, err, want)
+		}
+	}
+}
+
+func TestAvailableMemory(t *testing.T) {
+	const gib = 1 << 30
+	file := func(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
+	for name, c := range map[string]struct {
+		root fstest.MapFS
+		want int64
+	}{
+		"no Linux": {fstest.MapFS{}, math.MaxInt64},
+		"a machine": {fstest.MapFS{
+			"proc/meminfo":     file("MemTotal:        1048576 kB\nMemFree: 1 kB\n"),
+			"proc/self/cgroup": file("0::/user.slice\n"),
+		}, gib},
+		"version 2, a group above allows less": {fstest.MapFS{
+			"proc/meminfo":                                         file("MemTotal:  8388608 kB\n"),
+			"proc/self/cgroup":                                     file("0::/system.slice/bridge.service\n"),
+			"sys/fs/cgroup/system.slice/memory.max":                file("1073741824\n"),
+			"sys/fs/cgroup/system.slice/bridge.service/memory.max": file("max\n"),
+		}, gib},
+		"version 1": {fstest.MapFS{
+			"proc/self/cgroup": file("5:cpu,cpuacct:/x\n4:memory:/box\n"),
+			"sys/fs/cgroup/memory/box/memory.limit_in_bytes": file("1073741824\n"),
+			"sys/fs/cgroup/memory/memory.limit_in_bytes":     file("9223372036854771712\n"),
+		}, gib},
+	} {
+		if got := available(c.root); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+	if n, err := memoryLimit(""); err != nil || n < leastMemory || n > defaultMemory {
+		t.Errorf("without a flag: %d, %v", n, err)
+	}
+}
