@@ -84,9 +84,8 @@ const (
 
 	// maxHeld is how much memory in bytes a session may take: the unread frames of
 	// a dozen streams that nobody reads, and of one at full speed, in frames of 2 or
-	// 32 KB, as relay makes them of what comes fast. Frames of a little more than a
-	// power of two take twice as much, so that half as many such streams stop the
-	// others.
+	// 32 KB, as relay makes them of what comes fast. Of frames a little longer than
+	// a power of two it is half as many.
 	maxHeld = 13 * streamWindow
 
 	// frameCost is what an unread frame takes besides its body, in bytes: the
@@ -95,9 +94,9 @@ const (
 	frameCost = 24 + 44 + 3
 
 	// streamCost and sessionCost are what an open stream and a session take, in
-	// bytes, smux's part included (TestHeldIsMemory, TestSessionCost). Of a session's, 57 KB are smux's queue
-	// of 1024 write requests and 8 KB its queue of 1024 streams to accept, the rest
-	// the stacks of its three goroutines.
+	// bytes (TestHeldIsMemory, TestSessionCost). Of a session's, 57 KB are smux's
+	// queue of 1024 write requests and 8 KB that of 1024 streams to accept; most of
+	// the rest are the stacks of its three goroutines.
 	streamCost  = 2400
 	sessionCost = 80 << 10
 
@@ -105,9 +104,8 @@ const (
 	// times as many as a browser has connections.
 	maxStreams = 256
 
-	// maxRefused is how many streams in a row a client may open that the server
-	// has no room for: more than an honest client can, which waits for no answer
-	// but knows its own limit.
+	// maxRefused is how many streams in a row may be refused. A client that knows
+	// its own limit comes nowhere near.
 	maxRefused = 4096
 
 	// maxAnswers is how many bytes may wait in the Channel when a frame is added

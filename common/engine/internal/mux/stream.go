@@ -175,15 +175,7 @@ func (st *Stream) Write(p []byte) (int, error) {
 			}
 			continue
 		}
-		select {
-		case st.session.turn <- struct{}{}:
-		case <-st.writable: // look again
-			continue
-		case <-passed:
-			continue
-		}
-		n, err := st.send(p[total:total+size], passed)
-		<-st.session.turn
+		n, err := st.send(p[total:total+size], st.writable, passed)
 		total += n
 		if err != nil {
 			return total, err
@@ -233,21 +225,11 @@ func (st *Stream) allowed(passed <-chan struct{}, want int) (int, error) {
 	return int(max(min(room, int64(want), frameSize), 0)), nil
 }
 
-// flush gives smux what is staged, as soon as it has the turn and the channel has
-// room, until nothing is: what is written meanwhile goes in one frame.
+// flush gives smux what is staged until nothing is: what is written meanwhile goes
+// in one frame.
 func (st *Stream) flush() {
-	s := st.session
 	for st.flushes() {
-		s.turn <- struct{}{}
-		for room, ok := s.channel.Room(); !ok; room, ok = s.channel.Room() {
-			<-room
-		}
-		st.sending.Lock()
-		if err := st.push(); err != nil {
-			s.channel.Fail(err) // it was said to be written
-		}
-		st.sending.Unlock()
-		<-s.turn
+		st.send(nil, nil, nil)
 	}
 }
 
@@ -259,59 +241,67 @@ func (st *Stream) flushes() bool {
 	return st.flushing
 }
 
-// push gives smux what is staged. sending is held.
-func (st *Stream) push() error {
-	st.session.mu.Lock()
-	staged := st.staged
-	st.staged = nil
-	st.sent += uint32(len(staged))
-	st.session.mu.Unlock()
-	if staged == nil {
-		return nil
+// send gives smux what is staged, and then p in a frame, as soon as it has the turn
+// and the channel has room. It returns early, having sent nothing of p, when
+// something has changed or the deadline has passed.
+func (st *Stream) send(p []byte, changed, passed <-chan struct{}) (int, error) {
+	s := st.session
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-changed:
+		return 0, nil
+	case <-passed:
+		return 0, nil
 	}
-	_, err := st.smux.Write(staged)
-	stages.Put((*[gatherSize]byte)(staged[:gatherSize]))
-	st.session.mu.Lock()
-	st.session.hold(-gatherSize)
-	st.session.mu.Unlock()
-	return err
-}
-
-// send gives smux a frame as soon as the channel has room, or what is staged if p
-// is small, and nothing if the stream may not send any more by then. The
-// session's turn is held.
-func (st *Stream) send(p []byte, passed <-chan struct{}) (int, error) {
-	for {
-		room, ok := st.session.channel.Room()
-		if ok {
-			break
-		}
+	for room, ok := s.channel.Room(); !ok; room, ok = s.channel.Room() {
 		select {
 		case <-room:
-		case <-st.writable:
+		case <-changed:
 		case <-passed:
 		}
-		if _, _, err := st.offer(passed, nil); err != nil {
+		if _, _, err := st.offer(passed, nil); err != nil && len(p) > 0 {
 			return 0, err
 		}
 	}
 	st.sending.Lock()
 	defer st.sending.Unlock()
-	if err := st.push(); err != nil {
-		return 0, st.session.failure(err)
+	if st.push() && len(p) <= smallWrite {
+		return 0, nil // it can gather again
 	}
-	st.session.mu.Lock()
+	s.mu.Lock()
 	size, err := st.allowed(nil, len(p))
 	st.sent += uint32(size) // before the other side can have read it
-	st.session.mu.Unlock()
-	if err != nil {
+	s.mu.Unlock()
+	if err != nil || size == 0 {
 		return 0, err
 	}
 	n, err := st.smux.Write(p[:size])
 	if err != nil {
-		return n, st.session.failure(err)
+		err = s.failure(err)
 	}
-	return n, nil
+	return n, err
+}
+
+// push gives smux what is staged, if anything is. sending is held.
+func (st *Stream) push() bool {
+	s := st.session
+	s.mu.Lock()
+	staged := st.staged
+	st.staged = nil
+	st.sent += uint32(len(staged))
+	s.mu.Unlock()
+	if staged == nil {
+		return false
+	}
+	if _, err := st.smux.Write(staged); err != nil {
+		s.channel.Fail(err) // it was said to be written
+	}
+	stages.Put((*[gatherSize]byte)(staged[:gatherSize]))
+	s.mu.Lock()
+	s.hold(-gatherSize)
+	s.mu.Unlock()
+	return true
 }
 
 // CloseWrite implements engine.Stream.
