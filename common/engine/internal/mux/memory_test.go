@@ -13,7 +13,6 @@ import (
 // TestHeldIsMemory: what the account says is what is held, within a quarter, and
 // nothing when nothing is.
 func TestHeldIsMemory(t *testing.T) {
-	const streams = 2 * maxStreams
 	// unread lets that many frames of so many bytes come on a stream.
 	unread := func(n, size int) func(a *memory) {
 		return func(a *memory) { a.Write(bytes.Repeat(frame(cmdPSH, 3, make([]byte, size)...), n)) }
@@ -28,8 +27,8 @@ func TestHeldIsMemory(t *testing.T) {
 		{"frames of 1000 bytes", unread(4000, 1000)},
 		{"full frames", unread(200, frameSize)},
 		{"frames of a little more than a power of two", unread(400, 1<<13+1)},
-		{"streams", func(a *memory) {
-			for i := range streams - 1 {
+		{"streams, and more that are refused", func(a *memory) {
+			for i := range 4000 {
 				a.Write(frame(cmdSYN, uint32(5+2*i)))
 			}
 		}},
