@@ -174,6 +174,33 @@ func TestHeld(t *testing.T) {
 	}
 }
 
+// TestHeldOnce: a message that comes again is not counted again, neither while it
+// waits nor after it was read.
+func TestHeldOnce(t *testing.T) {
+	enginetest.Bubble(t, func(t *testing.T) {
+		a, b := enginetest.Connect(enginetest.Path{}, ordinary, 1)
+		server := newEnd(t, b, false)
+		again := func(number int) {
+			for range 10 {
+				a.WriteTo(packet(data(firstTSN+uint32(number), "hello")), a.RemoteAddr())
+			}
+			time.Sleep(time.Second)
+		}
+		again(1)
+		if n := b.Held() - sessionCost; n != inCost(5) {
+			t.Errorf("%d bytes are held; want %d for one message", n, inCost(5))
+		}
+		again(0)
+		receive(t, server, 10)
+		again(0)
+		again(1)
+		if n := b.Held() - sessionCost; n != 0 {
+			t.Errorf("%d bytes are held when everything was read", n)
+		}
+		a.Close()
+	})
+}
+
 // TestEvilPeer: a peer that says what it may not, plausibly. Neither does it make
 // the other side panic or hang, nor does that doubt what it has sent.
 func TestEvilPeer(t *testing.T) {
