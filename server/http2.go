@@ -47,18 +47,20 @@ const (
 	// for a client's.
 	strangersRequests = 100
 
-	// requestCost is what a request takes that is being answered, in bytes: two
-	// goroutines, its head, a buffer for its answer (measured: 12 KB).
-	requestCost = 12 << 10
+	// requestCost is what a request takes whose answer is not taken, in bytes: two
+	// goroutines, its head, a buffer for its answer (measured: 17 KB).
+	requestCost = 17 << 10
 )
 
 // Types and flags of frames (RFC 9113, section 6).
 const (
 	typeData     = byte(http2.FrameData)
+	typeHeaders  = byte(http2.FrameHeaders)
 	typeReset    = byte(http2.FrameRSTStream)
 	typeSettings = byte(http2.FrameSettings)
 	typeUpdate   = byte(http2.FrameWindowUpdate)
 	flagAck      = byte(http2.FlagSettingsAck)
+	flagEnd      = byte(http2.FlagDataEndStream) // of HEADERS, too
 )
 
 // A frameHeader is the head of a frame: length (3 bytes), type, flags, stream (4).
@@ -67,6 +69,9 @@ type frameHeader [frameHead]byte
 func (h frameHeader) size() int      { return int(h[0])<<16 | int(h[1])<<8 | int(h[2]) }
 func (h frameHeader) is(t byte) bool { return h[3] == t }
 func (h frameHeader) isAck() bool    { return h[3] == typeSettings && h[4]&flagAck != 0 }
+func (h frameHeader) ends() bool {
+	return h.is(typeReset) || (h.is(typeData) || h.is(typeHeaders)) && h[4]&flagEnd != 0
+}
 func (h frameHeader) stream() uint32 { return binary.BigEndian.Uint32(h[5:]) & (1<<31 - 1) }
 
 // appendFrame appends a frame without flags.
@@ -92,6 +97,9 @@ type http2Conn struct {
 	allowed atomic.Int64 // what of it is left
 	unasked atomic.Int64 // acknowledgements of our own SETTINGS that are to come
 
+	requestsMu sync.Mutex
+	requests   map[uint32]struct{} // a stranger's, by their streams, until they are answered; guarded by requestsMu
+
 	in  incomingFrames // the reader's
 	out outgoingFrames
 }
@@ -104,6 +112,7 @@ type incomingFrames struct {
 	payload int    // bytes that follow: of the frame, or of the client's preface
 	skip    int    // bytes that follow and are not returned
 	largest int    // bytes of the largest frame
+	last    uint32 // the newest stream
 }
 
 // outgoingFrames is where the writers are.
@@ -126,6 +135,8 @@ func newHTTP2Conn(c net.Conn, v *visitor, preface bool) *http2Conn {
 		visitor: v,
 		places:  make(chan struct{}, strangersRequests),
 		grown:   make(chan struct{}),
+
+		requests: make(map[uint32]struct{}),
 	}
 	h.in.largest = maxFrame
 	h.window.Store(toldWindow)
@@ -158,15 +169,36 @@ func (c *http2Conn) grow() {
 // enter waits for a place for a request. leave is called at its end; it is nil
 // when the request has gone before.
 func (c *http2Conn) enter(ctx context.Context) (leave func()) {
-	c.hold(requestCost)
 	select {
 	case c.places <- struct{}{}:
-		return func() { <-c.places; c.hold(-requestCost) }
+		return func() { <-c.places }
 	case <-c.grown:
-		return func() { c.hold(-requestCost) }
+		return func() {}
 	case <-ctx.Done():
-		c.hold(-requestCost)
 		return nil
+	}
+}
+
+// asked counts a request of a stranger's.
+func (c *http2Conn) asked(stream uint32) {
+	if c.visitor == nil || c.visitor.known.Load() {
+		return
+	}
+	c.requestsMu.Lock()
+	c.requests[stream] = struct{}{}
+	c.requestsMu.Unlock()
+	c.hold(requestCost)
+}
+
+// answered counts a request no more. A handler that has returned is no answer:
+// the client may take none of what it has written.
+func (c *http2Conn) answered(stream uint32) {
+	c.requestsMu.Lock()
+	_, ok := c.requests[stream]
+	delete(c.requests, stream)
+	c.requestsMu.Unlock()
+	if ok {
+		c.hold(-requestCost)
 	}
 }
 
@@ -228,6 +260,13 @@ func (c *http2Conn) begin() {
 		}
 		c.hold(int64(size))
 	}
+	switch stream := in.head.stream(); {
+	case in.head.is(typeHeaders) && stream > in.last:
+		in.last = stream
+		c.asked(stream)
+	case in.head.is(typeReset):
+		c.answered(stream)
+	}
 	if size > in.largest {
 		c.hold(int64(size - in.largest))
 		in.largest = size
@@ -271,10 +310,10 @@ func (c *http2Conn) write(p []byte) (int, error) {
 // counted before the client can know of it.
 func (c *http2Conn) pass(p []byte) (int, error) {
 	at := c.out.at
-	c.opened(at.walk(p))
+	c.opened(at.walk(p, c.answered))
 	n, err := c.Conn.Write(p)
 	if n < len(p) {
-		c.out.at.walk(p[:n])
+		c.out.at.walk(p[:n], c.answered)
 	} else {
 		c.out.at = at
 	}
@@ -311,11 +350,14 @@ func (c *http2Conn) writeFirst(p []byte) error {
 			o.begun = true
 			binary.BigEndian.PutUint32(frame[frameHead:], toldUpdate)
 		}
+		if head.ends() {
+			c.answered(head.stream())
+		}
 		whole = append(whole, frame...)
 	}
 	if o.begun {
 		whole = append(whole, o.first...)
-		c.opened(o.at.walk(o.first))
+		c.opened(o.at.walk(o.first, c.answered))
 		o.first = nil
 	}
 	if len(whole) == 0 {
@@ -400,8 +442,8 @@ func (a *position) isBetween() bool { return a.have == 0 && a.payload == 0 }
 func (a *position) left() int { return a.payload }
 
 // walk goes on by p and returns how much of the connection's window the frames
-// open that end in it.
-func (a *position) walk(p []byte) (opened int64) {
+// open that end in it. ended is called for each stream that they end.
+func (a *position) walk(p []byte, ended func(stream uint32)) (opened int64) {
 	for len(p) > 0 {
 		if a.payload == 0 {
 			n := copy(a.head[a.have:], p)
@@ -410,6 +452,9 @@ func (a *position) walk(p []byte) (opened int64) {
 				return opened
 			}
 			a.have, a.payload, a.update = 0, a.head.size(), 0
+			if a.head.ends() {
+				ended(a.head.stream())
+			}
 			if a.head.is(typeUpdate) && a.head.stream() == 0 && a.payload == 4 {
 				a.update, a.value = a.payload, 0
 			}

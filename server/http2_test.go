@@ -305,6 +305,41 @@ func TestStrangersRequestsWait(t *testing.T) {
 	})
 }
 
+// Requests whose answers nobody takes are counted, though their handlers have
+// returned, until the connection that has most of them goes.
+func TestAnswersThatNobodyTakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, dial, stop := startH2(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") }))
+		defer stop()
+		s := dial()
+		ask := func(from, n int) {
+			for i := range n {
+				s.post(uint32(2*(from+i)+1), "/")
+			}
+		}
+		ask(0, 10)
+		if said := s.said(); strings.Count(said, "DATA") != 10 || c.d.held.Load() != 0 {
+			t.Errorf("%d bytes are held for requests that were answered: %s", c.d.held.Load(), said)
+		}
+		s.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+		ask(10, 200)
+		s.said()
+		if held := c.d.held.Load(); held != 200*requestCost {
+			t.Errorf("%d bytes are held, want those of 200 requests", held)
+		}
+		s.framer.WriteRSTStream(2*10+1, http2.ErrCodeCancel)
+		s.said()
+		if held := c.d.held.Load(); held != 199*requestCost {
+			t.Errorf("%d bytes are held after a request was taken back", held)
+		}
+		c.d.mostHeld = 199 * requestCost
+		ask(210, 1)
+		if s.said(); c.d.open() != 0 || c.d.held.Load() != 0 {
+			t.Errorf("%d connections hold %d bytes", c.d.open(), c.d.held.Load())
+		}
+	})
+}
+
 // Floods of frames that cost nothing to send end in bounds that package http2
 // has, or cost nothing here either.
 func TestFloods(t *testing.T) {
@@ -470,7 +505,7 @@ func FuzzHTTP2Conn(f *testing.F) {
 			t.Errorf("%x was written as %x", whole, written)
 		}
 		at := new(position)
-		if at.walk(before); !at.isBetween() {
+		if at.walk(before, func(uint32) {}); !at.isBetween() {
 			t.Error("a frame of ours stands within another")
 		}
 	})
