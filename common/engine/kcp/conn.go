@@ -1,16 +1,12 @@
 package kcp
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
-	"sync"
 	"time"
-
-	"github.com/pion/transport/v5/deadline"
-	"github.com/xtaci/kcp-go/v5"
 
 	"turbotunnel/common/engine"
 )
@@ -33,23 +29,7 @@ const (
 	// conversation is KCP's conversation ID, see the package comment.
 	conversation = 1
 
-	// openDelay is how long the opening of the stream waits for its first
-	// bytes, so that a write which follows at once goes in the same segment.
-	openDelay = 2 * time.Millisecond
-
-	// farewellTime is how long Close waits for a blocked carrier before it
-	// gives up telling the other side.
-	farewellTime = 100 * time.Millisecond
-
-	// lingerTime is how long a finished session still answers: a timeout of the
-	// other side, twice. lingerLimit is how long it waits in silence for the
-	// last acknowledgement; on a carrier that knows when the other side is gone
-	// the end comes from there.
-	lingerTime  = 2 * minTimeout
-	lingerLimit = 5 * time.Minute
-
-	headerSize = kcp.IKCP_OVERHEAD
-
+	// The marks in the last byte of a message.
 	markOpen  = 1
 	markEnd   = 2
 	markStop  = 4
@@ -57,60 +37,47 @@ const (
 	marks     = markOpen | markEnd | markStop | markReset
 )
 
-// farewell is the datagram that ends a session.
-var farewell = []byte{0}
-
 var (
 	errFormat     = errors.New("kcp: malformed message")
 	errPeerClosed = errors.New("the other side has ended the session")
 )
 
-// Stats are counts since the start of a session.
-type Stats struct {
-	Datagrams     int // written
-	Segments      int // with data, sent for the first time
-	Retransmitted int // segments sent again
-	Withheld      int // segments that KCP wanted to send again for no good reason
-}
-
-// A Conn is one conversation of KCP: a stream of bytes in each direction. It
-// owns its engine.Carrier. Read is for one caller at a time; the other methods
-// are safe for concurrent use.
+// A Conn is one conversation of KCP: a stream of bytes in each direction, over
+// the driver that carries it. It owns its engine.Carrier. Read is for one caller
+// at a time; the other methods are safe for concurrent use.
 type Conn struct {
-	pc       engine.Carrier // never changes, like what follows
-	client   bool
+	driver
+
+	client   bool          // never changes, like what follows
 	opened   chan struct{} // closed when the client's OPEN has come
-	done     chan struct{} // closed when the session has ended
 	readable chan struct{} // has room for one token: there is something for Read to look at
 	writable chan struct{} // the same for who waits for room
-	group    sync.WaitGroup
 
-	mu   sync.Mutex // guards what follows, the KCP control block included
-	kcp  *kcp.KCP
-	peer net.Addr // where to write to; nil until it is known
-	err  error    // why the session has ended; nil: it has not
-
-	in     incoming
-	out    outgoing
-	flight flight
-	clock  clock
-	stats  Stats
+	in  incoming
+	out outgoing
 }
 
-// incoming is what is known of the direction towards this side. The Conn's mutex
-// guards it.
+// incoming is what is known of the direction towards this side. The driver's
+// mutex guards it.
 type incoming struct {
-	buf     []byte // a message that Read has begun, from the pool; nil: none
+	buf     []byte // for a message that Read has begun; nil: there was none
 	rest    []byte // what is left of its content
 	began   bool   // the first message has been read
+	opened  bool   // Conn.opened is closed
 	end     error  // what Read returns after the last byte; nil: more may come
 	closed  bool   // Close or Reset was called: nobody reads
-	ended   bool   // an END has come, at endSN
-	endSN   uint32
-	stopped bool // the other side reads no more
-	reset   bool // and something has failed there
-	ate     bool // Read has returned the end of file: that no failure undoes
-	whole   bool // everything up to the END has arrived, or it is not wanted
+	stopped bool   // the other side reads no more
+	reset   bool   // and something has failed there
+	ate     bool   // Read has returned the end of file: that no failure undoes
+}
+
+// outgoing is the direction away from this side. The driver's mutex guards it.
+type outgoing struct {
+	stage []byte    // the content of the message that is being filled
+	marks byte      // that go with the next message
+	began bool      // Append was called
+	ended bool      // nothing more will be written
+	hold  time.Time // what is staged may wait until then for more
 }
 
 // NewConn starts one side of a conversation over pc, which it owns from now on.
@@ -124,21 +91,12 @@ func NewConn(pc engine.Carrier, client bool) *Conn {
 // prepare makes a Conn that has not started yet.
 func prepare(pc engine.Carrier, client bool) *Conn {
 	c := &Conn{
-		pc:       pc,
-		peer:     pc.RemoteAddr(),
 		client:   client,
 		opened:   make(chan struct{}),
-		done:     make(chan struct{}),
 		readable: make(chan struct{}, 1),
 		writable: make(chan struct{}, 1),
 	}
-	c.out.limit = minBacklog
-	c.kcp = kcp.NewKCP(conversation, c.output)
-	c.kcp.SetMtu(headerSize + SegmentSize) // output makes whole datagrams
-	c.kcp.NoDelay(1, 0, 2, 1)
-	c.kcp.WndSize(Window, Window)
-	c.kcp.Input(firstWindow(), kcp.IKCP_PACKET_REGULAR, false)
-	c.flight.rmtWnd = Window
+	c.init(c, pc)
 	return c
 }
 
@@ -170,29 +128,16 @@ func (c *Conn) RemoteAddr() net.Addr {
 // Hold counts n bytes that are held beside the conversation, see engine.Carrier.
 func (c *Conn) Hold(n int) { c.pc.Hold(n) }
 
-// Stats returns the counts so far.
-func (c *Conn) Stats() Stats {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.stats
-}
-
 // Read waits for bytes of the stream. After the last one it returns io.EOF if the
 // other side has ended its direction, an error that matches engine.ErrReset if
 // it ended otherwise, and engine.ErrClosed after Close.
-func (c *Conn) Read(p []byte) (int, error) { return c.read(p, nil) }
+func (c *Conn) Read(p []byte) (int, error) { return c.read(p, context.Background()) }
 
-// read is Read with a deadline, or none if that is nil.
-func (c *Conn) read(p []byte, by *deadline.Deadline) (int, error) {
+// read is Read that ends when by is done.
+func (c *Conn) read(p []byte, by interface{ Done() <-chan struct{} }) (int, error) {
 	for {
-		var passed <-chan struct{}
-		if by != nil {
-			passed = by.Done() // another one when the deadline was moved
-		}
-		if isClosed(passed) && !c.isClosed() {
-			return 0, os.ErrDeadlineExceeded
-		}
-		if n, err := c.recv(p); n > 0 || err != nil || len(p) == 0 {
+		passed := by.Done() // another one when the deadline was moved
+		if n, err := c.recv(p, passed); n > 0 || err != nil || len(p) == 0 {
 			return n, err
 		}
 		select {
@@ -203,26 +148,34 @@ func (c *Conn) read(p []byte, by *deadline.Deadline) (int, error) {
 }
 
 // recv moves what has arrived into p.
-func (c *Conn) recv(p []byte) (int, error) {
+func (c *Conn) recv(p []byte, passed <-chan struct{}) (n int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.in.closed {
+	defer c.count()
+	switch {
+	case c.in.closed:
 		return 0, engine.ErrClosed
+	case isClosed(passed):
+		return 0, os.ErrDeadlineExceeded
 	}
-	total := 0
-	for total < len(p) {
-		if len(c.in.rest) == 0 && !c.next(p[total:], &total) {
+	for n < len(p) {
+		if len(c.in.rest) > 0 {
+			m := copy(p[n:], c.in.rest)
+			c.in.rest = c.in.rest[m:]
+			n += m
+		} else if size := c.kcp.PeekSize(); size < 0 {
 			break
-		}
-		n := copy(p[total:], c.in.rest)
-		total += n
-		if c.in.rest = c.in.rest[n:]; len(c.in.rest) == 0 {
-			c.in.drop()
+		} else if size <= len(p)-n {
+			c.take(p[n:])
+			n += len(c.message(p[n:][:size]))
+		} else {
+			c.take(c.buffer())
+			c.in.rest = c.message(c.in.buf[:size])
 		}
 	}
 	switch {
-	case total > 0:
-		return total, nil
+	case n > 0:
+		return n, nil
 	case c.in.end == io.EOF && c.in.reset && !c.in.ate:
 		return 0, engine.ErrReset
 	case c.in.end != nil:
@@ -232,71 +185,34 @@ func (c *Conn) recv(p []byte) (int, error) {
 	return 0, c.err
 }
 
-// next takes the next message from KCP, if there is one. Its content goes into p
-// where it fits, and is added to total, and into rest otherwise.
-func (c *Conn) next(p []byte, total *int) bool {
-	size := c.kcp.PeekSize()
-	if size < 0 {
-		return false
+// buffer is where a message goes that the caller has no room for.
+func (c *Conn) buffer() []byte {
+	if c.in.buf == nil {
+		c.in.buf = make([]byte, SegmentSize)
 	}
-	direct := size <= len(p)
-	if !direct {
-		c.in.buf = segments.Get().(*[SegmentSize]byte)[:]
-		p = c.in.buf
-	}
-	size = c.kcp.Recv(p)
-	if c.flight.told == 0 {
-		c.clock.tell = true // KCP announces that its full window has opened
-		c.poke()
-	}
-	content := p[:size-1]
-	if c.in.end != nil {
-		content = nil // after an END
-	}
-	if !c.in.mark(p[size-1], c.client) {
-		c.in.end = c.fail(errFormat)
-		content = nil
-	}
-	if direct {
-		*total += len(content)
-	} else if c.in.rest = content; len(content) == 0 {
-		c.in.drop()
-	}
-	return true
+	return c.in.buf
 }
 
-// mark handles the last byte of a message and tells whether it is well formed.
-func (in *incoming) mark(mark byte, client bool) bool {
-	opens := !client && !in.began
-	in.began = true
+// message heeds the last byte of a message and returns the content before it.
+func (c *Conn) message(p []byte) []byte {
+	content, mark := p[:len(p)-1], p[len(p)-1]
+	opens := !c.client && !c.in.began
+	c.in.began = true
 	switch {
 	case mark&^marks != 0 || (mark&markOpen != 0) != opens:
-		return false
-	case in.end != nil:
+		c.in.end = c.fail(errFormat)
+		return nil
+	case c.in.end != nil:
+		return nil
 	case mark&markReset != 0:
-		in.end = engine.ErrReset
+		c.in.end = engine.ErrReset
 	case mark&markEnd != 0:
-		in.end = io.EOF
+		c.in.end = io.EOF
 	}
-	return true
-}
-
-// drop gives back the message that Read had begun.
-func (in *incoming) drop() {
-	if in.buf != nil {
-		segments.Put((*[SegmentSize]byte)(in.buf))
-		in.buf, in.rest = nil, nil
+	if c.in.end != nil {
+		c.poke() // the session may be over
 	}
-}
-
-// discard throws away what has arrived and nobody reads, so that the other side's
-// window stays open until it has stopped.
-func (c *Conn) discard() {
-	c.in.drop()
-	scratch := segments.Get().(*[SegmentSize]byte)
-	for c.kcp.Recv(scratch[:]) >= 0 {
-	}
-	segments.Put(scratch)
+	return content
 }
 
 // Append writes parts one after the other, whether there is room or not, and
@@ -308,7 +224,11 @@ func (c *Conn) Append(hold time.Duration, parts ...[]byte) error {
 	if err := c.writeErr(); err != nil {
 		return err
 	}
-	quiet := !c.out.pending()
+	if staged, _ := c.staged(); hold == 0 {
+		c.out.hold = time.Time{}
+	} else if !staged {
+		c.out.hold = time.Now().Add(hold)
+	}
 	if c.client && !c.out.began {
 		c.out.marks |= markOpen
 	}
@@ -318,13 +238,8 @@ func (c *Conn) Append(hold time.Duration, parts ...[]byte) error {
 			p = p[c.stage(p):]
 		}
 	}
-	switch {
-	case hold == 0:
-		c.clock.hold = time.Time{}
-	case quiet:
-		c.clock.hold = time.Now().Add(hold)
-	}
 	c.poke()
+	c.count()
 	return nil
 }
 
@@ -333,35 +248,76 @@ func (c *Conn) Append(hold time.Duration, parts ...[]byte) error {
 func (c *Conn) Room() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.writable, !c.refuses() || c.err != nil
+	return c.writable, c.writeErr() != nil || !c.refuses()
 }
 
 // Waiting is how many bytes KCP has not sent for the first time.
 func (c *Conn) Waiting() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.unsent()
+	return c.waiting()
 }
 
-// take takes as much of p as there is room for.
-func (c *Conn) take(p []byte) (int, error) {
+// Fail ends the session because of err without waiting. Close is still due.
+func (c *Conn) Fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.writeErr(); err != nil {
-		return 0, err
-	}
-	total := 0
-	for total < len(p) && !c.refuses() {
-		total += c.stage(p[total:])
-	}
-	if total > 0 {
-		c.clock.hold = time.Time{}
-		c.poke()
-	}
-	return total, nil
+	c.fail(err)
 }
 
-// writeErr is why nothing can be written. The mutex is held.
+// Close ends the session, tells the other side if the carrier has room for it,
+// and returns when both goroutines have ended. Closing twice is allowed.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	c.in.closed = true
+	c.finish(engine.ErrClosed)
+	c.mu.Unlock()
+	c.pc.SetWriteDeadline(time.Now().Add(farewellTime))
+	c.group.Wait()
+	return nil
+}
+
+// end ends the outgoing direction with a mark: markEnd alone leaves the incoming
+// one, everything else closes the stream for this side. It returns
+// engine.ErrClosed if that was closed before.
+func (c *Conn) end(mark byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.in.closed {
+		return engine.ErrClosed
+	}
+	came := c.in.end != nil
+	if mark != markEnd {
+		c.in.closed = true
+		c.discard()
+	}
+	if c.out.ended {
+		mark &^= markEnd
+	}
+	if came && mark&markReset == 0 {
+		mark &^= markStop
+	}
+	c.out.ended = true
+	if c.err == nil {
+		c.out.marks |= mark
+	}
+	c.out.hold = time.Time{}
+	c.ended()
+	c.poke()
+	c.count()
+	return nil
+}
+
+// isClosed tells whether Close or Reset was called on the stream.
+func (c *Conn) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.in.closed
+}
+
+// What follows needs the driver's mutex held.
+
+// writeErr is why nothing can be written.
 func (c *Conn) writeErr() error {
 	switch {
 	case c.in.closed || c.out.ended:
@@ -374,11 +330,11 @@ func (c *Conn) writeErr() error {
 	return nil
 }
 
-// stage moves the beginning of p into the segment that is being filled, and
+// stage moves the beginning of p into the message that is being filled, and
 // gives that to KCP when it is full. It returns how much it has taken.
 func (c *Conn) stage(p []byte) int {
 	if c.out.stage == nil {
-		c.out.stage = segments.Get().(*[SegmentSize]byte)[:0]
+		c.out.stage = make([]byte, 0, SegmentSize)
 	}
 	n := min(SegmentSize-1-len(c.out.stage), len(p))
 	if c.out.stage = append(c.out.stage, p[:n]...); len(c.out.stage) == SegmentSize-1 {
@@ -387,116 +343,59 @@ func (c *Conn) stage(p []byte) int {
 	return n
 }
 
+// staged tells whether something waits to be given to KCP, and until when it may.
+func (c *Conn) staged() (bool, time.Time) {
+	return len(c.out.stage) > 0 || c.out.marks != 0, c.out.hold
+}
+
 // push gives what is staged to KCP, with the marks that are due.
 func (c *Conn) push() {
-	if !c.out.pending() {
-		return
+	if staged, _ := c.staged(); staged {
+		c.send(append(c.out.stage, c.out.marks))
+		c.out.stage, c.out.marks, c.out.hold = c.out.stage[:0], 0, time.Time{}
 	}
-	if c.out.stage == nil {
-		c.out.stage = segments.Get().(*[SegmentSize]byte)[:0]
-	}
-	message := append(c.out.stage, c.out.marks)
-	c.out.marks = 0
-	c.out.inKCP += len(message)
-	c.kcp.Send(message)
-	segments.Put((*[SegmentSize]byte)(message[:SegmentSize]))
-	c.out.stage = nil
-	c.settle()
 }
 
-// end ends the outgoing direction with a mark: markEnd alone leaves the incoming
-// one, everything else closes the stream for this side. It returns
-// engine.ErrClosed if that was closed before.
-func (c *Conn) end(mark byte) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// arrived takes note of the marks of messages that have come without waiting for
+// Read, which may be long in coming.
+func (c *Conn) arrived(marks byte) {
+	if marks&markOpen != 0 && !c.client && !c.in.opened {
+		c.in.opened = true
+		close(c.opened)
+	}
+	c.in.reset = c.in.reset || marks&markReset != 0
+	if marks&(markStop|markReset) != 0 && !c.in.stopped {
+		c.in.stopped = true
+		signal(c.writable)
+	}
 	if c.in.closed {
-		return engine.ErrClosed
-	}
-	if c.out.ended {
-		mark &^= markEnd
-	}
-	c.out.ended = true
-	if mark != markEnd && mark != 0 {
-		c.in.closed = true
 		c.discard()
-		if c.in.end != nil && mark == markStop {
-			mark = 0 // everything has come
-		}
 	}
 	signal(c.readable)
-	signal(c.writable)
-	if c.err != nil || mark == 0 {
-		c.settle()
-		return nil
+}
+
+// discard throws away what has arrived and nobody reads, so that the other side's
+// window stays open until it has stopped.
+func (c *Conn) discard() {
+	c.in.rest = nil
+	for c.kcp.PeekSize() >= 0 {
+		c.take(c.buffer())
 	}
-	c.out.marks |= mark
-	c.clock.hold = time.Time{}
-	c.poke()
-	return nil
 }
 
-// isClosed tells whether Close or Reset was called on the stream.
-func (c *Conn) isClosed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.in.closed
+// over tells whether the stream is: each direction has ended, and all of it has
+// come or is not wanted.
+func (c *Conn) over() bool {
+	return (c.out.ended || c.in.stopped) && (c.in.end != nil || c.in.closed) && c.out.marks == 0
 }
 
-// Close ends the session, tells the other side if the carrier has room for it,
-// and returns when both goroutines have ended. Closing twice is allowed.
-func (c *Conn) Close() error {
-	c.mu.Lock()
-	c.in.closed = true
-	c.finish(engine.ErrClosed)
+// hasRoom wakes who waits to write.
+func (c *Conn) hasRoom() { signal(c.writable) }
+
+// ended wakes all who wait, as the stream or the session has.
+func (c *Conn) ended() {
 	signal(c.readable)
 	signal(c.writable)
-	c.mu.Unlock()
-	timer := time.AfterFunc(farewellTime, func() { c.pc.Close() })
-	c.group.Wait()
-	timer.Stop()
-	return nil
-}
-
-// Fail ends the session because of err without waiting. Close is still due.
-func (c *Conn) Fail(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.fail(err)
-}
-
-// What follows needs the mutex held.
-
-// fail ends the session because of err and returns what its stream says of that.
-func (c *Conn) fail(err error) error {
-	c.finish(fmt.Errorf("%w: %w", engine.ErrReset, err))
-	return c.err
-}
-
-// finish ends the session; only the first reason counts. What has arrived can
-// still be read unless this side has closed the session.
-func (c *Conn) finish(err error) {
-	if c.err != nil {
-		return
-	}
-	c.err = err
-	c.out.clear()
-	close(c.done)
-	signal(c.readable)
-	signal(c.writable)
-	c.wake()
-}
-
-// settle lets the session end when its stream is over: each direction has ended
-// and all of it has arrived, or is not wanted.
-func (c *Conn) settle() {
-	sent := c.out.ended && c.out.marks == 0 || c.in.stopped
-	came := c.in.whole || c.in.end != nil || c.in.closed && c.out.marks == 0
-	if sent && came && !c.clock.lingers {
-		c.clock.lingers = true
-		c.clock.heard = time.Now()
-		c.wake()
-	}
 }
 
 // signal puts a token into a channel that has room for one.

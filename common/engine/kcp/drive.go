@@ -2,8 +2,8 @@ package kcp
 
 import (
 	"fmt"
+	"math"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
@@ -24,382 +24,384 @@ const (
 	// which would be a request for each 90 KB of a download: those wait as well.
 	ackDelay = 25 * time.Millisecond
 
-	// repairInterval is the time between two flushes while only a repair, which
-	// KCP times itself, can be sent; probeInterval while only its question can
+	// probeInterval is the time between two flushes while only KCP's question can
 	// be sent whether the other side's window has opened, for which it waits as
 	// long at least (IKCP_PROBE_INIT).
-	repairInterval = 50 * time.Millisecond
-	probeInterval  = kcp.IKCP_PROBE_INIT * time.Millisecond
+	probeInterval = kcp.IKCP_PROBE_INIT * time.Millisecond
 
 	// minBacklog and maxBacklog bound the bytes taken from the stream that the
-	// carrier has not taken yet. The maximum is ten times the 90 KB after which
-	// KCP acknowledges. That it follows the carrier pays: with 256 KB all the time
-	// a transfer without delay takes two and a half times as long.
-	minBacklog = 32 << 10
-	maxBacklog = 1 << 20
+	// carrier has not taken yet. KCP works through all that is in flight for each
+	// flush, so a transfer without delay is faster the more goes with one: with
+	// 256 KB at most it takes two and a half times as long. But what is said next
+	// waits behind it, backlogTime where the carrier is the limit.
+	minBacklog  = 32 << 10
+	maxBacklog  = 1 << 20
+	backlogTime = 2 * time.Millisecond
 
-	// backlogTime is how long the backlog may take to leave where the carrier
-	// is the limit. It delays what is said next.
-	backlogTime = 5 * time.Millisecond
+	// maxAcks is how many acknowledgements may wait for the carrier until the
+	// Conn reads no more (0.8 MB). Who never takes them is not listened to, and the
+	// carrier below stops it.
+	//
+	// Two honest sides cannot wait for each other so. One has at most Window
+	// segments on their way of which it has heard nothing, and each is
+	// acknowledged once for each time that it comes. So one of the two owes twice
+	// as many only if the other has repeated a whole window of them, blindly,
+	// timeoutBurst in a time-out. That one does so only while its own carrier
+	// takes all that it says: it owes nothing then, and reads. What the first one
+	// owes is therefore taken as soon as its carrier moves.
+	maxAcks = 2 * Window
 
-	// slowWrite is how long a batch takes that had to wait for the carrier;
-	// batchSize is the size of a batch in bytes.
-	slowWrite = time.Millisecond
-	batchSize = 64 << 10
+	// farewellTime is how long Close waits for a blocked carrier before it
+	// gives up telling the other side.
+	farewellTime = 100 * time.Millisecond
 
-	// rateSpan is the time over which the carrier's rate is measured.
-	rateSpan = 50 * time.Millisecond
+	// lingerTime is how long a finished session still answers: a time-out of the
+	// other side, twice. lingerLimit is how long it waits in silence for the
+	// last acknowledgement; on a carrier that knows when the other side is gone
+	// the end comes from there.
+	lingerTime  = 2 * minTimeout
+	lingerLimit = 5 * time.Minute
 )
 
-// outgoing is what waits in the direction away from this side. The Conn's mutex
-// guards it.
-type outgoing struct {
-	stage []byte // the message being filled, from the pool; nil: empty
-	marks byte   // that go with the next message
-	began bool   // the first message was staged
-	ended bool   // nothing more will be written
-	inKCP int    // bytes given to KCP that it has not put out yet
+// farewell is the datagram that ends a session.
+var farewell = []byte{0}
 
-	list     []*datagram
-	bytes    int       // in list and in the batch being written
-	acksFrom time.Time // since when list holds acknowledgements and nothing else; zero: it does not
+// A driver moves datagrams between KCP and the carrier, and keeps the time. One
+// goroutine reads, and while something is due another one writes. It knows of the
+// Conn above it that it has something to send (staged, push), takes note of marks
+// that come (arrived), waits for room (hasRoom) and will end (over).
+type driver struct {
+	conn  *Conn // never changes, like what follows
+	pc    engine.Carrier
+	done  chan struct{} // closed when the session has ended
+	group sync.WaitGroup
 
-	limit     int     // of unsent and bytes together
-	limited   bool    // it has kept bytes back since the last flush
-	waits     bool    // somebody was refused and has not been told of room
-	rate      float64 // bytes per second that the carrier takes
-	taken     int     // bytes that it has taken since takenFrom
-	takenFrom time.Time
+	mu   sync.Mutex // guards what follows, and all of the Conn that says so
+	kcp  *kcp.KCP
+	peer net.Addr // where to write to; nil until it is known
+	err  error    // why the session has ended; nil: it has not
+
+	flight flight
+	came   received
+	given  uint32 // messages that KCP was given
+	packed packed
+	held   int       // bytes that the carrier was told of
+	taken  sync.Cond // the carrier has taken acknowledgements
+
+	limit   int  // bytes that may wait
+	limited bool // somebody was refused room since the last flush
+	waits   bool // and has not been told of room yet
+
+	owed     int       // acknowledgements that KCP has not put out
+	ackSince time.Time // when the first of those came that the carrier has not taken
+	tell     bool      // KCP has a window to tell
+	lastRun  time.Time // of flush
+	heard    time.Time // of the last datagram
+	runs     bool      // there is a goroutine that writes
+	sleepTo  time.Time // if not: when the timer starts one; zero: never
+	timer    *time.Timer
 }
 
-// clock says when the driver has something to do. The Conn's mutex guards it.
-type clock struct {
-	sleeps   bool // there is no driver, until sleepTo if that is not zero
-	sleepTo  time.Time
-	timer    *time.Timer // starts the driver at sleepTo; nil before the first one
-	lastRun  time.Time   // of KCP's flush
-	hold     time.Time   // what is written may wait until then for more
-	ackSince time.Time   // when the oldest unacknowledged data came; zero: none
-	tell     bool        // KCP has a window message to send
-	lingers  bool        // the stream is over
-	heard    time.Time   // of the last datagram while it lingers
-}
-
-// datagram is one packet to be written.
-type datagram struct {
-	n    int
-	data [engine.MaxDatagram]byte
-}
-
-var (
-	datagrams = sync.Pool{New: func() any { return new(datagram) }}
-	segments  = sync.Pool{New: func() any { return new([SegmentSize]byte) }}
-)
-
-// pending tells whether something waits to be given to KCP.
-func (o *outgoing) pending() bool { return len(o.stage) > 0 || o.marks != 0 }
-
-// clear throws away what has not left, at the end of the session.
-func (o *outgoing) clear() {
-	for _, d := range o.list {
-		datagrams.Put(d)
-	}
-	o.list = nil
+// init readies d to carry c's stream over pc. Its two goroutines are yet to be
+// started.
+func (d *driver) init(c *Conn, pc engine.Carrier) {
+	d.conn, d.pc, d.peer = c, pc, pc.RemoteAddr()
+	d.done = make(chan struct{})
+	d.taken.L = &d.mu
+	d.limit = minBacklog
+	d.heard = time.Now()
+	d.runs = true
+	d.timer = time.AfterFunc(math.MaxInt64, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.wake()
+	})
+	d.kcp = kcp.NewKCP(conversation, d.output)
+	d.kcp.SetMtu(headerSize + SegmentSize) // output makes whole datagrams
+	d.kcp.NoDelay(1, 0, 2, 1)
+	d.kcp.WndSize(Window, Window)
+	d.flight = flight{newest: clock(), wnd: Window, burst: firstBurst}
+	d.kcp.Input(d.flight.patience(), kcp.IKCP_PACKET_REGULAR, false)
 }
 
 // readDatagrams is the goroutine that receives. It ends when pc fails or is
 // closed.
-func (c *Conn) readDatagrams() {
-	defer c.pc.Close() // a WriteTo may be blocked
+func (d *driver) readDatagrams() {
+	defer d.pc.Close() // a WriteTo may be blocked
 	for {
-		c.pc.WaitRead() // without a buffer
-		d := datagrams.Get().(*datagram)
-		n, addr, err := c.pc.ReadFrom(d.data[:])
-		more := c.receive(d.data[:max(n, 0)], addr, err)
-		datagrams.Put(d)
+		d.pc.WaitRead() // without a buffer
+		p := datagrams.Get().(*datagram)
+		n, addr, err := d.pc.ReadFrom(p.data[:engine.MaxDatagram])
+		more := d.receive(p.data[:max(n, 0)], addr, err)
+		datagrams.Put(p)
 		if !more {
 			return
 		}
 	}
 }
 
-// receive handles what ReadFrom has returned and tells whether to go on.
-func (c *Conn) receive(p []byte, addr net.Addr, err error) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// receive handles what ReadFrom has returned and tells whether to go on, when
+// that is allowed.
+func (d *driver) receive(p []byte, addr net.Addr, err error) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	switch {
-	case c.err == engine.ErrClosed:
-		// The driver says farewell and closes pc, which ends the reader.
+	case d.err == engine.ErrClosed:
+		// The writer says farewell and closes pc, which ends the reader.
 		return err == nil
-	case c.err != nil:
+	case d.err != nil:
 		return false
 	case err != nil:
-		c.fail(fmt.Errorf("carrier: %w", err))
-		return false
+		d.fail(fmt.Errorf("carrier: %w", err))
 	case len(p) == len(farewell) && p[0] == farewell[0]:
-		c.fail(errPeerClosed)
-		return false
+		d.fail(errPeerClosed)
+	default:
+		if d.peer == nil {
+			d.peer = addr
+		}
+		d.input(p)
+		d.count()
 	}
-	if c.peer == nil {
-		c.peer = addr
+	for d.packed.acks > maxAcks && d.err == nil {
+		d.taken.Wait()
 	}
-	c.input(p)
-	return c.err == nil || c.err == engine.ErrClosed
+	return d.err == nil || d.err == engine.ErrClosed
 }
 
-// drive is the goroutine that writes and keeps the time. It ends when nothing
-// is due, and with the session.
-func (c *Conn) drive() {
-	var batch []*datagram
-	var took time.Duration
+// input handles one datagram. What follows needs the mutex held.
+func (d *driver) input(p []byte) {
+	sum, ok := scan(p, d.flight.una, d.flight.next)
+	if !ok {
+		return
+	}
+	d.heard = time.Now()
+	if d.flight.acknowledged(sum, d.heard) {
+		d.conn.push() // KCP flushes when its window moves
+	}
+	if sum.data && d.owed+d.packed.acks == 0 {
+		d.ackSince = d.heard
+	}
+	for rest := p; sum.data && len(rest) > 0; {
+		var s segment
+		if s, rest, _ = cut(rest); s.cmd == kcp.IKCP_CMD_PUSH && d.came.push(s.sn) {
+			d.owed++ // output forgets it when KCP has put it out
+		}
+	}
+	d.tell = d.tell || sum.asked
+	if sum.acks {
+		p = append(p, d.flight.patience()...)
+	}
+	d.kcp.Input(p, kcp.IKCP_PACKET_REGULAR, false)
+	if sum.data {
+		d.conn.arrived(sum.marks)
+	}
+	d.poke()
+}
+
+// send gives KCP a message.
+func (d *driver) send(message []byte) {
+	d.kcp.Send(message)
+	d.given++
+}
+
+// take takes a message from KCP into p, which is large enough.
+func (d *driver) take(p []byte) {
+	d.kcp.Recv(p)
+	if d.came.read() {
+		d.tell = true
+		d.poke()
+	}
+}
+
+// output receives what KCP wants to send, whole segments at a time.
+func (d *driver) output(buf []byte, size int) {
+	for p := buf[:size]; len(p) > 0; {
+		s, rest, _ := cut(p)
+		if s.cmd == kcp.IKCP_CMD_ACK {
+			d.owed = 0
+		}
+		if s.cmd != kcp.IKCP_CMD_PUSH || d.flight.goes(s) {
+			d.packed.add(p[:len(p)-len(rest)], s.cmd == kcp.IKCP_CMD_ACK)
+		}
+		p = rest
+	}
+}
+
+// drive is the goroutine that writes. It ends when nothing is due, and with the
+// session.
+func (d *driver) drive() {
+	var p *datagram
 	for {
 		var ended bool
-		if batch, ended = c.step(batch, took); ended {
+		if p, ended = d.step(p); ended {
 			break
 		}
-		if len(batch) == 0 {
+		if p == nil {
 			return
 		}
-		start := time.Now()
-		for _, d := range batch {
-			if _, err := c.pc.WriteTo(d.data[:d.n], c.peer); err != nil {
-				c.Fail(fmt.Errorf("carrier: %w", err))
-				break
-			}
+		if _, err := d.pc.WriteTo(p.data[:p.n], d.peer); err != nil {
+			d.conn.Fail(fmt.Errorf("carrier: %w", err))
 		}
-		took = time.Since(start)
 	}
-	if c.err == engine.ErrClosed && c.peer != nil { // neither changes any more
-		stop := time.AfterFunc(farewellTime, func() { c.pc.Close() })
-		c.pc.WriteTo(farewell, c.peer)
-		stop.Stop()
+	if d.err == engine.ErrClosed && d.peer != nil { // neither changes any more
+		d.pc.WriteTo(farewell, d.peer)
 	}
-	c.pc.Close() // ends the reader
+	d.pc.Close() // ends the reader
 }
 
-// step does what is due, gives back the batch that was written in took, and
-// returns the next one. An empty one ends the driver, which is needed no more
-// for now, or, if ended is true, because the session has ended.
-func (c *Conn) step(batch []*datagram, took time.Duration) (next []*datagram, ended bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.written(batch, took)
-	batch = batch[:0]
-	for c.err == nil {
+// step takes note that p was written, does what is due, and returns what to write
+// next. If that is nil the goroutine ends: it is not needed for now, or, if ended
+// is true, the session has ended.
+func (d *driver) step(p *datagram) (next *datagram, ended bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p != nil {
+		d.packed.written(p)
+		if d.packed.acks <= maxAcks {
+			d.taken.Broadcast()
+		}
+	}
+	defer d.count()
+	for d.err == nil {
+		d.offer()
+		if d.packed.urgent && d.peer != nil {
+			return d.packed.next(), false
+		}
 		now := time.Now()
-		if at, ok := c.due(); ok && !at.After(now) {
-			c.flush(now)
-		}
-		if c.leaves(now) {
-			n, bytes := 0, 0
-			for n < len(c.out.list) && bytes < batchSize {
-				bytes += c.out.list[n].n
-				n++
+		at, ok := d.due()
+		if !ok || at.After(now) {
+			d.runs, d.sleepTo = false, at
+			if ok {
+				d.timer.Reset(at.Sub(now))
 			}
-			batch = append(batch, c.out.list[:n]...)
-			c.out.list = slices.Delete(c.out.list, 0, n)
-			c.out.acksFrom = time.Time{}
-			return batch, false
+			return nil, false
 		}
-		end, lingers := c.lingerEnd()
-		if lingers && !end.After(now) {
-			c.finish(engine.ErrClosed)
+		if d.conn.over() && !d.lingerEnd().After(now) {
+			d.finish(engine.ErrClosed)
 			break
 		}
-		at, ok := c.due()
-		if lingers && (!ok || end.Before(at)) {
-			at, ok = end, true
-		}
-		switch {
-		case !ok:
-			if c.flight.una == c.flight.next {
-				c.flight.sent, c.out.list = nil, nil
-			}
-			c.sleep(time.Time{})
-		case at.After(now):
-			c.sleep(at)
-		default:
-			continue
-		}
-		return nil, false
+		d.flush(now)
 	}
-	if c.clock.timer != nil {
-		c.clock.timer.Stop()
-	}
+	d.timer.Stop()
 	return nil, true
 }
 
-// What follows needs the mutex held.
-
-// written takes note of a batch that the carrier has taken.
-func (c *Conn) written(batch []*datagram, took time.Duration) {
-	o := &c.out
-	for _, d := range batch {
-		o.bytes -= d.n
-		o.taken += d.n
-		c.stats.Datagrams++
-		datagrams.Put(d)
-	}
-	if now := time.Now(); now.Sub(o.takenFrom) >= rateSpan {
-		o.rate = float64(o.taken) / now.Sub(o.takenFrom).Seconds()
-		o.taken, o.takenFrom = 0, now
-	}
-	if took > slowWrite {
-		o.limit = min(max(int(o.rate*backlogTime.Seconds()), minBacklog), maxBacklog)
-	}
-	c.offer()
-}
-
-// unsent is the number of bytes that have not left KCP.
-func (c *Conn) unsent() int { return len(c.out.stage) + c.out.inKCP }
-
-// full tells whether as much waits as may.
-func (c *Conn) full() bool { return c.unsent()+c.out.bytes >= c.out.limit }
-
-// refuses is full for one who has more: offer tells it when there is room.
-func (c *Conn) refuses() bool {
-	full := c.full()
-	c.out.waits = full
-	c.out.limited = c.out.limited || full
-	return full
-}
-
-// offer wakes who was refused and would not be now.
-func (c *Conn) offer() {
-	if c.out.waits && !c.full() {
-		c.out.waits = false
-		signal(c.writable)
-	}
-}
-
 // flush lets KCP send what it may.
-func (c *Conn) flush(now time.Time) {
-	c.beforeFlush()
-	c.clock.hold = time.Time{}
-	c.clock.tell = false
-	granted := 0
-	if f := &c.flight; c.out.bytes == 0 && f.una != f.next && now.Sub(f.sentAt(f.una)) >= f.timeout() {
-		granted = timeoutBurst
+func (d *driver) flush(now time.Time) {
+	if took := now.Sub(d.lastRun); d.limited {
+		d.limited = false
+		d.limit *= 2 // the carrier was waiting for us
+		if took > backlogTime {
+			d.limit = int(time.Duration(d.limit/2) * backlogTime / took)
+		}
+		d.limit = min(max(d.limit, minBacklog), maxBacklog)
 	}
-	c.flight.probes = granted
-	flush(c.kcp, kcp.IKCP_FLUSH_FULL)
-	if c.flight.probes < granted {
-		c.flight.backoff++
-	}
-	c.flight.probes = 0
-	c.clock.ackSince = time.Time{}
-	c.clock.lastRun = now
-	c.offer()
+	d.conn.push()
+	d.tell = false
+	d.flight.allow(d.kcp, now)
+	flush(d.kcp, kcp.IKCP_FLUSH_FULL)
+	d.lastRun = now
+	d.packed.urgent = len(d.packed.list) > 0
 }
 
-// beforeFlush makes ready what the next flush shall send.
-func (c *Conn) beforeFlush() {
-	if c.out.limited && c.out.bytes == 0 {
-		c.out.limit = min(2*c.out.limit, maxBacklog) // the carrier was waiting for us
-		c.offer()
-	}
-	c.out.limited = false
-	c.push()
-}
-
-// due returns the time at which KCP shall be flushed next, false for never.
-func (c *Conn) due() (at time.Time, ok bool) {
+// due returns the time at which something is to be done next, false for never.
+func (d *driver) due() (at time.Time, ok bool) {
 	want := func(t time.Time) {
 		if !ok || t.Before(at) {
 			at, ok = t, true
 		}
 	}
-	f := &c.flight
-	if !c.clock.ackSince.IsZero() {
-		want(c.clock.ackSince.Add(ackDelay))
+	if d.peer == nil {
+		return at, false
 	}
-	if !c.out.acksFrom.IsZero() {
-		want(c.out.acksFrom.Add(ackDelay))
+	f := &d.flight
+	if d.owed+d.packed.acks > 0 {
+		want(d.ackSince.Add(ackDelay))
 	}
-	if c.clock.tell {
-		want(c.clock.lastRun)
+	if d.tell {
+		want(d.lastRun)
 	}
-	if c.out.pending() || c.out.inKCP > 0 {
+	if staged, hold := d.conn.staged(); staged || d.given != f.next {
 		switch {
-		case f.next-f.una < min(Window, f.rmtWnd):
-			want(c.clock.hold)
-		case f.rmtWnd == 0:
-			want(c.clock.lastRun.Add(probeInterval))
+		case f.next-f.una < min(Window, f.wnd):
+			want(hold)
+		case f.wnd == 0:
+			want(d.lastRun.Add(probeInterval))
 		}
 	}
-	if f.una != f.next && c.out.bytes == 0 {
-		last := f.sent[f.una%uint32(len(f.sent))]
-		repair := c.clock.lastRun.Add(repairInterval)
-		if !f.acked || !later(f.ackTime, f.ackSN, last, f.una) {
-			if t := f.sentAt(f.una).Add(f.timeout()); t.After(repair) {
-				repair = t
-			}
-		}
-		want(repair)
+	if f.una != f.next {
+		want(f.repairAt())
 	}
-	if gate := c.clock.lastRun.Add(time.Duration(f.next-f.una) * flushPause); ok && at.Before(gate) {
+	if gate := d.lastRun.Add(time.Duration(f.next-f.una) * flushPause); ok && at.Before(gate) {
 		at = gate
+	}
+	if d.conn.over() {
+		want(d.lingerEnd())
 	}
 	return at, ok
 }
 
-// leaves tells whether there is something to be written now.
-func (c *Conn) leaves(now time.Time) bool {
-	return len(c.out.list) > 0 && c.peer != nil && !c.out.acksFrom.After(now.Add(-ackDelay))
+// lingerEnd is when a session that is over ends if nothing comes before.
+func (d *driver) lingerEnd() time.Time {
+	staged, _ := d.conn.staged()
+	if staged || d.given != d.flight.una || d.owed > 0 || d.packed.bytes > 0 {
+		return d.heard.Add(lingerLimit)
+	}
+	return d.heard.Add(lingerTime)
 }
 
-// lingerEnd is when a lingering session ends if nothing happens before; false
-// if it does not linger.
-func (c *Conn) lingerEnd() (time.Time, bool) {
-	if !c.clock.lingers {
-		return time.Time{}, false
-	}
-	quiet := !c.out.pending() && c.out.inKCP == 0 && c.out.bytes == 0
-	if quiet && c.flight.una == c.flight.next && c.clock.ackSince.IsZero() {
-		return c.clock.heard.Add(lingerTime), true
-	}
-	return c.clock.heard.Add(lingerLimit), true
-}
-
-// poke wakes the driver if there is something to do before it would wake up
+// poke has a goroutine write if there is something to do before it would wake up
 // by itself.
-func (c *Conn) poke() {
-	if !c.clock.sleeps {
+func (d *driver) poke() {
+	if d.runs {
 		return
 	}
-	if c.leaves(time.Now()) {
-		c.wake()
-		return
-	}
-	if at, ok := c.due(); ok && (c.clock.sleepTo.IsZero() || at.Before(c.clock.sleepTo)) {
-		c.wake()
+	if at, ok := d.due(); d.packed.urgent || ok && (d.sleepTo.IsZero() || at.Before(d.sleepTo)) {
+		d.wake()
 	}
 }
 
-// wake starts the driver if there is none.
-func (c *Conn) wake() {
-	if c.clock.sleeps {
-		c.clock.sleeps = false
-		c.group.Go(c.drive)
+// wake starts the goroutine that writes if there is none.
+func (d *driver) wake() {
+	if !d.runs {
+		d.runs = true
+		d.group.Go(d.drive)
 	}
 }
 
-// sleep notes that the driver ends, and that another one shall be started at
-// the time at, or when something happens if that is zero.
-func (c *Conn) sleep(at time.Time) {
-	c.clock.sleeps, c.clock.sleepTo = true, at
-	switch {
-	case at.IsZero():
-		if c.clock.timer != nil {
-			c.clock.timer.Stop()
-		}
-	case c.clock.timer == nil:
-		c.clock.timer = time.AfterFunc(time.Until(at), func() {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.wake()
-		})
-	default:
-		c.clock.timer.Reset(time.Until(at))
+// waiting is how many bytes KCP has not sent for the first time, at most.
+func (d *driver) waiting() int { return int(d.given-d.flight.next) * SegmentSize }
+
+// refuses tells whether as much waits as may. Who is refused hears of it when
+// half of that has gone.
+func (d *driver) refuses() bool {
+	d.waits = d.waiting()+d.packed.bytes >= d.limit
+	d.limited = d.limited || d.waits
+	return d.waits
+}
+
+// offer tells who was refused that there is room.
+func (d *driver) offer() {
+	if d.waits && d.waiting()+d.packed.bytes <= d.limit/2 {
+		d.waits = false
+		d.conn.hasRoom()
 	}
+}
+
+// fail ends the session because of err and returns what its stream says of that.
+func (d *driver) fail(err error) error {
+	d.finish(fmt.Errorf("%w: %w", engine.ErrReset, err))
+	return d.err
+}
+
+// finish ends the session; only the first reason counts. What has arrived can
+// still be read unless this side has closed the session.
+func (d *driver) finish(err error) {
+	if d.err == nil {
+		d.err = err
+		close(d.done)
+		d.taken.Broadcast()
+		d.wake()
+	}
+	d.conn.ended()
 }

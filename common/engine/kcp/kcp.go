@@ -23,36 +23,34 @@
 // byte 0 says that the sender has ended the session; it is sent once and may be
 // lost.
 //
-// The last byte of a message says what else it means, by these bits; what is in
-// front of it is content of the stream:
-//
-//	1  OPEN   the client opens the stream: in its first message, and no other
-//	2  END    no more content follows in this direction
-//	4  STOP   the sender reads no more, and throws away what comes
-//	8  RESET  END and STOP, because something has failed
-//
-// Another bit, and an OPEN that is missing or in the wrong place, end the
-// session. Content after an END is thrown away. Datagrams that are malformed
-// otherwise are ignored. When each direction has ended or was stopped and all of
-// it is acknowledged, the session has nothing more to do and ends on both sides
-// after a short time in which a lost acknowledgement is repeated.
+// The last byte of a message says what else it means: the marks, of which
+// doc/protocol.md, section 6, has the table and what breaks its rules. Datagrams
+// that are malformed otherwise are ignored. When each direction has ended or was
+// stopped and all of it is acknowledged, the session ends on both sides after a
+// short time in which a lost acknowledgement is repeated.
 //
 // # Retransmission
 //
-// KCP's timeout is its smoothed round-trip time plus four deviations, and every
+// KCP's time-out is its smoothed round-trip time plus four deviations, and every
 // queue that grows faster than that looks like a loss to it. The carrier below
-// repairs losses itself. So a Conn looks at every segment that KCP wants to send
-// again and lets it pass only if one that was sent after it has been
-// acknowledged, or if it has been on its way for at least a second and three
-// round trips and the carrier has taken everything it was given.
+// repairs losses itself. So KCP is told that the round trip takes a minute, and
+// sends again by itself only what was overtaken. A flight looks after the rest:
+// if what is oldest was lost again, or was waited for as long as a second and
+// three round trips while the carrier had taken everything, some of it is sent
+// again, and as that arrives, more.
 package kcp
 
 import (
 	"context"
-	"sync"
+	"sync/atomic"
+	"time"
 
 	"turbotunnel/common/engine"
 )
+
+// openDelay is how long the opening of the stream waits for its first bytes, so
+// that a write which follows at once goes in the same segment.
+const openDelay = 2 * time.Millisecond
 
 // Engine is the engine kcp.
 type Engine struct{}
@@ -77,15 +75,10 @@ func (Engine) Server(pc engine.Carrier) (engine.Session, error) {
 type session struct {
 	conn   *Conn
 	stream *stream
-
-	mu    sync.Mutex
-	given bool          // Open or Accept has returned the stream; guarded by mu
-	taken chan struct{} // closed when given is set
+	given  atomic.Bool // the stream is somebody's, or an Accept waits for it
 }
 
-func newSession(c *Conn) *session {
-	return &session{conn: c, stream: newStream(c), taken: make(chan struct{})}
-}
+func newSession(c *Conn) *session { return &session{conn: c, stream: newStream(c)} }
 
 // Open implements engine.Session.
 func (s *session) Open(ctx context.Context) (engine.Stream, error) {
@@ -95,7 +88,7 @@ func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	if err := s.conn.Err(); err != nil {
 		return nil, err
 	}
-	if !s.conn.client || !s.give() {
+	if !s.conn.client || s.given.Swap(true) {
 		return nil, engine.ErrSingleStream
 	}
 	s.conn.Append(openDelay) // the opening alone
@@ -105,43 +98,24 @@ func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 // Accept implements engine.Session. A stream that was opened before the other
 // side ended the session can still be accepted.
 func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
-	if s.conn.client {
+	if s.conn.client || s.given.Swap(true) {
 		return nil, engine.ErrSingleStream
 	}
+	err := engine.ErrClosed
 	select {
-	case <-s.taken:
-		return nil, engine.ErrSingleStream
 	case <-s.conn.opened:
 	case <-s.conn.done:
 	case <-ctx.Done():
+		err = ctx.Err()
 	}
-	select {
-	case <-s.conn.opened:
-	default:
-		if err := s.conn.Err(); err != nil {
-			return nil, err
+	if ended := s.conn.Err(); ended == engine.ErrClosed || !isClosed(s.conn.opened) {
+		s.given.Store(false)
+		if ended != nil {
+			err = ended
 		}
-		return nil, ctx.Err()
-	}
-	if s.conn.Err() == engine.ErrClosed {
-		return nil, engine.ErrClosed
-	}
-	if !s.give() {
-		return nil, engine.ErrSingleStream
+		return nil, err
 	}
 	return s.stream, nil
-}
-
-// give tells whether the stream is the caller's: it was not given before.
-func (s *session) give() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.given {
-		return false
-	}
-	s.given = true
-	close(s.taken)
-	return true
 }
 
 // Done implements engine.Session.

@@ -44,28 +44,27 @@ func TestMarks(t *testing.T) {
 		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
 		from, to := prepare(x, !test.client), prepare(y, test.client)
 		for _, m := range test.messages {
-			from.kcp.Send([]byte(m))
-			from.out.inKCP += len(m)
+			from.send([]byte(m))
 			from.flush(time.Now())
 		}
-		for _, d := range from.out.list {
+		for _, d := range from.packed.list {
 			to.receive(d.data[:d.n], x.LocalAddr(), nil)
 		}
 		for _, size := range []int{1, 4096} { // by bytes, and at once
 			if size == 1 && len(test.content) > 0 {
 				var b [1]byte
-				if n, err := to.recv(b[:]); n != 1 || err != nil || b[0] != test.content[0] {
+				if n, err := to.recv(b[:], nil); n != 1 || err != nil || b[0] != test.content[0] {
 					t.Errorf("%s: read %d, %v", test.name, n, err)
 				}
 				continue
 			}
 			got := make([]byte, size)
-			n, err := to.recv(got)
+			n, err := to.recv(got, nil)
 			if want := test.content[min(1, len(test.content)):]; size > 1 && string(got[:n]) != want {
 				t.Errorf("%s: %q arrived; want %q", test.name, got[:n], want)
 			}
 			if n > 0 {
-				n, err = to.recv(got)
+				n, err = to.recv(got, nil)
 			}
 			if n != 0 || !errors.Is(err, test.err) {
 				t.Errorf("%s: at the end %d, %v; want %v", test.name, n, err, test.err)

@@ -1,7 +1,6 @@
 package kcp
 
 import (
-	"net"
 	"os"
 	"time"
 
@@ -13,14 +12,14 @@ import (
 // stream is a Conn as an application sees it: with deadlines, half-close, and a
 // Close that lets what was written arrive. It is safe for concurrent use.
 type stream struct {
-	conn             *Conn
+	*Conn            // for its addresses, which are the carrier's
 	readBy, writeBy  *deadline.Deadline
 	reading, writing chan struct{} // held by the Read and by the Write in progress
 }
 
 func newStream(c *Conn) *stream {
 	return &stream{
-		conn:    c,
+		Conn:    c,
 		readBy:  deadline.New(),
 		writeBy: deadline.New(),
 		reading: make(chan struct{}, 1),
@@ -34,37 +33,43 @@ func newStream(c *Conn) *stream {
 func (s *stream) Read(p []byte) (int, error) {
 	s.reading <- struct{}{}
 	defer func() { <-s.reading }()
-	return s.conn.read(p, s.readBy)
+	return s.Conn.read(p, s.readBy)
 }
 
-// Write implements net.Conn. It returns when the Conn has taken all of p, which
-// it does as far as it has room.
+// Write implements net.Conn. It returns when the Conn has taken all of p, a part
+// at a time as it has room.
 func (s *stream) Write(p []byte) (int, error) {
 	s.writing <- struct{}{}
 	defer func() { <-s.writing }()
 	for total := 0; ; {
-		by := s.writeBy.Done() // another one when the deadline was moved
-		if isClosed(by) {
+		passed := s.writeBy.Done() // another one when the deadline was moved
+		if isClosed(passed) && !s.Conn.isClosed() {
 			return total, os.ErrDeadlineExceeded
 		}
-		n, err := s.conn.take(p[total:])
-		total += n
-		if err != nil || total == len(p) {
+		room, ok := s.Conn.Room()
+		if !ok {
+			select {
+			case <-room:
+			case <-passed:
+			}
+			continue
+		}
+		part := p[total:min(total+minBacklog, len(p))]
+		if err := s.Conn.Append(0, part); err != nil {
 			return total, err
 		}
-		select {
-		case <-s.conn.writable:
-		case <-by:
+		if total += len(part); total == len(p) {
+			return total, nil
 		}
 	}
 }
 
 // CloseWrite implements engine.Stream.
-func (s *stream) CloseWrite() error { return s.conn.end(markEnd) }
+func (s *stream) CloseWrite() error { return s.Conn.end(markEnd) }
 
 // Close implements engine.Stream.
 func (s *stream) Close() error {
-	if s.conn.end(markEnd|markStop) == nil {
+	if s.Conn.end(markEnd|markStop) == nil {
 		s.forget()
 	}
 	return nil
@@ -72,7 +77,7 @@ func (s *stream) Close() error {
 
 // Reset implements engine.Stream.
 func (s *stream) Reset() error {
-	if s.conn.end(markReset) == nil {
+	if s.Conn.end(markReset) == nil {
 		s.forget()
 	}
 	return nil
@@ -84,12 +89,6 @@ func (s *stream) forget() {
 	s.writeBy.Set(time.Time{})
 }
 
-// LocalAddr implements net.Conn. The address belongs to the carrier.
-func (s *stream) LocalAddr() net.Addr { return s.conn.LocalAddr() }
-
-// RemoteAddr implements net.Conn. The address belongs to the carrier.
-func (s *stream) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
-
 // SetDeadline implements net.Conn.
 func (s *stream) SetDeadline(t time.Time) error {
 	if err := s.SetReadDeadline(t); err != nil {
@@ -99,14 +98,14 @@ func (s *stream) SetDeadline(t time.Time) error {
 }
 
 // SetReadDeadline implements net.Conn.
-func (s *stream) SetReadDeadline(t time.Time) error { return s.set(s.readBy, s.conn.readable, t) }
+func (s *stream) SetReadDeadline(t time.Time) error { return s.set(s.readBy, s.Conn.readable, t) }
 
 // SetWriteDeadline implements net.Conn.
-func (s *stream) SetWriteDeadline(t time.Time) error { return s.set(s.writeBy, s.conn.writable, t) }
+func (s *stream) SetWriteDeadline(t time.Time) error { return s.set(s.writeBy, s.Conn.writable, t) }
 
 // set moves a deadline and wakes whom it concerns.
 func (s *stream) set(d *deadline.Deadline, waiter chan struct{}, t time.Time) error {
-	if s.conn.isClosed() {
+	if s.Conn.isClosed() {
 		return engine.ErrClosed
 	}
 	d.Set(t)

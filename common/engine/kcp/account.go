@@ -1,0 +1,147 @@
+package kcp
+
+import (
+	"sync"
+
+	"turbotunnel/common/engine"
+)
+
+// What things take in memory, in bytes.
+const (
+	// bufferCost is a buffer of kcp-go's for a segment, however short that is: the
+	// runtime rounds 1472 up. segmentCost is that and the segment's place in one of
+	// KCP's queues (64 bytes), which grow by a tenth or a quarter, and in its map of
+	// what came early. The queues never shrink: a megabyte that stays after a
+	// transfer at full speed stands in no account.
+	bufferCost  = 1536
+	segmentCost = bufferCost + 64 + 64/4 + 12
+
+	// datagramCost is a datagram, rounded up as well.
+	datagramCost = 9472
+)
+
+// datagram is one packet to be written, or that was read: then it has room for
+// the segment that input adds.
+type datagram struct {
+	n, acks int // bytes and acknowledgements in it
+	data    [engine.MaxDatagram + headerSize]byte
+}
+
+var datagrams = sync.Pool{New: func() any { return new(datagram) }}
+
+// packed is what waits for the carrier. The driver's mutex guards it.
+type packed struct {
+	list   []*datagram
+	bytes  int  // in list and in the datagram that is being written
+	acks   int  // in list
+	urgent bool // list need not wait for company
+}
+
+// add packs a segment.
+func (o *packed) add(s []byte, ack bool) {
+	last := len(o.list) - 1
+	if last < 0 || o.list[last].n+len(s) > engine.MaxDatagram {
+		d := datagrams.Get().(*datagram)
+		d.n, d.acks = 0, 0
+		o.list = append(o.list, d)
+		last++
+	}
+	d := o.list[last]
+	d.n += copy(d.data[d.n:], s)
+	o.bytes += len(s)
+	if ack {
+		d.acks++
+		o.acks++
+	} else {
+		o.urgent = true
+	}
+}
+
+// next takes the first datagram; when it is written, written must be called.
+func (o *packed) next() *datagram {
+	d := o.list[0]
+	o.list[0], o.list = nil, o.list[1:]
+	o.acks -= d.acks
+	o.urgent = len(o.list) > 0
+	return d
+}
+
+// written takes note that a datagram has left.
+func (o *packed) written(d *datagram) {
+	o.bytes -= d.n
+	datagrams.Put(d)
+}
+
+// received is KCP's receiving side as seen from outside: which segments it holds.
+// It does what kcp-go's parse_data and Recv do with their numbers.
+type received struct {
+	next   uint32 // the number that KCP waits for
+	queued int    // segments in order that were not read; KCP takes Window of them
+	early  int    // segments behind those
+	which  []uint64
+}
+
+// circle is how many numbers a received tells apart: more than a window, and a
+// power of two, so that they may wrap.
+const circle = 1 << 15
+
+// push notes that segment sn has come, and tells whether KCP acknowledges it.
+func (r *received) push(sn uint32) bool {
+	switch {
+	case int32(sn-r.next-Window) >= 0:
+		return false
+	case int32(sn-r.next) < 0:
+	case sn == r.next && r.early == 0 && r.queued < Window:
+		r.next++
+		r.queued++
+	case r.which == nil:
+		r.which = make([]uint64, circle/64)
+		fallthrough
+	default:
+		if at, bit := r.place(sn); r.which[at]&bit == 0 {
+			r.which[at] |= bit
+			r.early++
+			r.advance()
+		}
+	}
+	return true
+}
+
+// read notes that a segment was read, and tells whether KCP will say that its
+// window has opened.
+func (r *received) read() bool {
+	full := r.queued == Window
+	r.queued--
+	r.advance()
+	return full && r.queued < Window
+}
+
+// advance puts into the queue what has its turn.
+func (r *received) advance() {
+	for r.early > 0 && r.queued < Window {
+		at, bit := r.place(r.next)
+		if r.which[at]&bit == 0 {
+			return
+		}
+		r.which[at] &^= bit
+		r.early--
+		r.queued++
+		r.next++
+	}
+}
+
+// place is where which says whether segment sn is among those that are early.
+func (*received) place(sn uint32) (at uint32, bit uint64) {
+	return sn % circle / 64, 1 << (sn % 64)
+}
+
+// count tells the carrier what KCP and this package hold now. The driver's mutex
+// is held.
+func (d *driver) count() {
+	segments := int(d.given-d.flight.una) + d.came.queued + d.came.early
+	held := segments*segmentCost + len(d.packed.list)*datagramCost + 8*len(d.came.which)
+	if held != d.held {
+		d.pc.Hold(held - d.held)
+		d.held = held
+	}
+}

@@ -1,0 +1,211 @@
+package kcp
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/xtaci/kcp-go/v5"
+
+	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/enginetest"
+)
+
+// heap is what the heap holds.
+func heap() int {
+	runtime.GC()
+	runtime.GC() // once more for what the pools hold
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
+}
+
+// expectHeld fails if the carrier was told much else than what the heap grew by.
+func expectHeld(t *testing.T, held, grown int) {
+	t.Helper()
+	if 4*held < 3*grown || 4*held > 5*grown {
+		t.Errorf("the heap has grown by %d bytes and the carrier was told of %d", grown, held)
+	}
+}
+
+// early is a datagram full of segments of one byte from number sn on, or of sn alone.
+func early(sn uint32, repeat bool) (d []byte) {
+	for len(d)+headerSize+1 <= engine.MaxDatagram {
+		d = append(d, encode(kcp.IKCP_CMD_PUSH, 0, sn, 0, []byte{0})...)
+		if !repeat {
+			sn++
+		}
+	}
+	return d
+}
+
+// TestHeldEarly: who fills KCP's receive buffer with segments of a byte is charged
+// for the buffers that they take.
+func TestHeldEarly(t *testing.T) {
+	const sessions = 2
+	before := heap()
+	var all []*Conn
+	held := 0
+	for range sessions {
+		_, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		c := prepare(y, false) // writes nothing: nothing runs
+		for sn := uint32(1); sn < 16700; sn += engine.MaxDatagram / (headerSize + 1) {
+			d := early(sn, false)
+			c.receive(d, nil, nil)
+		}
+		c.packed, c.driver.owed = packed{}, 0 // acknowledgements have their own test
+		c.count()
+		held += y.Held()
+		all = append(all, c)
+	}
+	expectHeld(t, held, heap()-before)
+	runtime.KeepAlive(all)
+}
+
+// TestFloodStops: who sends the same again and again and takes nothing is not read
+// any more before acknowledgements pile up, is charged for them, and is read again
+// when it has taken them. They are never more than what it sends.
+func TestFloodStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{Queue: 16 << 10}, 1)
+		c := prepare(y, false)
+		c.group.Go(c.drive)
+		d := early(1, true)
+		before := heap()
+		var group sync.WaitGroup
+		came := 0
+		group.Go(func() {
+			for came < 8<<20 && c.receive(d, x.LocalAddr(), nil) {
+				came += len(d)
+			}
+		})
+		synctest.Wait()
+		expectHeld(t, y.Held(), heap()-before)
+		c.mu.Lock()
+		waiting := c.packed.bytes
+		c.mu.Unlock()
+		if most := maxAcks*headerSize + engine.MaxDatagram; waiting > most || waiting < most/2 {
+			t.Errorf("%d bytes of acknowledgements wait; want %d at most, and some", waiting, most)
+		}
+		sent := 0
+		for buf := make([]byte, engine.MaxDatagram); ; {
+			x.SetReadDeadline(time.Now().Add(time.Second))
+			n, _, err := x.ReadFrom(buf)
+			if err != nil {
+				break
+			}
+			sent += n
+		}
+		group.Wait()
+		if came < 8<<20 || sent > came {
+			t.Errorf("%d bytes came, and %d went", came, sent)
+		}
+		if left := y.Held(); left > 4*bufferCost {
+			t.Errorf("%d bytes are held for one segment", left)
+		}
+		c.Close()
+	})
+}
+
+// TestHeldEnds: what was read and acknowledged is held no more.
+func TestHeldEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := enginetest.Path{Delay: 50 * time.Millisecond, Rate: 500e6 / 8, Queue: 8 << 20}
+		x, y := enginetest.Connect(path, path, 1)
+		a, b := newPipe(x, true), newPipe(y, false)
+		defer a.Close()
+		defer b.Close()
+		var most int
+		a.send(content(8 << 20))
+		for b.arrived() < 8<<20 {
+			time.Sleep(time.Millisecond)
+			most = max(most, x.Held())
+		}
+		time.Sleep(time.Second)
+		if most < 8<<20 || x.Held() > 0 || y.Held() > 8*circle/64 {
+			t.Errorf("%d bytes are held by who sent, %d at most before, and %d by who read", x.Held(), most, y.Held())
+		}
+	})
+}
+
+// TestBothStalled: two sides that send all that they can do not wait for each
+// other after a carrier that took nothing for long.
+func TestBothStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 32 << 20
+		path := enginetest.Path{Delay: 50 * time.Millisecond, Rate: 500e6 / 8, Queue: 256 << 10, Loss: 0.01, Repair: 200 * time.Millisecond}
+		a, b, x := connect(t, path)
+		for _, p := range []*pipe{a, b} {
+			p.Append(0)
+			p.group.Go(func() { newStream(p.Conn).Write(make([]byte, size)) })
+		}
+		for range 3 {
+			time.Sleep(300 * time.Millisecond)
+			x.SetDown(true)
+			time.Sleep(10 * time.Minute)
+			x.SetDown(false)
+		}
+		for start := time.Now(); a.arrived() < size || b.arrived() < size; time.Sleep(time.Second) {
+			if time.Since(start) > time.Hour {
+				t.Fatalf("%d and %d bytes arrived of %d", a.arrived(), b.arrived(), size)
+			}
+		}
+	})
+}
+
+// FuzzReceived: a received knows what KCP holds, in whatever order segments come
+// and are read.
+func FuzzReceived(f *testing.F) {
+	f.Add(uint64(1), uint32(0))
+	f.Add(uint64(2), uint32(Window))
+	f.Fuzz(func(t *testing.T, seed uint64, spread uint32) {
+		var una uint32
+		k := kcp.NewKCP(conversation, func(p []byte, _ int) {
+			s, _, _ := cut(p)
+			una = s.una
+		})
+		k.WndSize(Window, Window)
+		var r received
+		random := rand.New(rand.NewPCG(seed, seed))
+		spread = 1 + spread%(3*Window)
+		for range 2 * Window {
+			if random.IntN(8) == 0 && k.PeekSize() >= 0 {
+				k.Recv(make([]byte, 1))
+				r.read()
+			} else {
+				sn := r.next + uint32(random.IntN(4)+1)/4*random.Uint32N(spread)
+				if random.IntN(4) == 0 {
+					sn -= random.Uint32N(spread)
+				}
+				r.push(sn)
+				k.Input(encode(kcp.IKCP_CMD_PUSH, 0, sn, 0, []byte{0}), kcp.IKCP_PACKET_REGULAR, false)
+			}
+			if (k.PeekSize() >= 0) != (r.queued > 0) {
+				t.Fatalf("%d segments are said to be ready, and KCP's next has %d bytes", r.queued, k.PeekSize())
+			}
+		}
+		k.Input(encode(kcp.IKCP_CMD_WASK, 0, 0, 0, nil), kcp.IKCP_PACKET_REGULAR, false)
+		flush(k, kcp.IKCP_FLUSH_FULL)
+		held := 0
+		for ; k.PeekSize() >= 0; held++ {
+			k.Recv(make([]byte, 1))
+		}
+		if una != r.next || held < r.queued || held > r.queued+r.early {
+			t.Errorf("KCP waits for %d and had %d to read, not %d and %d with %d early", una, held, r.next, r.queued, r.early)
+		}
+	})
+}
+
+// TestAccountCosts: the sizes that the account knows are those of this runtime.
+func TestAccountCosts(t *testing.T) {
+	if n := cap(append([]byte(nil), make([]byte, SegmentSize)...)); n != bufferCost {
+		t.Errorf("a buffer takes %d bytes", n)
+	}
+	if n := cap(bytes.Clone(make([]byte, engine.MaxDatagram+headerSize+16))); n != datagramCost {
+		t.Errorf("a datagram takes %d bytes", n)
+	}
+}
