@@ -243,10 +243,15 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 	if s.decoy, err = decoy.New(set.decoy, born, log); err != nil {
 		return nil, fmt.Errorf("-decoy: %w", err)
 	}
+	var marks tunnel.Marks
+	if set.stateDir != "" {
+		marks = clockMarks{set.stateDir}
+	}
 	s.door = newDoor(nil, s.limits.conns, memory/webPart, log) // listen gives it its listener
 	s.door.trusted, s.door.late = s.trusted, set.proxyProtocol
 	s.tunnel = tunnel.NewServer(tunnel.ServerConfig{
 		Key:            s.key,
+		Marks:          marks,
 		Decoy:          s.decoy,
 		TrustedProxies: s.trusted,
 		Streams:        s.limits.streams,

@@ -17,9 +17,10 @@ import (
 const (
 	keyFile        = "turbo_key"
 	bridgeLineFile = "turbo_bridgeline.txt"
+	clockFile      = "turbo_clock"
 
-	// keyFileMax is more bytes than any key file has.
-	keyFileMax = 4 << 10
+	// stateFileMax is more bytes than any file has that is read.
+	stateFileMax = 4 << 10
 )
 
 // loadKey returns the server's key, which the folder dir holds. On first start
@@ -77,15 +78,15 @@ func readKey(path string) (*tunnel.Key, error) {
 		return nil, fmt.Errorf("%w; give it to the user that runs this program", withoutPath(err))
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, keyFileMax+1))
+	text, err := io.ReadAll(io.LimitReader(f, stateFileMax+1))
 	if err != nil {
 		return nil, withoutPath(err)
 	}
 	switch {
 	case len(text) == 0:
 		return nil, fmt.Errorf("it is empty; %s", remedy)
-	case len(text) > keyFileMax:
-		return nil, fmt.Errorf("it has more than %d bytes; %s", keyFileMax, remedy)
+	case len(text) > stateFileMax:
+		return nil, fmt.Errorf("it has more than %d bytes; %s", stateFileMax, remedy)
 	}
 	key, err := tunnel.ParseKey(text)
 	if err != nil {
@@ -103,6 +104,36 @@ func withoutPath(err error) error {
 	return err
 }
 
+// clockMarks keep in a folder in which times clients' first messages were let in.
+// They are tunnel.Marks.
+type clockMarks struct{ dir string }
+
+// Load returns what Save wrote.
+func (m clockMarks) Load() ([]byte, error) {
+	path := filepath.Join(m.dir, clockFile)
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, stateFileMax))
+	if err == nil && len(text) == 0 {
+		err = fmt.Errorf("%s is empty", path)
+	}
+	return text, err
+}
+
+// Save writes text in place of what was there.
+func (m clockMarks) Save(text []byte) error {
+	if err := writeWhole(m.dir, clockFile, text); err != nil {
+		return fmt.Errorf("cannot write %s: %w", filepath.Join(m.dir, clockFile), err)
+	}
+	return nil
+}
+
 // writeBridgeLine keeps the ready bridge line in the folder dir. A file that
 // says the same is left alone.
 func writeBridgeLine(dir, url, key string) error {
@@ -114,14 +145,23 @@ func writeBridgeLine(dir, url, key string) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, line) {
 		return nil
 	}
-	tmp, err := writeTemporary(dir, line)
-	if err == nil {
-		if err = os.Rename(tmp, path); err == nil {
-			return syncDir(dir)
-		}
-		os.Remove(tmp)
+	if err := writeWhole(dir, bridgeLineFile, line); err != nil {
+		return fmt.Errorf("cannot write the bridge line: %w", err)
 	}
-	return fmt.Errorf("cannot write the bridge line: %w", err)
+	return nil
+}
+
+// writeWhole writes the file called name in dir, whole or not at all.
+func writeWhole(dir, name string, text []byte) error {
+	tmp, err := writeTemporary(dir, text)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
+		os.Remove(tmp)
+		return err
+	}
+	return syncDir(dir)
 }
 
 // writeTemporary writes a new file in dir, mode 0600, down to the disk.

@@ -151,3 +151,30 @@ func TestBridgeLine(t *testing.T) {
 		t.Errorf("a folder that is not there: %v", err)
 	}
 }
+
+// What the marks keep is what they give back, and a file that cannot be it is said.
+func TestClockMarks(t *testing.T) {
+	dir := t.TempDir()
+	m := clockMarks{dir}
+	if text, err := m.Load(); len(text) > 0 || err != nil {
+		t.Errorf("at first: %q, %v", text, err)
+	}
+	for _, want := range []string{"one", "another\n"} {
+		if err := m.Save([]byte(want)); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := m.Load(); string(text) != want || err != nil {
+			t.Errorf("%q became %q, %v", want, text, err)
+		}
+	}
+	if files, _ := os.ReadDir(dir); len(files) != 1 {
+		t.Errorf("%d files", len(files))
+	}
+	os.Truncate(filepath.Join(dir, clockFile), 0)
+	if _, err := m.Load(); err == nil {
+		t.Error("an empty file is taken for one")
+	}
+	if err := (clockMarks{filepath.Join(dir, "none")}).Save(nil); err == nil || !strings.Contains(err.Error(), clockFile) {
+		t.Errorf("in a folder that is not there: %v", err)
+	}
+}

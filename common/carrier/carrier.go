@@ -121,6 +121,12 @@ var (
 	// the version of the protocol.
 	ErrRefused = errors.New("refused by the server")
 
+	// ErrClock: the first message of the session was refused for its time, which is
+	// known now, or for its day. What it carried cannot be sent in another session:
+	// somebody may have kept it, and deliver it when its time has come. In a new
+	// session new things can be said.
+	ErrClock = errors.New("the clocks of this computer and of the server differ, and what was said first may be lost")
+
 	// ErrLost: the session ended because nothing came through for Lifetime, or
 	// because the other side ended it.
 	ErrLost = errors.New("session lost")

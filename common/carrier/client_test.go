@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -65,6 +64,9 @@ func TestHandshakeFailures(t *testing.T) {
 		{"a front with a clock of its own", fate{instead: func(r *request) *http.Response {
 			return page(http.StatusNotFound, "Date", time.Now().Add(time.Duration(r.number+1)*time.Hour).UTC().Format(http.TimeFormat))(r)
 		}}, nil, ErrNotServer, "status 404", 3, 3},
+		{"a front with days of its own", fate{instead: func(r *request) *http.Response {
+			return page(http.StatusNotFound, "Date", time.Now().AddDate(0, 0, 2*r.number+2).UTC().Format(http.TimeFormat))(r)
+		}}, func(c *ClientConfig) { c.Transport = connecting{c.Transport.(*network)} }, ErrClock, "status 404", 1, 1},
 		{"another key", fate{}, func(c *ClientConfig) { c.Key = handshake.GenerateKey().Public() }, ErrNotServer, "status 404", 3, 3},
 		{"no such engine", fate{}, func(c *ClientConfig) { c.Engine = "steam" }, ErrRefused, `no engine "steam", but "raw,other"`, 1, 1},
 	} {
@@ -199,40 +201,6 @@ func TestNoExtraRoundTrip(t *testing.T) {
 			if n, _, err := client.Conn().ReadFrom(buf); string(buf[:n]) != "pong" || time.Since(begin) > 220*ms {
 				t.Errorf("after %v: %q, %v", time.Since(begin), buf[:n], err)
 			}
-		})
-	}
-}
-
-// A client whose clock is wrong takes the server's.
-func TestWrongClock(t *testing.T) {
-	for _, off := range []time.Duration{-24 * time.Hour, -handshake.Skew - time.Second, handshake.Skew + time.Second, 1000 * time.Hour} {
-		t.Run(off.String(), func(t *testing.T) {
-			bubble(t, func(t *testing.T, w *world) {
-				// A bubble has one clock: somebody with the server's key and
-				// another one answers. That he refuses shows that he has read
-				// the first message and found its time right.
-				w.net.set(always(fate{instead: func(r *request) *http.Response {
-					id, _ := handshake.ParseID(path.Base(r.URL.Path))
-					responder, hello, err := handshake.Respond(w.key, id, r.body)
-					if err != nil {
-						t.Error(err)
-					}
-					now := time.Now().Add(off)
-					if hello.Time.Sub(now).Abs() > handshake.Skew {
-						return page(http.StatusNotFound, "Date", now.UTC().Format(http.TimeFormat))(r)
-					}
-					msg, _, err := responder.Answer(handshake.Answer{Status: handshake.UnknownVersion, Version: 9}, 0)
-					if err != nil {
-						t.Error(err)
-					}
-					return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(bytes.NewReader(msg))}
-				}}))
-				client := w.dial(Poll)
-				<-client.Done()
-				if err := client.Err(); !errors.Is(err, ErrRefused) || w.net.count() != 2 {
-					t.Errorf("after %d requests: %v", w.net.count(), err)
-				}
-			})
 		})
 	}
 }

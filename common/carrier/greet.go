@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -23,10 +22,6 @@ const (
 	handshakeTime  = 45 * time.Second
 	handshakeTries = 3
 
-	// staleHello is the age at which a first message is made anew: short of
-	// the time after which the server would refuse it.
-	staleHello = handshake.Skew / 2
-
 	// eagerness is how long a first message waits for an answer that comes as it
 	// is written, beyond two round trips, before it is sent again for one that
 	// comes at once.
@@ -37,13 +32,20 @@ const (
 // is no time-out: another answer will show whether there is anything amiss.
 var errHeldBack = errors.New("the answer does not come as it is written")
 
+// errTime says that the server has refused a first message for its time.
+var errTime = errors.New("refused by the server for its time")
+
 // attempts are a session's first messages, of which only the newest is used.
 // A Transport may read a request's body after the request has failed, or after
 // it was answered: hence the lock.
+//
+// No two of them carry datagrams. One that was refused, or seems to have been, may
+// be in the hands of somebody who waits until it is admitted; what it carried is
+// never sent in another session.
 type attempts struct {
-	mu     sync.Mutex
-	newest *attempt // guarded by mu, like what follows
-	hello  []byte   // the datagrams of all of them
+	mu      sync.Mutex
+	newest  *attempt // guarded by mu, like what follows
+	carried bool     // one of them carries datagrams
 }
 
 // An attempt is one first message, which is made when a connection is ready
@@ -53,31 +55,44 @@ type attempt struct {
 	asked wire.Head // of the answer
 	ask   []byte    // its plaintext
 	size  int
-	clock time.Duration // how far the client's is behind the server's
+	day   handshake.Day // of its tag
+	bare  bool          // it carries nothing
 	date  string        // of a foreign answer to it; owned by run
 
 	// Guarded by attempts.mu. Zero before the message is made.
 	message   []byte
 	initiator *handshake.Initiator
-	made      time.Time
 }
 
 // newAttempt prepares a first message in place of the one before.
-func (c *Client) newAttempt(clock time.Duration) *attempt {
+func (c *Client) newAttempt() *attempt {
 	c.attempts.mu.Lock()
 	defer c.attempts.mu.Unlock()
+	stamp := c.cfg.Path.clock.stamp()
 	a := &attempt{
-		id: handshake.NewID(c.cfg.Key, handshake.DayOf(time.Now().Add(clock))),
+		id: handshake.NewID(c.cfg.Key, stamp.day),
 		// Room for what a TLS client says first, and no length of ours.
 		size:  2048 + mathrand.IntN(1500),
-		clock: clock,
+		day:   stamp.day,
+		bare:  stamp.bare,
 		asked: c.ask(),
 	}
 	a.ask = a.asked.Append(nil)
-	a.size = min(max(a.size, len(c.attempts.hello)+handshake.MinMessage1+2+len(a.ask)), handshake.MaxMessage1)
 	c.target = strings.TrimSuffix(c.cfg.URL.String(), "/") + "/" + a.id.Segment()
 	c.attempts.newest = a
 	return a
+}
+
+// anew prepares a first message in place of one that can only be refused, or says
+// that the session is over, because that one carries what cannot be sent again.
+func (c *Client) anew(why error) (*attempt, error) {
+	c.attempts.mu.Lock()
+	carried := c.attempts.carried
+	c.attempts.mu.Unlock()
+	if carried {
+		return nil, fmt.Errorf("%w: %w", ErrClock, why)
+	}
+	return c.newAttempt(), nil
 }
 
 // ask is what the answer to a first message shall be: if the path is known to
@@ -102,17 +117,21 @@ func (c *Client) message(a *attempt) ([]byte, error) {
 		return nil, errUnneeded
 	}
 	if a.message == nil {
-		hello := &c.attempts.hello
-		*hello = append(*hello, c.link.takeHello(handshake.HelloRoom(a.size, c.cfg.Engine, len(a.ask))-len(*hello))...)
-		a.made = time.Now()
+		var datagrams []byte
+		if !a.bare {
+			datagrams = c.link.takeHello(handshake.HelloRoom(a.size, c.cfg.Engine, len(a.ask)))
+		}
+		c.attempts.carried = c.attempts.carried || len(datagrams) > 0
+		stamp := c.cfg.Path.clock.stamp()
 		var err error
 		a.message, a.initiator, err = handshake.Initiate(c.cfg.Key, a.id, handshake.Hello{
 			Binding:   c.conn.binding,
 			Ask:       a.ask,
 			Version:   handshake.Version,
-			Time:      a.made.Add(a.clock),
+			Time:      stamp.time,
+			Epoch:     stamp.epoch,
 			Engine:    c.cfg.Engine,
-			Datagrams: *hello,
+			Datagrams: datagrams,
 		}, a.size)
 		if err != nil {
 			return nil, err
@@ -125,46 +144,51 @@ func (c *Client) message(a *attempt) ([]byte, error) {
 func (t *attempts) end() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.newest, t.hello = nil, nil
+	t.newest = nil
 }
 
-// of returns what is known of a's message: zero values before it is made.
-func (t *attempts) of(a *attempt) (*handshake.Initiator, time.Time) {
+// of returns the client's half of a's handshake: nil before the message is made.
+func (t *attempts) of(a *attempt) *handshake.Initiator {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return a.initiator, a.made
+	return a.initiator
 }
 
 // handshake repeats the first message until the server has answered, or until
 // it is clear that it will not.
 func (c *Client) handshake() error {
 	deadline := time.Now().Add(handshakeTime)
-	var clock time.Duration // how far ours is behind the server's
-	a := c.newAttempt(clock)
-	unreachable, foreign := 0, 0
+	a := c.newAttempt()
+	unreachable, foreign, untimely := 0, 0, 0
 	for {
 		err := c.greet(a)
+		wrong := false
 		switch {
 		case err == nil:
+			c.cfg.Path.clock.answered()
 			return nil
 		case errors.Is(err, errHeldBack):
 			continue
 		case c.ctx.Err() != nil:
 			return fmt.Errorf("%w: closed before the server answered", ErrLost)
+		case errors.Is(err, errTime):
+			untimely++
+			if wrong = true; untimely >= handshakeTries {
+				return fmt.Errorf("%w: %w, which it has told itself", ErrRefused, err)
+			}
 		case errors.Is(err, ErrRefused):
 			return err
 		case errors.Is(err, ErrNotServer):
 			foreign++
-			if off, wrong := wrongClock(a.date, clock); wrong && foreign < handshakeTries {
-				if off.Abs() > handshake.Skew/2 {
-					c.log.Warn("the clock of this computer seems wrong: using the server's", "off", off.Round(time.Second))
-				}
-				clock = off
-				a = c.newAttempt(clock)
-				continue // at once
-			}
+			wrong = c.cfg.Path.clock.hear(a.date, a.day) && foreign < handshakeTries
 		default:
 			unreachable++
+		}
+		if wrong {
+			if a, err = c.anew(err); err != nil {
+				return err
+			}
+			continue // at once
 		}
 		if foreign >= handshakeTries || unreachable >= handshakeTries || time.Now().After(deadline) {
 			return err
@@ -174,23 +198,16 @@ func (c *Client) handshake() error {
 		if !pause(max(backoff(foreign+unreachable, 0), rest), c.ctx.Done(), c.link.closed) {
 			return fmt.Errorf("%w: closed before the server answered", ErrLost)
 		}
-		if _, made := c.attempts.of(a); !made.IsZero() && time.Since(made) > staleHello {
-			a = c.newAttempt(clock)
-		}
 	}
 }
 
-// wrongClock tells by the Date of a foreign answer how far this clock is
-// behind, and whether that differs from what clock says already by more than
-// Date's resolution of a second can explain. A second is added: a server
-// refuses what was made before it started, and its own Date is rounded down.
-func wrongClock(date string, clock time.Duration) (off time.Duration, wrong bool) {
-	t, err := http.ParseTime(date)
-	if err != nil {
-		return 0, false
+// told takes note of the time that the server has told.
+func (c *Client) told(a handshake.Answer) error {
+	off := c.cfg.Path.clock.tell(a).Round(time.Second)
+	if off.Abs() > handshake.Skew/2 {
+		c.log.Warn("the clock of this computer or of the server is wrong: using the server's", "off", off)
 	}
-	off = time.Until(t) + time.Second
-	return off, (off - clock).Abs() > 2*time.Second
+	return fmt.Errorf("%w: this clock is off by %v", errTime, -off)
 }
 
 // refusal is the error that a server's answer means.
@@ -211,8 +228,7 @@ func refusal(a handshake.Answer, engine string) error {
 // The rest of the answer is then taken in by the flight's goroutine.
 func (c *Client) greet(a *attempt) error {
 	f := c.newFlight(0, greeting)
-	initiator, _ := c.attempts.of(a)
-	if initiator == nil && a.asked.Stream > 0 {
+	if c.attempts.of(a) == nil && a.asked.Stream > 0 {
 		// What repeats a message is answered briefly.
 		f.kind, f.asked = stream, a.asked
 	}
@@ -259,7 +275,7 @@ func (c *Client) greet(a *attempt) error {
 	var answer handshake.Answer
 	var keys handshake.Keys
 	err = handshake.ErrNotNoise // from who answered before the message was read
-	if initiator, _ = c.attempts.of(a); initiator != nil {
+	if initiator := c.attempts.of(a); initiator != nil {
 		answer, keys, err = initiator.Finish(resp.Body)
 	}
 	if err != nil && !somebodyElses(resp, err) {
@@ -269,6 +285,9 @@ func (c *Client) greet(a *attempt) error {
 		a.date = resp.Header.Get("Date")
 		c.cfg.Transport.Foreign(resp)
 		return fmt.Errorf("%w: %w", ErrNotServer, &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")})
+	}
+	if answer.Status == handshake.WrongTime {
+		return c.told(answer)
 	}
 	if err := refusal(answer, c.cfg.Engine); err != nil {
 		return err

@@ -34,6 +34,7 @@ const (
 // value knows nothing. Safe for concurrent use.
 type Path struct {
 	recall memory // recall
+	clock  serverClock
 
 	mu   sync.Mutex
 	ways map[string]*way // by front; guarded by mu

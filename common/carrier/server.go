@@ -49,6 +49,10 @@ type ServerConfig struct {
 	// here, or none is to come.
 	Decoy http.Handler
 
+	// Marks keep what is to be known of first messages after a restart. Nil: nothing
+	// is kept, see handshake.Guard.
+	Marks handshake.Marks
+
 	// Engines are the names of the engines that sessions may use.
 	Engines []string
 
@@ -94,6 +98,7 @@ type Server struct {
 	opened, refused, expired atomic.Uint64
 	crowded                  atomic.Uint64 // sessions that were ended for what they held
 	evicted                  atomic.Uint64 // sessions that went for new ones
+	untimely                 atomic.Uint64
 }
 
 // limits are bounds of a Server's that tests lower.
@@ -119,11 +124,14 @@ func newServer(cfg ServerConfig, most limits) *Server {
 		budget:   newBudget(most.memory),
 		log:      cfg.Log,
 		public:   cfg.Key.Public(),
-		guard:    handshake.NewGuard(time.Now()),
 		sessions: newTable(most.sessions),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if s.guard, err = handshake.NewGuard(cfg.Marks, nil); err != nil {
+		s.log.Warn("what is kept of the times of sessions cannot be used: each new client needs a round trip more until it is deleted", "err", err)
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.wg.Go(s.janitor)
@@ -139,6 +147,7 @@ type Stats struct {
 	Expired  uint64
 	Crowded  uint64 // sessions that were ended because they, or all, held too much
 	Evicted  uint64 // sessions that went for new ones because there were too many
+	Untimely uint64 // first messages that came at a wrong time, and were told the right one
 }
 
 // Stats returns the counts.
@@ -146,7 +155,7 @@ func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	n := len(s.sessions.byID)
 	s.mu.Unlock()
-	return Stats{n, s.budget.held.bytes(), s.opened.Load(), s.refused.Load(), s.expired.Load(), s.crowded.Load(), s.evicted.Load()}
+	return Stats{n, s.budget.held.bytes(), s.opened.Load(), s.refused.Load(), s.expired.Load(), s.crowded.Load(), s.evicted.Load(), s.untimely.Load()}
 }
 
 // serve answers a request for session id. It returns false, and has not
@@ -156,7 +165,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, control *http.Res
 	sess, closed := s.sessions.byID[id], s.closed
 	s.mu.Unlock()
 	// A session that exists is found whatever day it is: it may live for months.
-	if closed || sess == nil && !id.IsFor(s.public, time.Now()) {
+	if closed || sess == nil && !s.guard.Expects(id, s.public) {
 		return false
 	}
 	if sess == nil {
@@ -192,7 +201,8 @@ func (s *Server) known(r *http.Request) {
 }
 
 // hello opens a session if msg is its first message, and returns what that asks
-// of the answer.
+// of the answer. What only comes at a wrong time is answered by a session that
+// nobody else ever sees.
 func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Session, ask wire.Head) {
 	responder, hello, err := handshake.Respond(s.cfg.Key, id, msg)
 	if err != nil {
@@ -200,12 +210,18 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 		return nil, ask
 	}
 	now := time.Now()
-	if err := s.guard.Admit(now, hello.Time, handshake.NameOf(msg)); err != nil {
-		s.log.Debug("first message not admitted", "err", err)
-		return nil, ask
-	}
+	admitted := s.guard.Admit(hello.Time, hello.Epoch, handshake.NameOf(msg))
 	answer := handshake.Answer{Status: handshake.Accepted, Version: handshake.Version}
 	switch {
+	case errors.Is(admitted, handshake.ErrClock):
+		answer.Status = handshake.WrongTime
+		answer.Time, answer.Epoch = s.guard.Time()
+		// Anybody on the path can repeat an old one as often as he likes.
+		s.seldom.warn(s.log, "a first message came at a wrong time and was told the right one: the clock of this computer or of a client is wrong, or was set, or somebody repeats old ones",
+			"so far", s.untimely.Add(1))
+	case admitted != nil:
+		s.log.Debug("first message not admitted", "err", admitted)
+		return nil, ask
 	case hello.Version != handshake.Version:
 		answer.Status = handshake.UnknownVersion
 	case !slices.Contains(s.cfg.Engines, hello.Engine):
@@ -239,6 +255,9 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 		answers:   newAnswers(&l.held),
 		lastSeen:  now,
 		client:    s.clientAddr(r), // before an engine can accept a stream
+	}
+	if admitted != nil {
+		return sess, ask
 	}
 	s.budget.admit(sess)
 	if sess.refused {
@@ -346,5 +365,8 @@ func (s *Server) Close() error {
 	}
 	s.cancel()
 	s.wg.Wait()
+	if err := s.guard.Close(); err != nil {
+		s.log.Warn("the times of sessions could not be kept: after the next start, new clients need a round trip more for a while", "err", err)
+	}
 	return nil
 }

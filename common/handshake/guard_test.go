@@ -2,6 +2,9 @@ package handshake
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,94 +17,434 @@ func named(n int) (name Name) {
 	return name
 }
 
+// A fakeClock is a computer's: its time can be set, and it can be restarted.
+type fakeClock struct {
+	wall time.Time
+	up   time.Duration
+}
+
+func (c *fakeClock) now() (time.Time, time.Duration) { return c.wall, c.up }
+
+func (c *fakeClock) pass(d time.Duration) {
+	c.wall = c.wall.Add(d)
+	c.up += d
+}
+
+// fakeMarks are Marks in memory, which may fail.
+type fakeMarks struct {
+	text  []byte
+	err   error
+	saved int
+}
+
+func (m *fakeMarks) Load() ([]byte, error) { return m.text, m.err }
+
+func (m *fakeMarks) Save(text []byte) error {
+	if m.err == nil {
+		m.text = text
+		m.saved++
+	}
+	return m.err
+}
+
+func newGuard(t *testing.T, marks Marks, clock *fakeClock) *Guard {
+	t.Helper()
+	g, err := NewGuard(marks, clock.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+var noon = time.UnixMilli(1700000000123).Add(456 * time.Microsecond)
+
 func TestGuard(t *testing.T) {
-	start := time.UnixMilli(1700000000123).Add(456 * time.Microsecond)
-	now := start.Add(time.Hour)
 	for _, c := range []struct {
 		name string
-		now  time.Time
-		made time.Time
-		ok   bool
+		up   time.Duration
+		made time.Duration // after now
+		want error
 	}{
-		{"now", now, now, true},
-		{"as old as may be", now, now.Add(-Skew), true},
-		{"too old", now, now.Add(-Skew - time.Millisecond), false},
-		{"as far ahead as may be", now, now.Add(Ahead), true},
-		{"from the future", now, now.Add(Ahead + time.Millisecond), false},
-		{"in the millisecond of the start", start, start.Truncate(time.Millisecond), true},
-		{"before the start", start.Add(time.Second), start.Add(-time.Millisecond), false},
-		{"the least time", now, time.UnixMilli(-1 << 63), false},
-		{"the greatest time", now, time.UnixMilli(1<<63 - 1), false},
-		{"zero", now, time.UnixMilli(0), false},
+		{"now", time.Hour, 0, nil},
+		{"as old as may be", time.Hour, -Skew, nil},
+		{"too old", time.Hour, -Skew - time.Millisecond, ErrClock},
+		{"as far ahead as may be", time.Hour, Skew, nil},
+		{"from the future", time.Hour, Skew + time.Millisecond, ErrClock},
+		{"in the millisecond of the start", 0, -456 * time.Microsecond, nil},
+		{"before the start", time.Second, -time.Second - time.Millisecond, ErrClock},
+		{"after the start", time.Second, -time.Second, nil},
+		{"the least time", time.Hour, -1 << 63, ErrClock},
+		{"the greatest time", time.Hour, 1<<63 - 1, ErrClock},
 	} {
-		g := NewGuard(start)
-		if err := g.Admit(c.now, c.made, named(1)); (err == nil) != c.ok {
-			t.Errorf("%s: %v", c.name, err)
+		for _, way := range []string{"by the clock", "by the count"} {
+			clock := &fakeClock{wall: noon}
+			g := newGuard(t, nil, clock)
+			clock.pass(c.up)
+			now, epoch := clock.wall, Epoch{}
+			want := c.want
+			if way == "by the count" {
+				epoch = g.epoch
+			}
+			if way == "by the count" && c.name == "before the start" {
+				want = nil // its epoch is of after the start
+			}
+			made := now.Add(c.made)
+			if err := g.Admit(made, epoch, named(1)); err != want {
+				t.Errorf("%s, %s: %v, want %v", c.name, way, err, want)
+			}
+			again := want
+			if want == nil {
+				again = ErrSeen
+			}
+			if err := g.Admit(made, epoch, named(1)); err != again {
+				t.Errorf("%s, %s: again: %v, want %v", c.name, way, err, again)
+			}
+			if err := g.Admit(made, epoch, named(2)); err != want {
+				t.Errorf("%s, %s: another message: %v, want %v", c.name, way, err, want)
+			}
 		}
-		if err := g.Admit(c.now, c.made, named(1)); err == nil {
-			t.Errorf("%s: admitted twice", c.name)
+	}
+}
+
+// A life is what a server goes through in TestClocks.
+type life struct {
+	t      *testing.T
+	clock  *fakeClock
+	marks  *fakeMarks
+	guard  *Guard
+	honest time.Time // what the right time is
+	names  int
+	old    []message // all that were admitted
+}
+
+type message struct {
+	made  time.Time
+	epoch Epoch
+	name  Name
+}
+
+func (l *life) pass(d time.Duration) {
+	l.clock.pass(d)
+	l.honest = l.honest.Add(d)
+}
+
+// set sets the server's clock, to so much ahead of the right time.
+func (l *life) set(off time.Duration) { l.clock.wall = l.honest.Add(off) }
+
+// restart ends the server, with or without a word, and starts it again with its
+// clock so far ahead of the right time, after it was down for a while.
+func (l *life) restart(crash bool, down, off time.Duration) {
+	l.t.Helper()
+	if !crash {
+		if err := l.guard.Close(); err != nil {
+			l.t.Fatal(err)
 		}
-		if err := g.Admit(c.now, c.made, named(2)); (err == nil) != c.ok {
-			t.Errorf("%s: another message: %v", c.name, err)
+	}
+	l.honest = l.honest.Add(down)
+	l.clock = &fakeClock{l.honest.Add(off), 0}
+	l.guard = newGuard(l.t, l.marks, l.clock)
+}
+
+func (l *life) admit(m message) error {
+	err := l.guard.Admit(m.made, m.epoch, m.name)
+	if err == nil {
+		l.old = append(l.old, m)
+	}
+	return err
+}
+
+// message is one that an honest client makes.
+func (l *life) message(made time.Time, epoch Epoch) message {
+	l.names++
+	return message{made, epoch, named(l.names)}
+}
+
+// expect has a client with the right time and one with the server's go through,
+// and expects of the first that it does so at once, or not. Nothing that has gone
+// through before may do so again.
+func (l *life) expect(name string, atOnce bool) {
+	l.t.Helper()
+	if err := l.admit(l.message(l.honest, Epoch{})); (err == nil) != atOnce || err != nil && err != ErrClock {
+		l.t.Errorf("%s: a client with the right time: %v", name, err)
+	}
+	now, epoch := l.guard.Time()
+	if err := l.admit(l.message(now, epoch)); err != nil {
+		l.t.Errorf("%s: a client with the server's time: %v", name, err)
+	}
+	for _, m := range l.old {
+		if l.guard.Admit(m.made, m.epoch, m.name) == nil {
+			l.t.Errorf("%s: a message made %v ago is admitted again", name, l.honest.Sub(m.made))
 		}
+	}
+}
+
+// Whatever a server's clock does, nobody is kept out, and nothing goes through twice.
+func TestClocks(t *testing.T) {
+	const atOnce, later = true, false
+	year1970 := time.Unix(30, 0).Sub(noon)
+	for _, off := range []time.Duration{
+		-24 * time.Hour, -time.Hour, -Skew - time.Second, Skew + time.Second, time.Hour, 24 * time.Hour, 3650 * 24 * time.Hour, year1970,
+	} {
+		start := func(t *testing.T, off time.Duration) *life {
+			l := &life{t: t, honest: noon, clock: &fakeClock{wall: noon.Add(off)}, marks: new(fakeMarks)}
+			l.guard = newGuard(t, l.marks, l.clock)
+			return l
+		}
+		t.Run(fmt.Sprintf("wrong at start by %v", off), func(t *testing.T) {
+			l := start(t, off)
+			l.expect("at the start", later)
+			l.pass(time.Minute)
+			l.expect("after a minute", later)
+			l.set(0)
+			l.expect("when the clock is right", atOnce)
+			l.pass(5 * time.Minute)
+			l.expect("later", atOnce)
+		})
+		t.Run(fmt.Sprintf("stepped by %v and back", off), func(t *testing.T) {
+			l := start(t, 0)
+			l.expect("at the start", atOnce)
+			l.pass(time.Hour)
+			l.expect("while it is right", atOnce)
+			l.set(off)
+			l.expect("when it is wrong", later)
+			l.pass(10 * time.Minute)
+			l.expect("later", later)
+			l.set(0)
+			l.expect("when it is right again", atOnce)
+		})
+		t.Run(fmt.Sprintf("stepped by %v for good", off), func(t *testing.T) {
+			// What is right afterwards is the clock's new time.
+			l := start(t, 0)
+			for range 70 {
+				l.pass(time.Minute)
+				l.expect("before", atOnce)
+			}
+			before := l.honest
+			l.set(off)
+			l.honest = l.clock.wall
+			for off == -time.Hour && !l.honest.After(before) {
+				l.expect("in times that are spent", later)
+				l.pass(time.Minute)
+			}
+			l.expect("in times that are not", atOnce)
+		})
+		for _, crash := range []bool{false, true} {
+			t.Run(fmt.Sprintf("wrong by %v after a restart, crash %v", off, crash), func(t *testing.T) {
+				l := start(t, 0)
+				l.pass(time.Hour)
+				l.expect("before", atOnce)
+				l.restart(crash, time.Second, off)
+				l.expect("after it", later)
+				l.pass(5 * time.Minute)
+				l.expect("later", later)
+				l.set(0)
+				l.expect("when it is right", atOnce)
+				l.restart(crash, 10*time.Minute, 0)
+				l.expect("after another restart", atOnce)
+			})
+			t.Run(fmt.Sprintf("right after it was wrong by %v before a restart, crash %v", off, crash), func(t *testing.T) {
+				l := start(t, off)
+				l.admit(l.message(l.clock.wall, Epoch{})) // from a client that is wrong, too
+				l.expect("before", later)
+				l.pass(time.Hour)
+				l.admit(l.message(l.clock.wall, Epoch{}))
+				l.restart(crash, time.Second, 0)
+				if off.Abs() > Skew+2*reserve {
+					l.expect("after it", atOnce)
+				}
+				l.pass(Skew + 2*reserve)
+				l.expect("later", atOnce)
+			})
+		}
+	}
+}
+
+// After a restart what is younger than the last message is admitted at once, and
+// after a crash what is younger by the reserve.
+func TestRestart(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		crash bool
+		ahead time.Duration // of a client's clock, before
+		wait  time.Duration // until all go through at once
+	}{
+		{"a restart", false, 0, time.Millisecond},
+		{"a restart after a client that was ahead", false, Skew, Skew + time.Millisecond},
+		{"a crash", true, 0, reserve},
+		{"a crash after a client that was ahead", true, Skew, Skew + reserve},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := &life{t: t, honest: noon, clock: &fakeClock{wall: noon}, marks: new(fakeMarks)}
+			l.guard = newGuard(t, l.marks, l.clock)
+			l.pass(time.Hour)
+			for _, ahead := range []time.Duration{0, c.ahead} {
+				if err := l.admit(l.message(l.honest.Add(ahead), Epoch{})); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l.restart(c.crash, 0, 0)
+			l.expect("at once", false)
+			l.pass(c.wait - time.Millisecond)
+			l.expect("just before", false)
+			l.pass(time.Millisecond)
+			l.expect("afterwards", true)
+		})
+	}
+}
+
+// What reservations cost: one write in about a minute, and none when nobody comes.
+func TestMarksAreWrittenRarely(t *testing.T) {
+	marks, clock := new(fakeMarks), &fakeClock{wall: noon}
+	g := newGuard(t, marks, clock)
+	if g.Close(); marks.saved > 0 {
+		t.Error("written although nobody came")
+	}
+	clock.pass(time.Hour)
+	for i := range 6000 { // ten minutes
+		clock.pass(100 * time.Millisecond)
+		ahead := time.Duration(i%241-120) * time.Second
+		if err := g.Admit(clock.wall.Add(ahead), Epoch{}, named(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if marks.saved < 5 || marks.saved > 15 {
+		t.Errorf("written %d times in ten minutes", marks.saved)
+	}
+	if n := strings.Count(string(marks.text), "\n"); n != 1 {
+		t.Errorf("%d stretches:\n%s", n, marks.text)
+	}
+}
+
+// Marks that fail keep nobody out.
+func TestMarksFail(t *testing.T) {
+	damaged := &fakeMarks{text: []byte("nonsense")}
+	unreadable := &fakeMarks{err: errors.New("no")}
+	for name, marks := range map[string]*fakeMarks{"damaged": damaged, "unreadable": unreadable} {
+		g, err := NewGuard(marks, (&fakeClock{wall: noon}).now)
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		if err := g.Admit(noon, Epoch{}, named(1)); err != ErrClock {
+			t.Errorf("%s: by the clock: %v", name, err)
+		}
+		now, epoch := g.Time()
+		if err := g.Admit(now, epoch, named(1)); err != nil {
+			t.Errorf("%s: by the count: %v", name, err)
+		}
+		if g.Close(); marks.saved != 0 {
+			t.Errorf("%s: overwritten", name)
+		}
+	}
+	// An epoch that was another life's is none that counts.
+	if g := newGuard(t, nil, &fakeClock{wall: noon}); g.Admit(noon, Epoch{1}, named(1)) != ErrClock {
+		t.Error("a message for another life of the server is admitted")
+	}
+	// A disk that is full for a while.
+	marks, clock := new(fakeMarks), &fakeClock{wall: noon}
+	g := newGuard(t, marks, clock)
+	clock.pass(time.Hour)
+	marks.err = errors.New("full")
+	if err := g.Admit(clock.wall, Epoch{}, named(1)); err != ErrClock {
+		t.Errorf("admitted although that cannot be kept: %v", err)
+	}
+	marks.err = nil
+	if err := g.Admit(clock.wall, Epoch{}, named(1)); err != ErrClock || marks.saved != 0 {
+		t.Errorf("tried again at once: %v", err)
+	}
+	clock.pass(reserve)
+	if err := g.Admit(clock.wall, Epoch{}, named(1)); err != nil {
+		t.Errorf("later: %v", err)
+	}
+}
+
+// Without marks it is the process's start that counts, by the clock as it is now.
+func TestClockStepsAtStart(t *testing.T) {
+	// The clock was ahead when the server started, then it was set right.
+	clock := &fakeClock{wall: noon.Add(2 * time.Hour)}
+	g := newGuard(t, nil, clock)
+	clock.wall = noon
+	if err := g.Admit(noon, Epoch{}, Name{1}); err != nil {
+		t.Errorf("after a step back: %v", err)
+	}
+	// It was behind: a message from before the restart.
+	clock = &fakeClock{wall: noon.Add(-time.Hour)}
+	g = newGuard(t, nil, clock)
+	clock.wall = noon
+	if err := g.Admit(noon.Add(-90*time.Second), Epoch{}, Name{1}); err != ErrClock {
+		t.Errorf("a message from before a step forward: %v", err)
+	}
+}
+
+// A tag is good by the clock's days and by the count's.
+func TestExpects(t *testing.T) {
+	pub := GenerateKey().Public()
+	clock := &fakeClock{wall: time.Unix(30, 0)}
+	g := newGuard(t, nil, clock)
+	old, today := NewID(pub, 0), NewID(pub, DayOf(noon))
+	if !g.Expects(old, pub) || g.Expects(today, pub) {
+		t.Error("in 1970 another day's tag is good")
+	}
+	clock.wall = noon
+	if !g.Expects(old, pub) || !g.Expects(today, pub) || g.Expects(NewID(pub, DayOf(noon)+2), pub) {
+		t.Error("after the clock was set only one day's tag is good, or any")
 	}
 }
 
 // A message is refused a second time for as long as its time would let it in,
 // and what the Guard remembers does not grow.
 func TestGuardForgetsNothingTooEarly(t *testing.T) {
-	start := time.UnixMilli(1700000000000)
-	g := NewGuard(start)
+	clock := &fakeClock{wall: time.UnixMilli(1700000000000)}
+	g := newGuard(t, nil, clock)
+	clock.pass(time.Hour)
 	others := 0
-	for _, ahead := range []time.Duration{-Skew, 0, Ahead} {
-		at := start.Add(time.Hour)
-		made := at.Add(ahead)
+	for _, ahead := range []time.Duration{-Skew, 0, Skew} {
+		begin := clock.wall
+		made := begin.Add(ahead)
 		others++
 		name := named(others)
-		if err := g.Admit(at, made, name); err != nil {
+		if err := g.Admit(made, Epoch{}, name); err != nil {
 			t.Fatal(err)
 		}
-		for now := at; now.Sub(made) <= Skew; now = now.Add(7 * time.Second) {
-			if g.Admit(now, made, name) == nil {
-				t.Fatalf("%v ahead: admitted again after %v", ahead, now.Sub(at))
+		for ; clock.wall.Sub(made) <= Skew; clock.pass(7 * time.Second) {
+			if g.Admit(made, Epoch{}, name) == nil {
+				t.Fatalf("%v ahead: admitted again after %v", ahead, clock.wall.Sub(begin))
 			}
 			others++
-			if err := g.Admit(now, now, named(others)); err != nil {
+			if err := g.Admit(clock.wall, Epoch{}, named(others)); err != nil {
 				t.Fatal(err)
 			}
-			if len(g.buckets) > 5 {
-				t.Fatalf("%d minutes are remembered", len(g.buckets))
+			if len(g.others) > 6 || len(g.spent) > 1 {
+				t.Fatalf("%d minutes and %d stretches are remembered", len(g.others), len(g.spent))
 			}
 		}
 	}
 }
 
 func TestGuardIsBounded(t *testing.T) {
-	start := time.UnixMilli(1700000000000)
-	g := NewGuard(start)
-	made := start.Add(time.Minute)
+	clock := &fakeClock{wall: time.UnixMilli(1700000000000)}
+	g := newGuard(t, nil, clock)
 	for n := range maxBucket {
-		if err := g.Admit(made, made, named(n)); err != nil {
+		if err := g.Admit(clock.wall, Epoch{}, named(n)); err != nil {
 			t.Fatal(n, err)
 		}
 	}
-	if g.Admit(made, made, named(maxBucket)) == nil {
-		t.Error("more than fit into a minute")
+	if err := g.Admit(clock.wall, Epoch{}, named(maxBucket)); err != ErrCrowded {
+		t.Errorf("more than fit into a minute: %v", err)
 	}
-	if err := g.Admit(made.Add(bucketSpan), made.Add(bucketSpan), named(maxBucket)); err != nil {
+	clock.pass(bucketSpan)
+	if err := g.Admit(clock.wall, Epoch{}, named(maxBucket)); err != nil {
 		t.Errorf("the next minute: %v", err)
 	}
 }
 
 // Of many copies of a message at once one is admitted.
 func TestGuardConcurrent(t *testing.T) {
-	now := time.UnixMilli(1700000000000)
-	g := NewGuard(now)
+	g := newGuard(t, nil, &fakeClock{wall: noon})
 	var admitted atomic.Int32
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {
-			if g.Admit(now, now, named(1)) == nil {
+			if g.Admit(noon, Epoch{}, named(1)) == nil {
 				admitted.Add(1)
 			}
 		})
@@ -110,4 +453,53 @@ func TestGuardConcurrent(t *testing.T) {
 	if n := admitted.Load(); n != 1 {
 		t.Errorf("admitted %d times", n)
 	}
+}
+
+// Of clocks that are set again and again a bounded list remains, in which all is.
+func TestStretches(t *testing.T) {
+	var ss stretches
+	var all []time.Time
+	for i := range 100 {
+		at := noon.Add(time.Duration(i*i*7919%1000) * time.Hour)
+		all = append(all, at)
+		ss.add(moment(at))
+		for _, at := range all {
+			if !ss.has(at) {
+				t.Fatalf("%v is forgotten", at)
+			}
+		}
+		for j := 1; j < len(ss); j++ {
+			if ss[j].from.Sub(ss[j-1].to) <= joined {
+				t.Fatalf("not in order, or not joined: %v", ss)
+			}
+		}
+		if len(ss) > maxStretches {
+			t.Fatalf("%d of them", len(ss))
+		}
+	}
+	ss = nil
+	ss.add(moment(noon))
+	if at := noon.Truncate(time.Millisecond); ss.has(at.Add(-1)) || ss.has(at.Add(time.Millisecond)) || !ss.has(at) {
+		t.Error("a moment is more or less than its millisecond")
+	}
+}
+
+func FuzzStretches(f *testing.F) {
+	f.Add([]byte("2023-11-14T22:13:20.123Z 2023-11-14T22:13:20.124Z\n"))
+	f.Add([]byte("2023-11-14T22:13:20.123Z 2023-11-14T22:13:20.124Z\n2024-11-14T22:13:20.123Z 2025-11-14T22:13:20.124Z\n"))
+	f.Add([]byte(""))
+	f.Add([]byte("x y\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var ss, again stretches
+		if ss.UnmarshalText(text) != nil {
+			return
+		}
+		b, err := ss.MarshalText()
+		if err == nil {
+			err = again.UnmarshalText(b)
+		}
+		if b2, _ := again.MarshalText(); err != nil || string(b2) != string(b) || len(ss) > maxStretches {
+			t.Fatalf("%q became %q, which became %q: %v", text, b, b2, err)
+		}
+	})
 }

@@ -20,7 +20,8 @@
 //	      Type 1: binding, 32 random bytes that both ends of the session keep
 //	      to themselves. An engine can bind its own handshake to them.
 //	      Type 2: plaintext of a head (package wire): what the client asks of
-//	      the answer
+//	      the answer.
+//	      Type 3: epoch, 16 bytes that the server has told (see Guard)
 //	rest  datagrams as in a record (package wire), then padding
 //
 // Message 2 begins the body of the answer: 2 bytes that are its length XORed
@@ -30,9 +31,11 @@
 // altered nothing. Its plaintext:
 //
 //	size  what
-//	1     status: 0 accepted, 1 engine unknown, 2 version unknown
+//	1     status: 0 accepted, 1 engine unknown, 2 version unknown, 3 wrong time
 //	1     version: the newest that the server speaks
-//	2, n  length and text: for status 1 the engines it has, separated by commas
+//	2, n  length and text: for status 1 the engines it has, separated by commas;
+//	      for status 3 the time (8 bytes, as above) and the epoch (16 bytes, zeros:
+//	      none) that the next message 1 shall have
 //	rest  padding
 //
 // The keys that Noise's Split returns become the keys of package wire: the
@@ -66,7 +69,8 @@ const (
 	MaxMessage1 = 8 << 10
 
 	// MinMessage1 is the size in bytes of the smallest first message: there is
-	// always room for the fields before the datagrams, unless something is asked.
+	// always room for the fields before the datagrams, unless something is asked or
+	// an epoch is named.
 	MinMessage1 = 128
 
 	// EphemeralSize is the size in bytes of what message 1 begins with: the
@@ -81,6 +85,7 @@ const (
 
 	extBinding = 1
 	extAsk     = 2
+	extEpoch   = 3
 
 	maxEngine   = 32
 	maxText     = 1024
@@ -94,6 +99,7 @@ const (
 	Accepted       = 0
 	UnknownEngine  = 1
 	UnknownVersion = 2
+	WrongTime      = 3
 )
 
 // ErrNotNoise is returned for a message that was not made for this key and
@@ -107,6 +113,7 @@ type Hello struct {
 	Engine    string
 	Binding   []byte // of BindingSize bytes, or none
 	Ask       []byte // plaintext of a wire.Head, at most MaxAsk bytes: what the answer shall be; or none
+	Epoch     Epoch  // zero: none
 	Datagrams []byte // plaintext of a record
 
 	mask uint16
@@ -117,6 +124,10 @@ type Answer struct {
 	Status  byte
 	Version byte
 	Text    string
+
+	// With WrongTime, and in place of a text: what the next Hello shall have.
+	Time  time.Time
+	Epoch Epoch
 }
 
 // Keys are the two keys of an established session.
@@ -133,9 +144,9 @@ type Initiator struct {
 }
 
 // HelloRoom is how many bytes of datagrams fit into a message 1 of size bytes
-// that has a binding and asks for something in so many bytes.
+// that has a binding and an epoch and asks for something in so many bytes.
 func HelloRoom(size int, engine string, ask int) int {
-	return helloRoom(size, engine) - (2 + BindingSize) - (2 + ask)
+	return helloRoom(size, engine) - (2 + BindingSize) - (2 + ask) - (2 + len(Epoch{}))
 }
 
 func helloRoom(size int, engine string) int {
@@ -183,6 +194,9 @@ func extensions(h Hello) []byte {
 	}
 	if len(h.Ask) > 0 {
 		b = append(append(b, extAsk, byte(len(h.Ask))), h.Ask...)
+	}
+	if h.Epoch != (Epoch{}) {
+		b = append(append(b, extEpoch, byte(len(h.Epoch))), h.Epoch[:]...)
 	}
 	return b
 }
@@ -243,11 +257,26 @@ func parseAnswer(p []byte) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	return Answer{Status: p[0], Version: p[1], Text: string(text)}, nil
+	a := Answer{Status: p[0], Version: p[1]}
+	switch {
+	case a.Status != WrongTime:
+		a.Text = string(text)
+	case len(text) != 8+len(a.Epoch):
+		return Answer{}, fmt.Errorf("%w: time", wire.ErrMalformed)
+	default:
+		a.Time = time.UnixMilli(int64(binary.BigEndian.Uint64(text)))
+		a.Epoch = Epoch(text[8:])
+	}
+	return a, nil
 }
 
 func appendAnswer(p []byte, a Answer) []byte {
 	p = append(p, a.Status, a.Version)
+	if a.Status == WrongTime {
+		p = binary.BigEndian.AppendUint16(p, uint16(8+len(a.Epoch)))
+		p = binary.BigEndian.AppendUint64(p, uint64(a.Time.UnixMilli()))
+		return append(p, a.Epoch[:]...)
+	}
 	p = binary.BigEndian.AppendUint16(p, uint16(len(a.Text)))
 	return append(p, a.Text...)
 }
@@ -318,6 +347,8 @@ func parseHello(p []byte) (Hello, error) {
 			h.Binding = body
 		case ext[0] == extAsk:
 			h.Ask = body
+		case ext[0] == extEpoch && len(body) == len(h.Epoch):
+			h.Epoch = Epoch(body)
 		}
 		ext = ext[2+len(body):]
 	}

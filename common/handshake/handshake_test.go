@@ -114,8 +114,8 @@ func TestInitiateBounds(t *testing.T) {
 		size  int
 		ok    bool
 	}{
-		{"full", Hello{Version: Version, Engine: "kcp", Binding: make([]byte, BindingSize), Ask: make([]byte, 9), Datagrams: make([]byte, full)}, 200, true},
-		{"overfull", Hello{Version: Version, Engine: "kcp", Binding: make([]byte, BindingSize), Ask: make([]byte, 9), Datagrams: make([]byte, full+1)}, 200, false},
+		{"full", Hello{Version: Version, Engine: "kcp", Epoch: Epoch{1}, Binding: make([]byte, BindingSize), Ask: make([]byte, 9), Datagrams: make([]byte, full)}, 200, true},
+		{"overfull", Hello{Version: Version, Engine: "kcp", Epoch: Epoch{1}, Binding: make([]byte, BindingSize), Ask: make([]byte, 9), Datagrams: make([]byte, full+1)}, 200, false},
 		{"odd binding", Hello{Version: Version, Binding: make([]byte, BindingSize-1)}, MinMessage1, false},
 		{"asks too much", Hello{Version: Version, Ask: make([]byte, MaxAsk+1)}, MaxMessage1, false},
 		{"small", Hello{Version: Version}, MinMessage1 - 1, false},
@@ -246,6 +246,8 @@ func TestAnswer(t *testing.T) {
 		{Status: Accepted, Version: Version},
 		{Status: UnknownEngine, Version: Version, Text: "kcp-smux,kcp"},
 		{Status: UnknownVersion, Version: Version},
+		{Status: WrongTime, Version: Version, Time: time.UnixMilli(1700000000123), Epoch: Epoch{1, 15: 2}},
+		{Status: WrongTime, Version: Version, Time: time.UnixMilli(-1)},
 		{Status: 255, Version: 255, Text: strings.Repeat("x", maxText)},
 	} {
 		for _, pad := range []int{0, 1, 512} {
@@ -315,6 +317,7 @@ func TestParseHello(t *testing.T) {
 		{"half an extension's body", hello(3, 'k', 'c', 'p', 0, 2, 9, 2), false},
 		{"unknown extensions are skipped", hello(3, 'k', 'c', 'p', 0, 5, 9, 1, 7, 8, 0), true},
 		{"a binding of another size is skipped", hello(3, 'k', 'c', 'p', 0, 3, extBinding, 1, 7), true},
+		{"an epoch of another size is skipped", hello(3, 'k', 'c', 'p', 0, 3, extEpoch, 1, 7), true},
 		{"least", hello(3, 'k', 'c', 'p', 0, 0), true},
 		{"future", append([]byte{Version + 1}, head[1:]...), true},
 		{"past", append([]byte{0}, head[1:]...), true},
@@ -330,12 +333,12 @@ func TestParseHello(t *testing.T) {
 func TestExtensions(t *testing.T) {
 	id := NewID(testServer.Public(), testDay)
 	binding := bytes.Repeat([]byte{7}, BindingSize)
-	msg, _, err := Initiate(testServer.Public(), id, Hello{Version: Version, Engine: "quic", Binding: binding, Ask: []byte("ask"), Datagrams: []byte{0, 1, 9}}, 500)
+	msg, _, err := Initiate(testServer.Public(), id, Hello{Version: Version, Engine: "quic", Binding: binding, Ask: []byte("ask"), Epoch: Epoch{15: 9}, Datagrams: []byte{0, 1, 9}}, 500)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, got, err := Respond(testServer, id, msg)
-	if err != nil || !bytes.Equal(got.Binding, binding) || string(got.Ask) != "ask" || !bytes.HasPrefix(got.Datagrams, []byte{0, 1, 9}) {
+	if err != nil || !bytes.Equal(got.Binding, binding) || string(got.Ask) != "ask" || got.Epoch != (Epoch{15: 9}) || !bytes.HasPrefix(got.Datagrams, []byte{0, 1, 9}) {
 		t.Errorf("%x, %q, %x, %v", got.Binding, got.Ask, got.Datagrams, err)
 	}
 }
@@ -367,6 +370,7 @@ func FuzzParseAnswer(f *testing.F) {
 	f.Add([]byte{Accepted, Version, 0, 0})
 	f.Add([]byte{UnknownEngine, Version, 0, 3, 'k', 'c', 'p', 0, 0})
 	f.Add([]byte{UnknownEngine, Version, 0xff, 0xff})
+	f.Add(appendAnswer(nil, Answer{Status: WrongTime, Time: time.UnixMilli(1700000000123), Epoch: Epoch{1}}))
 	f.Fuzz(func(t *testing.T, plain []byte) {
 		a, err := parseAnswer(plain)
 		if err != nil {

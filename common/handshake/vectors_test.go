@@ -80,7 +80,7 @@ func TestVectors(t *testing.T) {
 	}
 	i := Initiator{initiator, binary.BigEndian.Uint16(v["hello"][9:])}
 	a, client, err := i.Finish(bytes.NewReader(v["message2"]))
-	if err != nil || a != (Answer{Accepted, 1, ""}) {
+	if err != nil || a != (Answer{Status: Accepted, Version: 1}) {
 		t.Fatalf("answer %+v, %v", a, err)
 	}
 

@@ -6,6 +6,7 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -26,6 +27,7 @@ var (
 	ErrUnreachable = carrier.ErrUnreachable // no front could be reached, or the CDN cannot reach the server
 	ErrNotServer   = carrier.ErrNotServer   // what answered does not have the server's key
 	ErrRefused     = carrier.ErrRefused     // the server lacks the engine, or speaks another version
+	ErrClock       = carrier.ErrClock       // the clocks differ, and what was written at first may be lost
 	ErrSessionLost = carrier.ErrLost        // the session ended under the stream
 )
 
@@ -38,6 +40,10 @@ var errDialerClosed = fmt.Errorf("tunnel: dialer: %w", net.ErrClosed)
 // replaceEvery is how often a session that the server seems to have forgotten
 // is tried to be replaced.
 const replaceEvery = 10 * time.Second
+
+// clockTries is how many sessions in a row may end because the clocks differ: the
+// first may teach the day, the second the time.
+const clockTries = 3
 
 // Options are a Dialer's settings that are not the server's affair.
 type Options struct {
@@ -101,32 +107,39 @@ func NewDialer(cfg Config, opts Options) (*Dialer, error) {
 
 // Dial returns a new stream after the server has answered under its key.
 func (d *Dialer) Dial(ctx context.Context) (Stream, error) {
-	s, err := d.session()
-	if err != nil {
-		return nil, err
-	}
-	select {
-	case <-s.client.Ready():
-	case <-s.client.Done():
-		return nil, s.failure()
-	case <-ctx.Done():
-		if !d.engine.Multiplexes() {
-			s.engine.Close()
+	for tries := 1; ; tries++ {
+		s, err := d.session()
+		if err != nil {
+			return nil, err
 		}
-		return nil, fmt.Errorf("%w: no answer: %w", ErrUnreachable, context.Cause(ctx))
+		select {
+		case <-s.client.Ready():
+			return d.open(ctx, s)
+		case <-s.client.Done():
+			if tries < clockTries && s.untimely() {
+				continue
+			}
+			return nil, s.failure()
+		case <-ctx.Done():
+			if !d.engine.Multiplexes() {
+				s.engine.Close()
+			}
+			return nil, fmt.Errorf("%w: no answer: %w", ErrUnreachable, context.Cause(ctx))
+		}
 	}
-	return s.open(ctx)
 }
 
 // DialEarly returns a new stream at once: what is written to it travels with
 // the session's first message, and when that fails Read and Write return the
-// error that Dial would have returned.
+// error that Dial would have returned. If it is only the clocks that differ, a
+// stream that has said nothing goes on in the next session, and one that has returns
+// ErrClock: what it said is not said twice.
 func (d *Dialer) DialEarly(ctx context.Context) (Stream, error) {
 	s, err := d.session()
 	if err != nil {
 		return nil, err
 	}
-	return s.open(ctx)
+	return d.open(ctx, s)
 }
 
 // Close ends all streams and sessions, tells the server as far as it can be
@@ -141,16 +154,37 @@ func (d *Dialer) Close() error {
 	return d.share.Close()
 }
 
-func (s *session) open(ctx context.Context) (Stream, error) {
-	st, err := s.engine.Open(ctx)
+func (d *Dialer) open(ctx context.Context, s *session) (Stream, error) {
+	st, s, err := d.openIn(ctx, s)
 	if err != nil {
-		if cause := s.client.Err(); cause != nil {
-			err = cause
-		}
 		return nil, err
 	}
-	return &clientStream{Stream: st, session: s}, nil
+	return &clientStream{dialer: d, stream: st, session: s}, nil
 }
+
+// openIn opens a stream in s or, if that ends meanwhile only because the clocks
+// differ, in the session after it, which it returns.
+func (d *Dialer) openIn(ctx context.Context, s *session) (engine.Stream, *session, error) {
+	for tries := 1; ; tries++ {
+		st, err := s.engine.Open(ctx)
+		if err == nil {
+			return st, s, nil
+		}
+		if tries == clockTries || !s.untimely() {
+			if cause := s.client.Err(); cause != nil {
+				err = cause
+			}
+			return nil, nil, err
+		}
+		if s, err = d.session(); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// untimely tells whether the session has ended because the clocks differ: the next
+// one knows that.
+func (s *session) untimely() bool { return errors.Is(s.client.Err(), ErrClock) }
 
 // failure is why the session ended.
 func (s *session) failure() error {
@@ -244,17 +278,8 @@ func (d *Dialer) watch(s *session) {
 // accepts it: old is over then.
 func (d *Dialer) replace(old *session) bool {
 	d.log.Info("the server does not know the session any more: starting a new one")
-	d.mu.Lock()
-	s, err := d.start()
-	d.mu.Unlock()
-	if err != nil {
-		return false
-	}
-	select {
-	case <-s.client.Ready():
-	case <-s.client.Done():
-		return false
-	case <-d.ctx.Done():
+	s := d.established()
+	if s == nil {
 		return false
 	}
 	d.mu.Lock()
@@ -265,6 +290,29 @@ func (d *Dialer) replace(old *session) bool {
 		d.wg.Go(func() { s.engine.Close() }) // its watcher waits for it
 	}
 	return true
+}
+
+// established returns a new session that the server has accepted, or nil.
+func (d *Dialer) established() *session {
+	for range clockTries {
+		d.mu.Lock()
+		s, err := d.start()
+		d.mu.Unlock()
+		if err != nil {
+			return nil
+		}
+		select {
+		case <-s.client.Ready():
+			return s
+		case <-s.client.Done():
+			if !s.untimely() {
+				return nil
+			}
+		case <-d.ctx.Done():
+			return nil
+		}
+	}
+	return nil
 }
 
 func isClosed(c <-chan struct{}) bool {

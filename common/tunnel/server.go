@@ -52,8 +52,23 @@ type ServerConfig struct {
 	// quarter. When all are taken, who has most loses one for a newcomer's.
 	Streams int
 
+	// Marks keep what the server has to know of clients' first messages after a
+	// restart. Nil: then a message that somebody has recorded can be let through a
+	// second time after one, and what was said in it arrives twice.
+	Marks Marks
+
 	// Log receives what happens. Nil: nothing is logged.
 	Log *slog.Logger
+}
+
+// Marks keep some hundred bytes when the server does not run. They may fail: then
+// new clients need a round trip more.
+type Marks interface {
+	// Load returns what was saved last, and nothing at first.
+	Load() ([]byte, error)
+
+	// Save returns when text would survive a crash.
+	Save(text []byte) error
 }
 
 // A Server is an http.Handler that turns clients' requests into sessions and
@@ -95,6 +110,7 @@ func NewServer(cfg ServerConfig) *Server {
 	s.carrier = carrier.NewServer(carrier.ServerConfig{
 		Key:        key,
 		Decoy:      decoy,
+		Marks:      cfg.Marks,
 		Engines:    engines.Names(),
 		Serve:      s.serve,
 		Known:      cfg.Known,

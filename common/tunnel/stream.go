@@ -27,49 +27,153 @@ type Stream interface {
 	Reset() error
 }
 
-// clientStream is an engine's stream that knows why its session ended.
+// clientStream is an engine's stream that knows why its session ended. If only the
+// clocks are to blame, and it has said nothing yet, it goes on in another session:
+// to its user nothing has happened. Safe for concurrent use.
 type clientStream struct {
-	engine.Stream
-	session *session
-	closed  atomic.Bool // by its user, or reset
+	dialer *Dialer
+	closed atomic.Bool // by its user, or reset
+
+	mu          sync.Mutex
+	stream      engine.Stream // guarded by mu, like what follows
+	session     *session
+	said        bool // something was written, or that nothing will be
+	moves       int
+	read, write time.Time // deadlines
+}
+
+// now is what the stream is at the moment.
+func (s *clientStream) now() (engine.Stream, *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stream, s.session
+}
+
+// move puts a stream of another session in the place of one whose session, old, has
+// ended, if that may be done, and tells whether there is another one now. mu is held.
+func (s *clientStream) move(old *session) bool {
+	if s.session != old {
+		return true
+	}
+	if s.said || s.closed.Load() || s.moves == clockTries || !old.untimely() {
+		return false
+	}
+	s.moves++
+	next, err := s.dialer.session()
+	if err != nil {
+		return false
+	}
+	stream, next, err := s.dialer.openIn(s.dialer.ctx, next)
+	if err != nil {
+		return false
+	}
+	s.stream, s.session = stream, next
+	stream.SetReadDeadline(s.read)   //nolint:errcheck // a stream that has failed says so when it is used
+	stream.SetWriteDeadline(s.write) //nolint:errcheck // likewise
+	return true
+}
+
+// goOn is move after a call has failed with err.
+func (s *clientStream) goOn(old *session, err error) bool {
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.move(old)
+}
+
+// speak returns what the stream is from now on: one that has said something stays
+// in its session.
+func (s *clientStream) speak() (engine.Stream, *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.move(s.session)
+	s.said = true
+	return s.stream, s.session
 }
 
 // explain turns the error of an engine whose session has ended into the reason
 // for that. engine.ErrClosed is the reason only where this side has closed the
 // stream, and not because its session failed.
-func (s *clientStream) explain(err error) error {
+func (s *clientStream) explain(session *session, err error) error {
 	if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || s.closed.Load() {
 		return err
 	}
-	if s.session.replaced.Load() {
+	if session.replaced.Load() {
 		return errForgotten
 	}
-	if cause := s.session.client.Err(); cause != nil {
+	if cause := session.client.Err(); cause != nil {
 		return cause
 	}
 	return err
 }
 
+func (s *clientStream) Read(p []byte) (int, error) {
+	for {
+		stream, session := s.now()
+		n, err := stream.Read(p)
+		if n > 0 || !s.goOn(session, err) {
+			return n, s.explain(session, err)
+		}
+	}
+}
+
+func (s *clientStream) Write(p []byte) (int, error) {
+	stream, session := s.speak()
+	n, err := stream.Write(p)
+	return n, s.explain(session, err)
+}
+
+// CloseWrite ends this side's direction. See engine.Stream.
+func (s *clientStream) CloseWrite() error {
+	stream, session := s.speak()
+	return s.explain(session, stream.CloseWrite())
+}
+
 // Close ends both directions. See engine.Stream.
 func (s *clientStream) Close() error {
 	s.closed.Store(true)
-	return s.Stream.Close()
+	stream, _ := s.now()
+	return stream.Close()
 }
 
 // Reset ends both directions by a failure. See engine.Stream.
 func (s *clientStream) Reset() error {
 	s.closed.Store(true)
-	return s.Stream.Reset()
+	stream, _ := s.now()
+	return stream.Reset()
 }
 
-func (s *clientStream) Read(p []byte) (int, error) {
-	n, err := s.Stream.Read(p)
-	return n, s.explain(err)
+func (s *clientStream) LocalAddr() net.Addr {
+	stream, _ := s.now()
+	return stream.LocalAddr()
 }
 
-func (s *clientStream) Write(p []byte) (int, error) {
-	n, err := s.Stream.Write(p)
-	return n, s.explain(err)
+func (s *clientStream) RemoteAddr() net.Addr {
+	stream, _ := s.now()
+	return stream.RemoteAddr()
+}
+
+func (s *clientStream) SetDeadline(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read, s.write = t, t
+	return s.stream.SetDeadline(t)
+}
+
+func (s *clientStream) SetReadDeadline(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read = t
+	return s.stream.SetReadDeadline(t)
+}
+
+func (s *clientStream) SetWriteDeadline(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.write = t
+	return s.stream.SetWriteDeadline(t)
 }
 
 // ServerStream is a Stream with what is known of its client.
