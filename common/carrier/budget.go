@@ -23,9 +23,10 @@ const (
 	// both have in flight (28 MB and 24 MB), 374 MB of 403.
 	shareOfMemory = 3.0 / 8
 
-	// sessionCost is what a session takes that holds nothing, in bytes: its
-	// goroutines, tables and engine.
-	sessionCost = 24 << 10
+	// sessionCost is what a session takes that holds nothing, in bytes: its tables and
+	// the stack of its goroutine, 7 and 3 KB, and what Go's heap loses. Engines count
+	// what they take.
+	sessionCost = 12 << 10
 
 	// requestCost is what a request takes that is being answered, in bytes: the
 	// goroutines, buffers and structures of net/http.
@@ -59,6 +60,7 @@ func newBudget(limit int64) *budget {
 // admit has what a new session holds counted, and the session ended when that is
 // more than its share.
 func (r *budget) admit(s *Session) {
+	s.link.strict = true
 	s.link.held.limit = r.share
 	s.link.held.passed = func() {
 		if s.greedy.CompareAndSwap(false, true) {

@@ -328,3 +328,80 @@ func TestSeldom(t *testing.T) {
 		}
 	})
 }
+
+// What a client does not take stops what it says: the server gives it no more room,
+// until it takes something.
+func TestWhoTakesNothingIsNotHeard(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		time.Sleep(time.Second)
+		c := w.raw(w.hello())
+		c.greet()
+		session := <-w.accepted
+		go func() { // an engine that answers whatever comes
+			buf := make([]byte, wire.RecordRoom)
+			for {
+				if _, _, err := session.Conn().ReadFrom(buf); err != nil {
+					return
+				}
+				session.link.put(make([]byte, 9000))
+			}
+		}()
+		var last wire.Head
+		talk := func(h wire.Head, n int) (window uint64) {
+			for range n {
+				last = c.isOurs("a request", c.post(c.body(h, "x", "x", "x", "x", "x", "x", "x", "x")))
+				synctest.Wait()
+			}
+			return last.Window
+		}
+		deaf := wire.Head{Limit: 1, Window: 1 << 30}
+		if before, after := talk(deaf, 10), talk(deaf, 10); after < before+40 {
+			t.Errorf("the grant went from %d to %d for 80 records", before, after)
+		}
+		time.Sleep(2 * standing)
+		if before, after := talk(deaf, 1), talk(deaf, windowRecords/8+10); after != before {
+			t.Errorf("the grant goes from %d to %d", before, after)
+		} else if n := session.link.in.got.End(); n > after {
+			t.Errorf("%d records were taken in, and %d granted", n, after)
+		}
+		frozen := last.Window
+		listens := deaf
+		listens.Limit = 1 << 20
+		talk(listens, 1)
+		listens.Acks.Low = session.link.out.next
+		talk(listens, 2)
+		if last.Window <= frozen {
+			t.Errorf("the grant is still %d", last.Window)
+		}
+	})
+}
+
+// Two sides of which neither reads for a while do not wait for each other for ever.
+func TestBothStand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := testLinks()
+		defer emptyLinks(t, a, b)
+		a.strict, b.strict = true, true
+		exchange := func(n int) {
+			for e := range uint64(n) {
+				a.put(make([]byte, 10))
+				b.put(make([]byte, 10))
+				carry(t, a, b, e, nil)
+				carry(t, b, a, e, nil)
+				tell(t, a, b, e)
+				tell(t, b, a, e)
+			}
+		}
+		exchange(windowRecords + 10) // now neither has room at the other
+		time.Sleep(4 * standing)
+		read := 0
+		for range 5 {
+			read += len(a.all()) + len(b.all())
+			exchange(windowRecords)
+			time.Sleep(standing * 2)
+		}
+		if read < 8*windowRecords {
+			t.Errorf("%d datagrams were read", read)
+		}
+	})
+}

@@ -59,14 +59,16 @@ type incoming struct {
 	owedSince time.Time // since when one of them has been missing; zero: none is
 
 	// What the other side is to hear.
-	told   uint64    // the newest grant that it was told
-	newsAt time.Time // since when, nearly, there is news to tell; zero: there is none
-	room   bool      // part of the news is that the grant has moved
-	ended  wire.Set  // exchanges of which no more will be received
+	granted uint64    // what the grant has been at most
+	frozen  bool      // it does not grow
+	told    uint64    // the newest grant that it was told
+	newsAt  time.Time // since when, nearly, there is news to tell; zero: there is none
+	room    bool      // part of the news is that the grant has moved
+	ended   wire.Set  // exchanges of which no more will be received
 }
 
 func newIncoming(held *account, wake, readable chan<- struct{}) incoming {
-	return incoming{held: held, wake: wake, readable: readable, early: make(map[uint64]*buffer), told: windowRecords}
+	return incoming{held: held, wake: wake, readable: readable, early: make(map[uint64]*buffer), granted: windowRecords, told: windowRecords}
 }
 
 // receive files record n, which has come in b. This half becomes an owner of b if it
@@ -174,11 +176,24 @@ func (i *incoming) giveBack(b *buffer) {
 
 // grant is the number of the first record that has no room. It never shrinks.
 func (i *incoming) grant() uint64 {
+	if i.frozen {
+		return i.granted
+	}
 	unread := len(i.ready)
 	if i.hello {
 		unread--
 	}
-	return i.delivered - uint64(unread) + windowRecords
+	i.granted = max(i.granted, i.delivered-uint64(unread)+windowRecords)
+	return i.granted
+}
+
+// freeze has the grant grow no more, or again, which is news.
+func (i *incoming) freeze(frozen bool, now time.Time) {
+	thaws := i.frozen && !frozen
+	if i.frozen = frozen; thaws && i.grant() > i.told {
+		i.room, i.newsAt = true, now
+		signal(i.wake)
+	}
 }
 
 // owe notes that records below number exist.

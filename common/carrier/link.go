@@ -28,6 +28,7 @@ type link struct {
 	writable      chan struct{} // holds a token when WriteTo may go on
 	closed        chan struct{} // closed when conn is; the engine is gone then
 	finished      chan struct{} // closed when nothing more will be received
+	strict        bool          // what the other side does not take stops what it says; constant
 	onClose       func()        // called once when closed is, with mu held; nil: nothing
 
 	mu    sync.Mutex
@@ -144,7 +145,9 @@ func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
 	h.Exchange = e
 	b := make([]byte, wire.HeaderSize, 256)
 	l.mu.Lock()
-	number := l.heads.stamp(&h, time.Now())
+	now := time.Now()
+	l.judge(now)
+	number := l.heads.stamp(&h, now)
 	l.in.stamp(&h)
 	l.out.stamp(&h)
 	b = h.Append(b) // copies the sets, so they may change afterwards
@@ -170,6 +173,7 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 	}
 	l.in.owe(h.Sent, now)
 	l.out.opened(h, newest, now)
+	l.judge(now)
 	if newest {
 		l.out.window.found.hear(h, &l.out.window, l.heads.trip, now) // recall
 	}
@@ -189,8 +193,10 @@ func (l *link) measured(rtt time.Duration, size int64) {
 func (l *link) received(n uint64, b *buffer) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now := time.Now()
+	l.judge(now)
 	before := l.in.gapSince
-	owner := l.in.receive(n, b, time.Now())
+	owner := l.in.receive(n, b, now)
 	l.delivered(before)
 	return owner
 }
@@ -227,7 +233,19 @@ func (l *link) has() bool {
 func (l *link) get(p []byte) (n int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.in.get(p, time.Now())
+	now := time.Now()
+	l.judge(now)
+	return l.in.get(p, now)
+}
+
+// judge has the other side get no more room as long as it takes nothing: what it
+// says makes the engine say something, which has to be held. A client does not do
+// that: a path may let small requests through, and with them all that comes, but
+// not large ones. mu is held.
+func (l *link) judge(now time.Time) {
+	if l.strict {
+		l.in.freeze(l.out.stands(now), now)
+	}
 }
 
 // complete tells whether all records have come that the other side has spoken of.

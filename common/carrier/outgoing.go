@@ -26,6 +26,10 @@ const (
 	// minProbe is the least time after which a record whose exchange has said
 	// everything, and which nobody acknowledges, is sent again.
 	minProbe = time.Second
+
+	// standing is how long the other side may take nothing of what there is for it,
+	// or acknowledge nothing, before a server takes no more from it.
+	standing = 5 * time.Second
 )
 
 // lanes says into how many exchanges at once a window has to fit. Whoever asks
@@ -146,6 +150,9 @@ func newOutgoing(held *account, wake, writable chan<- struct{}, now time.Time) o
 // put queues a copy of a datagram if there is room.
 func (o *outgoing) put(p []byte) bool {
 	signal(o.wake)
+	if !o.unfinished() {
+		o.silence.lastAck = time.Now() // nothing was to be acknowledged until now
+	}
 	if o.queued > 0 && o.queued+len(p) > o.allowance() {
 		o.blocked = true
 		if o.flying+o.queued+len(p) > o.window.size {
@@ -510,6 +517,14 @@ func (o *outgoing) probe(c *cargo, now time.Time) {
 func (o *outgoing) giveBack(b *buffer) {
 	o.held.add(-b.cost() - outgoingCost)
 	b.release()
+}
+
+// stands tells whether the other side has taken nothing for a while of what it has
+// room for, or acknowledged nothing. What waits only for room says nothing: were
+// both sides to wait so for each other, they would for ever.
+func (o *outgoing) stands(now time.Time) bool {
+	waits := o.retained > 0 || o.queued > 0 && o.next < o.grant
+	return waits && now.Sub(o.silence.lastAck) > standing
 }
 
 // unfinished tells whether something waits to be sent or acknowledged.
