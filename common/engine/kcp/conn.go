@@ -26,7 +26,8 @@ const (
 	// session has one stream, so there is no time to let it grow.
 	Window = 24 << 20 / SegmentSize
 
-	// conversation is KCP's conversation ID, see the package comment.
+	// conversation is KCP's conversation ID: each session has its own Carrier, there
+	// is nothing to tell apart.
 	conversation = 1
 
 	// The marks in the last byte of a message.
@@ -388,9 +389,6 @@ func (c *Conn) discard() {
 func (c *Conn) over() bool {
 	return (c.out.ended || c.in.stopped) && (c.in.end != nil || c.in.closed) && c.out.marks == 0
 }
-
-// hasRoom wakes who waits to write.
-func (c *Conn) hasRoom() { signal(c.writable) }
 
 // ended wakes all who wait, as the stream or the session has.
 func (c *Conn) ended() {

@@ -16,7 +16,8 @@ const (
 	// flushPause is the least time between two flushes for each segment in
 	// flight. A flush looks at all of them, which takes some ten nanoseconds
 	// each, so that flushing takes a tenth of a core at most. With little in
-	// flight a flush follows a write at once.
+	// flight a flush follows a write at once. An upload with 100 ms and 100 Mbit/s
+	// uses 0.94 of the path so, and 0.90 without.
 	flushPause = 100 * time.Nanosecond
 
 	// ackDelay is how long acknowledgements wait for data that goes the same
@@ -31,9 +32,9 @@ const (
 
 	// minBacklog and maxBacklog bound the bytes taken from the stream that the
 	// carrier has not taken yet. KCP works through all that is in flight for each
-	// flush, so a transfer without delay is faster the more goes with one: with
-	// 256 KB at most it takes two and a half times as long. But what is said next
-	// waits behind it, backlogTime where the carrier is the limit.
+	// flush: with 256 KB at most, a transfer without delay takes a tenth more of the
+	// processor. But what is said next waits behind it, for about backlogTime where
+	// the carrier is the limit.
 	minBacklog  = 32 << 10
 	maxBacklog  = 1 << 20
 	backlogTime = 2 * time.Millisecond
@@ -69,7 +70,7 @@ var farewell = []byte{0}
 // A driver moves datagrams between KCP and the carrier, and keeps the time. One
 // goroutine reads, and while something is due another one writes. It knows of the
 // Conn above it that it has something to send (staged, push), takes note of marks
-// that come (arrived), waits for room (hasRoom) and will end (over).
+// that come (arrived), may wait for room, and will end (over).
 type driver struct {
 	conn  *Conn // never changes, like what follows
 	pc    engine.Carrier
@@ -319,7 +320,7 @@ func (d *driver) due() (at time.Time, ok bool) {
 		want(d.ackSince.Add(ackDelay))
 	}
 	if d.tell {
-		want(d.lastRun)
+		want(time.Time{}) // now
 	}
 	if staged, hold := d.conn.staged(); staged || d.given != f.next {
 		switch {
@@ -384,7 +385,7 @@ func (d *driver) refuses() bool {
 func (d *driver) offer() {
 	if d.waits && d.waiting()+d.packed.bytes <= d.limit/2 {
 		d.waits = false
-		d.conn.hasRoom()
+		signal(d.conn.writable)
 	}
 }
 

@@ -1,31 +1,13 @@
 // Package kcp is the engine of that name: one conversation of KCP
 // (github.com/xtaci/kcp-go), which is one stream.
 //
-// # Why not the library's own session
-//
-// kcp.UDPSession drops datagrams silently when its output queue is full, is
-// scheduled by process-wide goroutines, wakes up on every interval even when
-// nothing happens, and holds its lock while it writes. A Conn drives the
-// library's control block instead: one goroutine reads datagrams into it, and
-// while something is due another one, the driver, writes. The lock is never held
-// while a WriteTo blocks, so a carrier without room stops the writers and
-// nothing else. A Conn takes bytes only as fast as the carrier takes them, so
-// that what is said next never waits behind megabytes.
-//
-// # On the wire
-//
-// A datagram holds whole KCP segments, one after the other, at most
-// engine.MaxDatagram bytes. The conversation ID is always 1: each session has
-// its own PacketConn, there is nothing to tell apart. Each segment with data is
-// one KCP message (frg is 0) of at most SegmentSize bytes. There is no forward
-// error correction and no encryption. Both sides take a receive window of Window
-// segments for announced before the first datagram. A datagram of the single
-// byte 0 says that the sender has ended the session; it is sent once and may be
-// lost.
-//
-// The last byte of a message says what else it means: the marks, of which
-// doc/protocol.md, section 6, has the table and what breaks its rules. Datagrams
-// that are malformed otherwise are ignored. When each direction has ended or was
+// A Conn drives the library's control block; why not its session is told in
+// doc/engines.md. One goroutine reads datagrams into it, and while something is
+// due another one writes. The lock is never held while a WriteTo blocks, so a
+// carrier without room stops the writers and nothing else. A Conn takes bytes only
+// as fast as the carrier takes them, so that what is said next never waits behind
+// megabytes. What stands on the wire, and what a message's last byte says, the
+// marks, is in doc/protocol.md, section 6. When each direction has ended or was
 // stopped and all of it is acknowledged, the session ends on both sides after a
 // short time in which a lost acknowledgement is repeated.
 //
