@@ -906,6 +906,44 @@ func TestStatusIsPassedOn(t *testing.T) {
 	})
 }
 
+// Interim answers, any number of them, are followed by the answer, which may be
+// somebody else's.
+func TestInterimAnswers(t *testing.T) {
+	each(t, func(t *testing.T, opts serverOptions, change func(*Config), _ string) {
+		s := serve(t, opts, func(w http.ResponseWriter, r *http.Request) {
+			for range 4 {
+				w.WriteHeader(http.StatusContinue)
+				w.Header().Set("Link", "</style.css>; rel=preload; as=style")
+				w.WriteHeader(http.StatusEarlyHints)
+				w.WriteHeader(http.StatusProcessing)
+			}
+			b, _ := io.ReadAll(r.Body)
+			if string(b) == "foreign" {
+				w.WriteHeader(http.StatusNotFound)
+			}
+			w.Write(b)
+		})
+		f := newFront(t, s, change)
+		for _, want := range []struct {
+			body   string
+			status int
+		}{{"ours", http.StatusOK}, {"foreign", http.StatusNotFound}, {"ours", http.StatusOK}} {
+			resp, err := f.RoundTrip(post(t.Context(), want.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode != want.status || string(b) != want.body || err != nil {
+				t.Errorf("status %d, %q, %v; want %+v", resp.StatusCode, b, err, want)
+			}
+		}
+		if n := len(s.sni()); n > 1 {
+			t.Errorf("%d connections", n)
+		}
+	})
+}
+
 // A server that refuses a body before it has read it is heard.
 func TestEarlyAnswer(t *testing.T) {
 	each(t, func(t *testing.T, opts serverOptions, change func(*Config), _ string) {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -204,7 +205,7 @@ func (h *health) staysAway(resp *http.Response) time.Duration {
 	if h.alone {
 		most = maxAsked
 	}
-	return min(retryAfter(resp.Header.Get("Retry-After")), most)
+	return min(retryAfter(resp.Header), most)
 }
 
 // verdictOf is what an answer's status says about a front.
@@ -267,13 +268,21 @@ func (h *health) apply(v verdict) {
 	h.log.Info("leaving a front", "for_at_least", h.aside.Sub(now).Round(time.Second), "err", v.fault)
 }
 
-// retryAfter reads a Retry-After header (RFC 9110 section 10.2.3).
-func retryAfter(value string) time.Duration {
+// retryAfter reads the Retry-After (RFC 9110 section 10.2.3) of an answer's head.
+// A time is judged by the Date of the same answer: the clock of this computer may
+// be wrong by days, and the two of them are the same clock's.
+func retryAfter(h http.Header) time.Duration {
+	value := strings.TrimSpace(h.Get("Retry-After"))
 	if s, err := strconv.Atoi(value); err == nil && s >= 0 {
 		return time.Duration(min(s, int(maxAside/time.Second))) * time.Second
 	}
-	if t, err := http.ParseTime(value); err == nil {
-		return max(0, time.Until(t))
+	until, err := http.ParseTime(value)
+	if err != nil {
+		return 0
 	}
-	return 0
+	now, err := http.ParseTime(strings.TrimSpace(h.Get("Date")))
+	if err != nil {
+		now = time.Now()
+	}
+	return max(0, until.Sub(now))
 }

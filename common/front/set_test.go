@@ -555,6 +555,35 @@ func TestSetRetryAfterAlone(t *testing.T) {
 	})
 }
 
+// A time to stay away until is that of the clock which wrote it, not this one's.
+func TestRetryAfter(t *testing.T) {
+	const written = "Tue, 03 Mar 2026 10:00:00 GMT"
+	soon := time.Now().Add(30 * time.Second).UTC().Format(http.TimeFormat)
+	for _, c := range []struct {
+		why, value, date string
+		want             time.Duration
+	}{
+		{"seconds", "7", written, 7 * time.Second},
+		{"seconds between spaces", " 7 ", "", 7 * time.Second},
+		{"more seconds than anybody waits", "999999999", "", maxAside},
+		{"less than none", "-1", written, 0},
+		{"a time after the answer's", "Tue, 03 Mar 2026 10:00:05 GMT", written, 5 * time.Second},
+		{"a time before the answer's", "Tue, 03 Mar 2026 09:00:00 GMT", written, 0},
+		{"the formats of old", "Tuesday, 03-Mar-26 10:00:05 GMT", "Tue Mar  3 10:00:00 2026", 5 * time.Second},
+		{"neither", "soon", written, 0},
+		{"nothing", "", written, 0},
+	} {
+		if d := retryAfter(http.Header{"Retry-After": {c.value}, "Date": {c.date}}); d != c.want {
+			t.Errorf("%s: %v, want %v", c.why, d, c.want)
+		}
+	}
+	for _, date := range []string{"", "now"} {
+		if d := retryAfter(http.Header{"Retry-After": {soon}, "Date": {date}}); d < 20*time.Second || d > 30*time.Second {
+			t.Errorf("without a Date: %v", d)
+		}
+	}
+}
+
 // The only front may close its connection when it asks to be left alone. Who
 // comes meanwhile is told why there is no other.
 func TestSetRestAloneUnconnected(t *testing.T) {

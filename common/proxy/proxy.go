@@ -118,20 +118,24 @@ func (d *Dialer) connectHTTP(conn io.ReadWriter, addr string) error {
 	if _, err := conn.Write(append(req, "\r\n"...)); err != nil {
 		return err
 	}
-	head, err := readHead(conn)
-	if err != nil {
-		return err
+	for left := maxHead; ; {
+		head, err := readHead(conn, left)
+		if err != nil {
+			return err
+		}
+		if left -= len(head); !isInterim(head) {
+			return checkHead(head)
+		}
 	}
-	return checkHead(head)
 }
 
 // readHead reads up to and including the empty line that ends the head of
 // an HTTP response. It takes one byte at a time because what follows belongs
 // to the tunnel. The end of the stream before that is io.ErrUnexpectedEOF.
-func readHead(r io.Reader) ([]byte, error) {
+func readHead(r io.Reader, most int) ([]byte, error) {
 	var head []byte
 	var one [1]byte
-	for len(head) < maxHead {
+	for len(head) < most {
 		if _, err := io.ReadFull(r, one[:]); err != nil {
 			return nil, fmt.Errorf("reading the answer to CONNECT: %w", noEOF(err))
 		}
@@ -143,18 +147,37 @@ func readHead(r io.Reader) ([]byte, error) {
 	return nil, &Error{Scheme: "http", Answer: fmt.Sprintf("with a head of more than %d bytes", maxHead)}
 }
 
+// splitStatus splits the first line of a head, without its end. It returns "" for
+// the code of what is not HTTP/1 or has no code of three digits.
+func splitStatus(head []byte) (line []byte, code string) {
+	line, _, _ = bytes.Cut(head, []byte("\n"))
+	line = bytes.TrimSuffix(line, []byte("\r"))
+	version, rest, _ := bytes.Cut(line, []byte(" "))
+	digits, _, _ := bytes.Cut(rest, []byte(" "))
+	if v := string(version); v != "HTTP/1.0" && v != "HTTP/1.1" || len(digits) != 3 {
+		return line, ""
+	}
+	for _, d := range digits {
+		if !isDigit(d) {
+			return line, ""
+		}
+	}
+	return line, string(digits)
+}
+
+// isInterim tells whether head is one that another one follows (RFC 9110 section
+// 15.2). 101 is not: nobody has asked for another protocol.
+func isInterim(head []byte) bool {
+	_, code := splitStatus(head)
+	return code != "" && code[0] == '1' && code != "101"
+}
+
 // checkHead returns nil when head is that of a 2xx response, else a
 // *Error that quotes the status line.
 func checkHead(head []byte) error {
-	line, _, _ := bytes.Cut(head, []byte("\n"))
-	line = bytes.TrimSuffix(line, []byte("\r"))
-	version, rest, _ := bytes.Cut(line, []byte(" "))
-	code, _, _ := bytes.Cut(rest, []byte(" "))
-	switch string(version) {
-	case "HTTP/1.0", "HTTP/1.1":
-		if len(code) == 3 && code[0] == '2' && isDigit(code[1]) && isDigit(code[2]) {
-			return nil
-		}
+	line, code := splitStatus(head)
+	if code != "" && code[0] == '2' {
+		return nil
 	}
 	const enough = 200 // bytes of a status line that a log can use
 	return &Error{Scheme: "http", Answer: fmt.Sprintf("%q", line[:min(len(line), enough)])}

@@ -48,6 +48,10 @@ func TestMisbehavingProxy(t *testing.T) {
 		{"http", "", "unexpected EOF"},
 		{"http", "HTTP/1.1 200 OK\r\n", "unexpected EOF"},
 		{"http", strings.Repeat("x", maxHead), "a head of more than 16384 bytes"},
+		{"http", "HTTP/1.1 100 Continue\r\n\r\n", "unexpected EOF"},
+		{"http", "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 403 No\r\n\r\n", `answered "HTTP/1.1 403 No"`},
+		{"http", "HTTP/1.1 101 Switching Protocols\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", `answered "HTTP/1.1 101 Switching Protocols"`},
+		{"http", strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", maxHead/20), "a head of more than 16384 bytes"},
 		{"http", "SSH-2.0-x\n\n", `answered "SSH-2.0-x"`},
 		{"http", "HTTP/1.1 2000 OK\r\n\r\n", `answered "HTTP/1.1 2000 OK"`},
 		{"socks4a", "\x00\x5a", "unexpected EOF"},
@@ -74,6 +78,25 @@ func TestMisbehavingProxy(t *testing.T) {
 	}
 }
 
+// Interim answers before the one to CONNECT are passed over, several in a row, and
+// what follows it is the tunnel's.
+func TestInterimAnswers(t *testing.T) {
+	conn := &scripted{Reader: strings.NewReader("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" +
+		"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 Connection established\r\n\r\ntunnel")}
+	dial := func(context.Context, string, string) (net.Conn, error) { return conn, nil }
+	d, err := New(&url.URL{Scheme: "http", Host: "192.0.2.2:1"}, dial, "agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tunnel, err := d.Dial(t.Context(), "front.example:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(tunnel); string(rest) != "tunnel" || err != nil {
+		t.Errorf("%q %v", rest, err)
+	}
+}
+
 // A scripted connection says what it has to say whatever it is told.
 type scripted struct {
 	net.Conn
@@ -90,6 +113,7 @@ func (s *scripted) SetDeadline(time.Time) error { return nil }
 // accepted without a panic.
 func FuzzAnswer(f *testing.F) {
 	f.Add(byte(0), []byte("HTTP/1.1 200 OK\r\n\r\ntunnel"))
+	f.Add(byte(0), []byte("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\ntunnel"))
 	f.Add(byte(0), []byte("HTTP/1.0 407 No\n\n"))
 	f.Add(byte(1), []byte("\x00\x5a\x00\x00\x00\x00\x00\x00tunnel"))
 	f.Add(byte(2), []byte("\x05\x00\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00tunnel"))
