@@ -41,14 +41,17 @@ type opening struct {
 	full     time.Time // when all was there that is kept
 	rest     io.ReadCloser
 	admitted bool
-	raw      [openingSize]byte
+	raw      *[openingSize]byte // nil: given back
 }
 
-var openings = sync.Pool{New: func() any { return new(opening) }}
+var (
+	openings = sync.Pool{New: func() any { return new(opening) }}
+	raws     = sync.Pool{New: func() any { return new([openingSize]byte) }}
+)
 
 func newOpening(body io.ReadCloser) *opening {
 	o := openings.Get().(*opening)
-	o.kept, o.at, o.end, o.rest, o.admitted = 0, 0, nil, body, false
+	*o = opening{rest: body, raw: raws.Get().(*[openingSize]byte)}
 	return o
 }
 
@@ -100,9 +103,11 @@ func (o *opening) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// freed takes the deadline off the connection if the body has come to its end.
-// What is left of another is read by net/http before it answers.
+// freed says that the server has read what it wants. It takes the deadline off the
+// connection if the body has come to its end: what is left of another is read by
+// net/http before it answers. An answer that waits needs no opening.
 func (o *opening) freed(control *http.ResponseController) {
+	o.giveBack()
 	if o.end == io.EOF {
 		control.SetReadDeadline(time.Time{}) //nolint:errcheck // in tests there is no connection
 	}
@@ -120,8 +125,17 @@ func (o *opening) replay() {
 
 // release says that nobody reads o any more.
 func (o *opening) release() {
+	o.giveBack()
 	o.rest = nil
 	openings.Put(o)
+}
+
+// giveBack gives back the memory of what was kept.
+func (o *opening) giveBack() {
+	if o.raw != nil {
+		raws.Put(o.raw)
+		o.raw, o.kept, o.at = nil, 0, 0
+	}
 }
 
 // ServeHTTP answers clients' requests and leaves all others to the decoy.
