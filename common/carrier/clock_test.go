@@ -56,7 +56,6 @@ func TestWrongClock(t *testing.T) {
 					var known Path
 					share := func(c *ClientConfig) { c.Path, c.Transport = &known, connecting{w.net} }
 					days := off.Abs() > 48*time.Hour // the tag is refused first
-					sessions := 1
 					client := w.dial(Poll, share)
 					if early {
 						client.Conn().WriteTo([]byte("lost"), nil)
@@ -68,7 +67,6 @@ func TestWrongClock(t *testing.T) {
 							t.Error("something is read")
 						}
 						client = w.dial(Poll, share)
-						sessions++
 					}
 					client.Conn().WriteTo([]byte("first"), nil)
 					if days && early {
@@ -84,7 +82,6 @@ func TestWrongClock(t *testing.T) {
 							}
 							client = w.dial(Poll, share)
 							client.Conn().WriteTo([]byte("first"), nil)
-							sessions++
 							<-client.Ready()
 						case <-client.Ready():
 						}
