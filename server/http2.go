@@ -26,9 +26,9 @@ import (
 const (
 	// Windows in bytes once a client's request has come, for uploads: a path of
 	// 500 Mbit/s and 200 ms holds 12.5 MB, and a queue: what has no room here
-	// waits in the client, in front of what is said next. net/http's 1 MB held such
-	// a path at 5 MB/s. The server stores as much only while the tunnel does not
-	// read.
+	// waits in the client, in front of what is said next. With net/http's 1 MB an
+	// upload took 0.09 of such a path, with these 0.92 (test/pace). The server
+	// stores as much only while the tunnel does not read.
 	streamWindow = 8 << 20
 	connWindow   = 32 << 20
 

@@ -51,24 +51,14 @@ func memoryLimit(flag string) (int64, error) {
 	if flag != "" {
 		return parseMemory(flag)
 	}
-	most := min(available(os.DirFS("/")), debug.SetMemoryLimit(-1)) // -1 asks: GOMEMLIMIT, or a number without end
+	most := min(machineMemory(), groupMemory(os.DirFS("/")), debug.SetMemoryLimit(-1)) // -1 asks: GOMEMLIMIT, or a number without end
 	return max(min(most/2, defaultMemory), leastMemory), nil
 }
 
-// available is the least of the machine's memory and the limits of the control
-// groups that the process is in, as Linux tells them; on other systems it is
-// without end.
-func available(root fs.FS) int64 {
+// groupMemory is the least of the limits of the control groups that the process
+// is in, as Linux tells them; without any it is without end.
+func groupMemory(root fs.FS) int64 {
 	most := int64(math.MaxInt64)
-	if info, err := fs.ReadFile(root, "proc/meminfo"); err == nil {
-		for line := range strings.Lines(string(info)) {
-			if f := strings.Fields(line); len(f) > 1 && f[0] == "MemTotal:" {
-				if kb, err := strconv.ParseInt(f[1], 10, 50); err == nil && kb > 0 {
-					most = min(most, kb<<10)
-				}
-			}
-		}
-	}
 	groups, err := fs.ReadFile(root, "proc/self/cgroup")
 	if err != nil {
 		return most
