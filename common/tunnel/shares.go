@@ -35,8 +35,9 @@ const (
 	// for another's, when nobody has more streams than others.
 	idleStream = time.Minute
 
-	// forgetEvery is how often holders are forgotten that have no stream and
-	// whose rate is a new one's again.
+	// forgetEvery is how often addresses are forgotten that have no stream and
+	// whose rate is a new one's again. A session is forgotten with its last stream:
+	// it has a rate of its own, elsewhere.
 	forgetEvery = 10 * time.Second
 )
 
@@ -125,12 +126,15 @@ func (s *shares) add(st *ServerStream, now time.Time) (ok bool, goes *ServerStre
 	}
 	if s.open >= s.most {
 		if goes = s.idlest(len(own.streams), now); goes == nil {
+			s.forget(st.holder, own)
 			return false, nil
 		}
-		s.drop(goes)
 	}
 	own.streams[st] = struct{}{}
 	s.open++
+	if goes != nil {
+		s.drop(goes)
+	}
 	return true, goes
 }
 
@@ -177,6 +181,15 @@ func (s *shares) drop(st *ServerStream) {
 	if _, ok := sh.streams[st]; ok {
 		delete(sh.streams, st)
 		s.open--
+	}
+	s.forget(st.holder, sh)
+}
+
+// forget forgets a session that has no stream. Nobody else would: sessions come and
+// go, and with each its memory would stay. mu is held.
+func (s *shares) forget(h holder, sh *holding) {
+	if len(sh.streams) == 0 && h.session != nil {
+		delete(s.holders, h)
 	}
 }
 

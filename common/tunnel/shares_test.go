@@ -44,6 +44,32 @@ func TestHolders(t *testing.T) {
 	}
 }
 
+// Without addresses nothing is left of a session when its streams have ended, or
+// were refused.
+func TestSessionsAreForgotten(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := newShares(1)
+	stream := func() *ServerStream {
+		st := &ServerStream{Stream: new(pileStream), holder: holder{session: new(carrier.Session)}}
+		st.moved.Store(now.UnixNano())
+		return st
+	}
+	for range 10 {
+		only := stream()
+		if ok, _ := s.add(only, now); !ok {
+			t.Fatal("no room in an empty server")
+		}
+		if ok, _ := s.add(stream(), now); ok {
+			t.Fatal("one too many was admitted")
+		}
+		s.remove(only)
+		s.remove(only)
+		if n := len(s.holders); n != 0 || s.open != 0 {
+			t.Fatalf("%d sessions without a stream are kept, and %d streams", n, s.open)
+		}
+	}
+}
+
 // Who has most loses to a newcomer, and of his streams the idlest one.
 func TestFullSharesMakeRoom(t *testing.T) {
 	now := time.Unix(1e9, 0)
