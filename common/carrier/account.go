@@ -1,6 +1,10 @@
 package carrier
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"turbotunnel/common/wire"
+)
 
 const (
 	// incomingCost and outgoingCost are what a record costs beside its buffer, in
@@ -8,7 +12,11 @@ const (
 	// cargo of an exchange that carries no other.
 	incomingCost = 40
 	outgoingCost = 192
+
+	// spanCost is a span of a wire.Set.
+	spanCost = 16
 )
+
 
 // An account counts the bytes that are held for a peer, at what they take and
 // not at what they say, and adds them to those of the account above it. The zero
@@ -69,4 +77,13 @@ func (a *account) close() {
 			return
 		}
 	}
+}
+
+// addSpans counts what a set has grown by, which had room for so many spans before.
+func (a *account) addSpans(s *wire.Set, before int) { a.add((cap(s.Spans) - before) * spanCost) }
+
+// dropSpans gives back what a set takes that is needed no more.
+func (a *account) dropSpans(s *wire.Set) {
+	a.add(-cap(s.Spans) * spanCost)
+	s.Spans = nil
 }

@@ -23,6 +23,9 @@ const (
 	// both have in flight (28 MB and 24 MB), 374 MB of 403.
 	shareOfMemory = 3.0 / 8
 
+	// guardPart of it, one in so many, may be spent on remembering first messages.
+	guardPart = 8
+
 	// sessionCost is what a session takes that holds nothing, in bytes: its tables and
 	// the stack of its goroutine, 7 and 3 KB, and what Go's heap loses. Engines count
 	// what they take.

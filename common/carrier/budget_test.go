@@ -287,6 +287,33 @@ func TestAccountIsTrue(t *testing.T) {
 	}
 }
 
+// What a peer leaves out of the numbers of its records and exchanges is counted.
+func TestGapsAreCounted(t *testing.T) {
+	var all account
+	l := newLink(&all)
+	defer l.drop()
+	var head wire.Head
+	for n := range uint64(wire.MaxSpans) {
+		head.Ended.Spans = append(head.Ended.Spans, wire.Span{First: 2*n + 1, End: 2*n + 2})
+	}
+	l.opened(1, &head, false)
+	if n := all.bytes(); n < wire.MaxSpans*spanCost || n > 2*wire.MaxSpans*spanCost {
+		t.Errorf("%d bytes for the exchanges that have ended", n)
+	}
+	before := all.bytes()
+	b := newBufferOf(1)
+	for n := uint64(1); n < 2*wire.MaxSpans; n += 2 {
+		if !l.received(n, b) {
+			t.Fatal("a record was not taken")
+		}
+		b = newBufferOf(1)
+	}
+	records := int64(b.cost()+incomingCost) * wire.MaxSpans
+	if n := all.bytes() - before - records; n < wire.MaxSpans*spanCost || n > 2*wire.MaxSpans*spanCost {
+		t.Errorf("%d bytes for the records that are missing", n)
+	}
+}
+
 // The attack by records behind a missing one, of which each took a buffer of 16 KB:
 // as an HTTP request.
 func TestEarly(t *testing.T) {

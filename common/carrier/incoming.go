@@ -80,7 +80,13 @@ func (i *incoming) receive(n uint64, b *buffer, now time.Time) bool {
 		i.tell(now)
 		signal(i.wake)
 	}
-	if i.closed || n >= i.grant() || !i.got.Add(n) {
+	if i.closed || n >= i.grant() {
+		return false
+	}
+	room := cap(i.got.Spans)
+	isNew := i.got.Add(n)
+	i.held.addSpans(&i.got, room)
+	if !isNew {
 		return false
 	}
 	kept := b.fitting(0)
@@ -274,5 +280,6 @@ func (i *incoming) drop() {
 		i.giveBack(b)
 	}
 	i.ready, i.early, i.hello = nil, nil, false
+	i.held.dropSpans(&i.got)
 	i.closed = true
 }

@@ -296,6 +296,7 @@ func checkLink(t *testing.T, l *link) {
 		t.Fatalf("flying %d, counted %d; retained %d, counted %d; queued %d, counted %d",
 			flying, l.out.flying, retained, l.out.retained, queued, l.out.queued)
 	}
+	held += (cap(l.in.got.Spans) + cap(l.out.unheard.Spans)) * spanCost
 	if int64(held) != l.held.bytes() {
 		t.Fatalf("%d bytes held, %d counted", held, l.held.bytes())
 	}

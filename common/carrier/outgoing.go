@@ -360,7 +360,9 @@ func (o *outgoing) opened(h *wire.Head, newest bool, now time.Time) {
 		o.endThose(s)
 	}
 	if newest {
+		room := cap(o.unheard.Spans)
 		o.unheard.Low, o.unheard.Spans = h.Ended.Low, append(o.unheard.Spans[:0], h.Ended.Spans...)
+		o.held.addSpans(&o.unheard, room)
 		o.grant = max(o.grant, h.Window)
 		signal(o.wake) // for an answer that waits, of an exchange that has ended, too
 	}
@@ -545,4 +547,5 @@ func (o *outgoing) drop() {
 	o.base, o.sent, o.lost = o.next, nil, nil
 	o.flying, o.retained = 0, 0
 	o.cargoes, o.missing = nil, numbers{}
+	o.held.dropSpans(&o.unheard)
 }

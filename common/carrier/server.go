@@ -83,6 +83,7 @@ type Server struct {
 	guard  *handshake.Guard
 	limits limits
 	budget *budget
+	names  account // what the guard remembers
 	seldom seldom
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -133,6 +134,8 @@ func newServer(cfg ServerConfig, most limits) *Server {
 	if s.guard, err = handshake.NewGuard(cfg.Marks, nil); err != nil {
 		s.log.Warn("what is kept of the times of sessions cannot be used: each new client needs a round trip more until it is deleted", "err", err)
 	}
+	s.names.above = &s.budget.held
+	s.guard.Bound(most.memory/guardPart, s.names.add)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.wg.Go(s.janitor)
 	return s
@@ -365,6 +368,7 @@ func (s *Server) Close() error {
 	}
 	s.cancel()
 	s.wg.Wait()
+	s.names.close()
 	if err := s.guard.Close(); err != nil {
 		s.log.Warn("the times of sessions could not be kept: after the next start, new clients need a round trip more for a while", "err", err)
 	}

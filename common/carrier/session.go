@@ -176,7 +176,9 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 	body.freed(control)
 	s.note(s.server.clientAddr(r))
 	s.mu.Lock()
+	room := cap(s.seen.Spans)
 	repeated := !s.seen.Add(head.Exchange)
+	s.link.held.addSpans(&s.seen, room)
 	s.mu.Unlock()
 	if repeated {
 		head.Hold, head.Stream = 0, 0

@@ -15,10 +15,15 @@ const (
 
 	bucketSpan = time.Minute
 
-	// maxBucket bounds the memory that first messages cost: 16 bytes and the
-	// map's own for each, in the five minutes that Skew spans, by each of two
-	// clocks.
-	maxBucket = 1 << 17
+	// maxBucket bounds what is remembered of the first messages of a minute. In the
+	// five minutes that Skew spans, by each of two clocks, a Guard has at most so many
+	// buckets as there are in all.
+	maxBucket  = 1 << 17
+	allBuckets = 2 * 6
+
+	// nameCost is what a name takes, in bytes: 16, and a byte of the map's for each
+	// of its places, of which between 7/16 and 7/8 are in use.
+	nameCost = 40
 
 	// reserve is how far ahead of what was admitted the times reach that are kept
 	// as spent: so often they are written at most, and for so long after a crash
@@ -102,6 +107,8 @@ type Guard struct {
 	up    time.Duration // of the process at start
 	clock Clock
 	marks Marks // nil: none
+	most  int   // names in a bucket
+	hold  func(n int)
 
 	mu     sync.Mutex
 	known  buckets // of this epoch, by the count; guarded by mu, like what follows
@@ -110,6 +117,7 @@ type Guard struct {
 	saved  stretches     // as kept by marks
 	lost   bool          // what was kept could not be read: all times may be spent
 	failed time.Duration // when saving failed last; 0: it did not
+	held   int           // bytes of which hold was told
 }
 
 // Marks keep the times that are spent when the server does not run.
@@ -128,7 +136,10 @@ func NewGuard(marks Marks, clock Clock) (*Guard, error) {
 	if clock == nil {
 		clock = SystemClock()
 	}
-	g := &Guard{clock: clock, marks: marks, known: make(buckets), others: make(buckets)}
+	g := &Guard{
+		clock: clock, marks: marks, most: maxBucket, hold: func(int) {},
+		known: make(buckets), others: make(buckets),
+	}
 	rand.Read(g.epoch[:]) // never fails (crypto/rand)
 	g.start, g.up = clock()
 	if marks == nil {
@@ -141,6 +152,14 @@ func NewGuard(marks Marks, clock Clock) (*Guard, error) {
 	g.lost = err != nil
 	g.saved = g.spent.clone()
 	return g, err
+}
+
+// Bound has the Guard take no more than so many bytes, and tell hold of each that it
+// takes more, or, negative, gives back. It is called before the first Admit. What is
+// too much for it is ErrCrowded.
+func (g *Guard) Bound(bytes int64, hold func(n int)) {
+	g.most = int(max(min(maxBucket, bytes/(allBuckets*nameCost)), 1))
+	g.hold = hold
 }
 
 // count is the server's own time at up. mu need not be held.
@@ -171,7 +190,12 @@ func (g *Guard) Expects(id ID, pub PublicKey) bool {
 func (g *Guard) Admit(made time.Time, epoch Epoch, name Name) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	defer g.weigh()
 	wall, up := g.clock()
+	g.known.forget(g.count(up))
+	for _, s := range g.others.forget(wall) {
+		g.spent.add(s)
+	}
 	switch epoch {
 	case Epoch{}:
 		return g.byClock(made, name, wall, up)
@@ -181,25 +205,35 @@ func (g *Guard) Admit(made time.Time, epoch Epoch, name Name) error {
 	return ErrClock
 }
 
+// weigh tells hold what has changed. mu is held.
+func (g *Guard) weigh() {
+	now := 0
+	for _, bs := range []buckets{g.known, g.others} {
+		for _, b := range bs {
+			now += len(b.names) * nameCost
+		}
+	}
+	if now != g.held {
+		g.hold(now - g.held)
+		g.held = now
+	}
+}
+
 // byCount admits a message that names the epoch. mu is held.
 func (g *Guard) byCount(made time.Time, name Name, now time.Time) error {
-	g.known.forget(now)
 	if now.Sub(made).Abs() > Skew {
 		return ErrClock
 	}
-	return g.known.admit(made, name)
+	return g.known.admit(made, name, g.most)
 }
 
 // byClock admits a message that names none. mu is held.
 func (g *Guard) byClock(made time.Time, name Name, wall time.Time, up time.Duration) error {
-	for _, s := range g.others.forget(wall) {
-		g.spent.add(s)
-	}
 	begin := wall.Add(g.up - up).Truncate(time.Millisecond) // as times on the wire are
 	if wall.Sub(made).Abs() > Skew || made.Before(begin) || g.lost || g.spent.has(made) || !g.keep(wall, made, up) {
 		return ErrClock
 	}
-	return g.others.admit(made, name)
+	return g.others.admit(made, name, g.most)
 }
 
 // keep tells whether made will be known as spent after a crash, and sees to it. mu
@@ -278,8 +312,8 @@ func (bs buckets) forget(now time.Time) (gone []stretch) {
 	return gone
 }
 
-// admit remembers a message, unless it does already.
-func (bs buckets) admit(made time.Time, name Name) error {
+// admit remembers a message, unless it does already or its minute has most.
+func (bs buckets) admit(made time.Time, name Name, most int) error {
 	at := made.UnixMilli() / bucketSpan.Milliseconds()
 	b := bs[at]
 	if b == nil {
@@ -289,7 +323,7 @@ func (bs buckets) admit(made time.Time, name Name) error {
 	if _, seen := b.names[name]; seen {
 		return ErrSeen
 	}
-	if len(b.names) >= maxBucket {
+	if len(b.names) >= most {
 		return ErrCrowded
 	}
 	b.names[name] = struct{}{}

@@ -437,6 +437,36 @@ func TestGuardIsBounded(t *testing.T) {
 	}
 }
 
+// What is remembered is counted, and has a bound in bytes.
+func TestGuardIsCounted(t *testing.T) {
+	clock := &fakeClock{wall: noon}
+	g := newGuard(t, nil, clock)
+	held, most := 0, 0
+	g.Bound(allBuckets*nameCost*100, func(n int) {
+		held += n
+		most = max(most, held)
+	})
+	n := 0
+	for range 20 {
+		for _, ahead := range []time.Duration{0, bucketSpan, 2 * bucketSpan} {
+			for _, epoch := range []Epoch{{}, g.epoch} {
+				for range 110 {
+					n++
+					g.Admit(clock.wall.Add(ahead), epoch, named(n)) //nolint:errcheck // some are too many
+				}
+			}
+		}
+		clock.pass(bucketSpan)
+	}
+	if most > allBuckets*nameCost*100 || most < allBuckets*nameCost*50 {
+		t.Errorf("%d bytes were held", most)
+	}
+	clock.pass(time.Hour)
+	if err := g.Admit(clock.wall, Epoch{}, named(n+1)); err != nil || held != nameCost {
+		t.Errorf("%v, and %d bytes are held for one message", err, held)
+	}
+}
+
 // Of many copies of a message at once one is admitted.
 func TestGuardConcurrent(t *testing.T) {
 	g := newGuard(t, nil, &fakeClock{wall: noon})
