@@ -41,8 +41,12 @@ type Config struct {
 	RootCAs *x509.CertPool
 
 	// Dialer makes the connections to the front or the proxy, and resolves
-	// their names. Nil: a net.Dialer.
+	// their names. Nil: a net.Dialer, which gets the addresses that the system's
+	// resolver gives for them, each in its turn.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	// lookup resolves names for the Dialer of a test.
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 // Check tells whether New would make a Front of c. Its error begins with the

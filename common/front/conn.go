@@ -17,6 +17,8 @@ type conn struct {
 	sock *sock
 	life life
 
+	address *address // that it leads to
+
 	// Guarded by pool.mu.
 	busy   int         // exchanges in flight
 	served bool        // an exchange has been answered on it
@@ -98,7 +100,13 @@ func (l *connList) closeUnused() { l.closeIf(func(c *conn) bool { return c.busy 
 // can be known if there is another one.
 func (l *connList) bury() {
 	replaced := l.serve()
-	l.closeIf(func(c *conn) bool { return c.life.over(replaced) })
+	l.closeIf(func(c *conn) bool {
+		over := c.life.over(replaced)
+		if over {
+			c.address.fails()
+		}
+		return over
+	})
 }
 
 // vouch is told that an exchange has been answered on c, over HTTP/1.1: that
@@ -151,7 +159,10 @@ func (p *place) roundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		p.leave(err)
 		e := p.err(err)
-		e.Reused = p.reused && p.ctx.Err() == nil && !p.conn.wire.usable()
+		if p.ctx.Err() == nil && !p.conn.wire.usable() {
+			e.Reused = p.reused
+			p.pool.disappoints(p.conn)
+		}
 		return nil, e
 	}
 	p.pool.answered(p)

@@ -3,6 +3,7 @@ package front
 import (
 	"context"
 	"net"
+	"net/netip"
 	"time"
 
 	"turbotunnel/common/proxy"
@@ -15,18 +16,19 @@ const keepAlive = 45 * time.Second
 // TLS, then HTTP. It is safe for concurrent use, and does not count or keep what
 // it has made.
 type connector struct {
-	addr  string // host:port of the front
-	dial  func(ctx context.Context, network, addr string) (net.Conn, error)
-	proxy *proxy.Dialer // nil: direct
-	tls   *handshaker   // nil: in clear
-	wires *wireMaker
+	addr   string // host:port of the front
+	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error) // nil: dial looks names up
+	proxy  *proxy.Dialer                                                // nil: direct
+	tls    *handshaker                                                  // nil: in clear
+	wires  *wireMaker
 }
 
 // newConnector returns one for the route that cfg says.
 func newConnector(cfg Config, r *route) (*connector, error) {
-	c := &connector{addr: r.addr, dial: cfg.Dialer}
+	c := &connector{addr: r.addr, dial: cfg.Dialer, lookup: cfg.lookup}
 	if c.dial == nil {
-		c.dial = (&net.Dialer{KeepAlive: keepAlive}).DialContext
+		c.dial, c.lookup = (&net.Dialer{KeepAlive: keepAlive}).DialContext, resolve
 	}
 	if cfg.Proxy != nil {
 		var err error
@@ -46,17 +48,41 @@ func newConnector(cfg Config, r *route) (*connector, error) {
 	return c, err
 }
 
-// connect makes a connection to addr, which is the front's or one that DNS has
-// given for it, and tells at which step it is. The caller owns the connection.
-func (c *connector) connect(ctx context.Context, addr string, at func(Op)) (*conn, error) {
+// addresses are those that connections are made to: the front's, or the proxy's.
+func (c *connector) addresses() addresses {
+	if c.proxy != nil {
+		return newAddresses(c.proxy.Addr(), c.lookup)
+	}
+	return newAddresses(c.addr, c.lookup)
+}
+
+// firstStep is the one at which the addresses are looked up.
+func (c *connector) firstStep() Op {
+	if c.proxy != nil {
+		return OpProxy
+	}
+	return OpResolve
+}
+
+// lookupErr is the error when the addresses could not be looked up.
+func (c *connector) lookupErr(err error) error {
+	if c.proxy != nil {
+		return c.proxy.Err(err)
+	}
+	return err
+}
+
+// connect makes a connection by way of an address of the front, or of the proxy,
+// and tells at which step it is. The caller owns the connection.
+func (c *connector) connect(ctx context.Context, via string, at func(Op)) (*conn, error) {
 	var raw net.Conn
 	var err error
 	if c.proxy != nil {
 		at(OpProxy)
-		raw, err = c.proxy.Dial(ctx, addr)
+		raw, err = c.proxy.Dial(ctx, via, c.addr)
 	} else {
 		at(OpConnect)
-		raw, err = c.dial(ctx, "tcp", addr)
+		raw, err = c.dial(ctx, "tcp", via)
 	}
 	if err != nil {
 		return nil, err

@@ -17,10 +17,9 @@ const (
 	dialTimeout = 30 * time.Second
 
 	// redialAfter is how long a dial may go on before another one is begun
-	// beside it. In an outage a dial's SYN is repeated after 1, 2, 4, 8 s (RFC
-	// 6298): one that began early finds out late that the path is back. Chrome
-	// begins a second one after 250 ms (kMaxConnectRetryIntervalMs in
-	// net/socket/client_socket_pool.h), but no third.
+	// beside it when every address has been tried. In an outage a dial's SYN is
+	// repeated after 1, 2, 4, 8 s (RFC 6298): one that began early finds out late
+	// that the path is back.
 	redialAfter = time.Second
 
 	// redialShare makes later ones rarer: each waits for this part of the time
@@ -28,7 +27,7 @@ const (
 	redialShare = 5
 
 	// maxDials is how many dials a pool has under way where one connection is
-	// wanted. The first goes on for dialTimeout, as a proxy or a very slow path
+	// wanted, or as many as there are addresses, up to maxRacing. The first goes on for dialTimeout, as a proxy or a very slow path
 	// may need; of the others the oldest gives way to the next.
 	maxDials = 4
 )
@@ -45,56 +44,90 @@ type need struct {
 // another would end as a second connection to one host, which no browser has. A
 // connection that is doubted and in use wants another beside it even if nobody
 // waits, to show whether the path works. h1 says that connections are for one
-// exchange each.
-func needFor(h1 bool, open, doubted, waiting int) need {
+// exchange each, racing how many dials there may be for one connection.
+func needFor(h1 bool, open, doubted, waiting, racing int) need {
 	switch {
 	case h1:
 		most := maxConns - open - doubted
 		return need{max(0, min(waiting, most)), most}
 	case open == 0 && (waiting > 0 || doubted > 0):
-		return need{1, maxDials}
+		return need{1, racing}
 	}
 	return need{}
 }
 
 // dials are the dials under way to one front, of which more than one can be
-// meant for the same connection. They hand what they have made to the pool, and
-// know nothing of who waits for it. pool.mu guards the fields from underWay on,
-// and is held by whoever calls a method.
+// meant for the same connection: a race of addresses (RFC 8305), in which the
+// whole of a dial, TLS included, is an attempt. They hand what they have made to
+// the pool, and know nothing of who waits for it. pool.mu guards the fields from
+// addresses on, and is held by whoever calls a method.
 type dials struct {
 	connector *connector
 	pool      *pool
 
-	underWay []*dialing  // the oldest first
-	timer    *time.Timer // asks for another one when they have taken long; nil: none is wanted
-	reached  string      // address that a connection was made to last, or ""
-	byName   bool        // the last dial beside others was to the front's name
+	addresses addresses
+	underWay  []*dialing  // the oldest first
+	timer     *time.Timer // asks for another one when they have taken long; nil: none is wanted
 }
 
 // A dialing is a dial under way.
 type dialing struct {
 	begun time.Time
-	step  atomic.Value // the Op that it has reached
+	at    atomic.Value // the step that it has reached
 	stop  context.CancelFunc
+
+	// Guarded by pool.mu.
+	address *address  // nil: DNS is being asked
+	aimed   time.Time // when it was chosen
 }
+
+// A step is an Op, and when it began.
+type step struct {
+	op    Op
+	begun time.Time
+}
+
+// reaches is told the step that the dial has reached.
+func (n *dialing) reaches(op Op) { n.at.Store(step{op, time.Now()}) }
+
+func (n *dialing) step() step { return n.at.Load().(step) }
 
 // want begins the dials that are wanted and not under way.
 func (d *dials) want(now need) {
+	if len(d.underWay) == 0 && now.wanted > 0 {
+		d.addresses.search()
+	}
 	for len(d.underWay) < now.wanted {
-		d.begin(d.connector.addr)
+		d.begin(true)
 	}
 	if now.wanted > 0 && d.timer == nil {
-		d.timer = time.AfterFunc(d.patience(), d.pool.redial)
+		d.arm()
 	}
 }
 
-// patience is the time until a dial is to be begun beside the others.
+// arm lets another dial be asked for when those under way have taken long.
+func (d *dials) arm() {
+	if d.timer != nil {
+		d.timer.Stop()
+	}
+	d.timer = time.AfterFunc(max(d.patience(), minAttemptDelay), d.pool.redial)
+}
+
+// patience is the time until a dial is to be begun beside the others. The next
+// address has its turn when the newest dial has not come a step further for a
+// time: else a long way would let each connection be dialled twice.
 func (d *dials) patience() time.Duration {
 	if len(d.underWay) == 0 {
 		return redialAfter
 	}
-	newest := d.underWay[len(d.underWay)-1].begun
-	return max(redialAfter, time.Since(d.underWay[0].begun)/redialShare) - time.Since(newest)
+	newest := d.underWay[len(d.underWay)-1]
+	switch {
+	case newest.address == nil:
+		return attemptDelay
+	case d.addresses.untried():
+		return d.addresses.delay() - time.Since(newest.step().begun)
+	}
+	return max(redialAfter, time.Since(d.underWay[0].begun)/redialShare) - time.Since(newest.aimed)
 }
 
 // again begins a dial beside those under way if they have taken long. The pool
@@ -110,34 +143,34 @@ func (d *dials) again(now need) {
 			d.stopIf(func(o *dialing) bool { return o == second })
 		}
 		if len(d.underWay) < now.most {
-			// What DNS says is asked again every other time: in an outage its
-			// answers are late as well.
-			addr := d.connector.addr
-			if d.byName = !d.byName; !d.byName && d.reached != "" {
-				addr = d.reached
-			}
-			d.begin(addr)
+			d.begin(false)
 		}
 	}
-	d.timer = time.AfterFunc(max(d.patience(), redialAfter/10), d.pool.redial)
+	d.arm()
 }
 
-// begin begins a dial. It goes on when the exchange that asked for it has given
-// up: the next one will want it.
-func (d *dials) begin(addr string) {
+// begin begins a dial, if loyal to the address that was reached last even when
+// others are dialled there already. It goes on when the exchange that asked for
+// it has given up: the next one will want it.
+func (d *dials) begin(loyal bool) {
 	ctx, cancel := context.WithTimeoutCause(d.pool.ctx, dialTimeout,
 		fmt.Errorf("no connection after %v: %w", dialTimeout, context.DeadlineExceeded))
 	n := &dialing{begun: time.Now(), stop: cancel}
-	n.step.Store(OpConnect)
+	n.reaches(d.connector.firstStep())
+	if d.addresses.fresh() {
+		d.aim(n, loyal)
+	}
 	d.underWay = append(d.underWay, n)
+	d.arm()
+	address := n.address
 	d.pool.running.Go(func() {
 		defer cancel()
-		c, err := d.connector.connect(ctx, addr, func(op Op) { n.step.Store(op) })
+		c, err := d.attempt(ctx, n, address, loyal)
 		if err == nil {
 			d.pool.add(n, c)
 			return
 		}
-		op := n.step.Load().(Op)
+		op := n.step().op
 		var dns *net.DNSError
 		if op == OpConnect && errors.As(err, &dns) {
 			op = OpResolve
@@ -149,12 +182,47 @@ func (d *dials) begin(addr string) {
 	})
 }
 
+// aim chooses the address for n.
+func (d *dials) aim(n *dialing, loyal bool) {
+	doubted := func(o *address) bool {
+		return slices.ContainsFunc(d.pool.conns, func(c *conn) bool { return c.address == o && c.life.doubted() })
+	}
+	n.aimed = time.Now()
+	if n.address = d.addresses.favorite(); loyal && n.address != nil && !doubted(n.address) {
+		n.address.round = d.addresses.round
+		return
+	}
+	n.address = d.addresses.next(func(o *address) bool {
+		return doubted(o) || slices.ContainsFunc(d.underWay, func(u *dialing) bool { return u.address == o })
+	})
+}
+
+// attempt makes a connection to an address, which is chosen when DNS has answered
+// if it is nil.
+func (d *dials) attempt(ctx context.Context, n *dialing, to *address, loyal bool) (*conn, error) {
+	if to == nil {
+		if err := d.addresses.ready(ctx); err != nil {
+			return nil, d.connector.lookupErr(err)
+		}
+		d.pool.mu.Lock()
+		d.aim(n, loyal)
+		to = n.address
+		d.pool.mu.Unlock()
+	}
+	c, err := d.connector.connect(ctx, to.text, n.reaches)
+	if err != nil {
+		return nil, err
+	}
+	c.address = to
+	return c, nil
+}
+
 // step is the one that the oldest dial has reached, for whoever waits for it.
 func (d *dials) step() Op {
 	if len(d.underWay) == 0 {
 		return OpWait
 	}
-	return d.underWay[0].step.Load().(Op)
+	return d.underWay[0].step().op
 }
 
 // remove takes out one that has ended. ok is false if it was stopped before.
@@ -167,13 +235,36 @@ func (d *dials) remove(n *dialing) (oldest, ok bool) {
 	return i == 0, true
 }
 
-// made is told that the dial n, removed already, has made c. Over HTTP/2 no
-// other is wanted then, and else none of those that are much older.
-func (d *dials) made(n *dialing, c *conn) {
-	if d.connector.proxy == nil {
-		d.reached = c.sock.RemoteAddr().String()
+// failed is told that the dial n, removed already, has failed. It tells whether
+// it has begun another one, to an address that was not tried yet.
+func (d *dials) failed(n *dialing, now need) bool {
+	if n.address == nil {
+		return false
 	}
-	d.stopIf(func(o *dialing) bool { return c.h2 || n.begun.Sub(o.begun) >= redialAfter })
+	n.address.fails()
+	if now.wanted == 0 || !d.addresses.untried() {
+		return false
+	}
+	d.begin(false)
+	return true
+}
+
+// made is told that the dial n, removed already, has made c. Over HTTP/2 no
+// other is wanted then, and else none of those to other addresses that it has
+// overtaken, or that are much older.
+func (d *dials) made(n *dialing, c *conn) {
+	n.address.connects()
+	d.stopIf(func(o *dialing) bool {
+		older := time.Duration(0)
+		if o.address != nil {
+			older = n.aimed.Sub(o.aimed)
+		}
+		overtaken := o.address != n.address && older >= minAttemptDelay
+		if overtaken {
+			o.address.fails()
+		}
+		return c.h2 || overtaken || older >= redialAfter
+	})
 }
 
 // stop ends all of them.

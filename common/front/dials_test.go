@@ -22,7 +22,7 @@ func TestDemand(t *testing.T) {
 		{"all are there", true, maxConns, 0, 9, need{}},
 		{"more than all, as one is ending", true, maxConns, 1, 9, need{0, -1}},
 	} {
-		if got := needFor(c.h1, c.open, c.doubted, c.waiting); got != c.want {
+		if got := needFor(c.h1, c.open, c.doubted, c.waiting, maxDials); got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.why, got, c.want)
 		}
 	}

@@ -244,12 +244,14 @@ func (l *life) outlived(born time.Time) {
 }
 
 // settle is told that a watch has done its steps, and ends the doubt that they
-// may have raised. It tells whether the watch is to begin anew: it is while a long
-// body is under way and the connection lives.
+// may have raised. It tells whether the watch is to begin anew: it is, while the
+// connection lives, as long as a long body is under way, and if exchanges began
+// meanwhile that nothing has followed.
 func (l *life) settle() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.watched = l.long > 0 && l.gone == nil
+	asked := l.asks.n >= 2 && l.asks.got == l.sock.got.Load()
+	l.watched = (l.long > 0 || asked) && l.gone == nil
 	l.doubt.active, l.doubt.dead = false, false
 	return l.watched
 }

@@ -2,6 +2,8 @@ package front
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -11,6 +13,12 @@ const (
 	// idleTimeout is how long a connection without exchanges is kept. Servers and
 	// CDNs end idle ones after 60 to 120 s.
 	idleTimeout = 90 * time.Second
+
+	// idleTimeout1 is the same over HTTP/1.1, less a random third: a session that
+	// has become idle has up to five connections that it does not need, and each
+	// is a descriptor at the server, too. It needs one, which is never idle for
+	// so long.
+	idleTimeout1 = 50 * time.Second
 
 	// maxConns is how many HTTP/1.1 connections a Front opens: what browsers
 	// open to one host. RFC 9112 section 9.4 leaves the number open.
@@ -53,7 +61,8 @@ type grant struct {
 func newPool(name string, c *connector) *pool {
 	p := &pool{name: name, inFlight: maxConns}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	p.dials = dials{connector: c, pool: p}
+	p.dials = dials{connector: c, pool: p, addresses: c.addresses()}
+	p.dials.addresses.pool = p
 	return p
 }
 
@@ -168,8 +177,12 @@ func (p *pool) grant(c *conn, w *waiter) {
 
 // rest starts the clock of a connection without exchanges. Only change calls it.
 func (p *pool) rest(c *conn) {
+	keep := idleTimeout
+	if !c.h2 {
+		keep = idleTimeout1 - rand.N(idleTimeout1/3)
+	}
 	var timer *time.Timer
-	timer = time.AfterFunc(idleTimeout, func() {
+	timer = time.AfterFunc(keep, func() {
 		p.change(func() {
 			p.conns.closeIf(func(o *conn) bool { return o == c && c.idle == timer })
 		})
@@ -180,7 +193,7 @@ func (p *pool) rest(c *conn) {
 // need is how many connections are wanted beside those that there are.
 func (p *pool) need() need {
 	open, doubted := p.conns.places()
-	return needFor(p.h1, open, doubted, len(p.waiters))
+	return needFor(p.h1, open, doubted, len(p.waiters), p.dials.addresses.racing())
 }
 
 // give takes back a place on c. inVain is how long the exchange waited for an
@@ -211,6 +224,7 @@ func (p *pool) answered(at *place) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c.served = true
+	c.address.serves()
 	if c.h2 {
 		if n, known := c.wire.limit(); known {
 			p.inFlight = n
@@ -239,20 +253,40 @@ func (p *pool) add(d *dialing, c *conn) {
 }
 
 // failed is told that a dial has failed for e. timedOut says that it had all its
-// time. Whoever can still be served by another connection waits for it,
-// and for another dial until the oldest of them has had its time.
+// time. Whoever can still be served by another connection waits for it, and for
+// the addresses that were not tried yet, and for another dial until the oldest of
+// them has had its time.
 func (p *pool) failed(d *dialing, e *Error, timedOut bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	oldest, ok := p.dials.remove(d)
-	if !ok || len(p.dials.underWay) > 0 && !(oldest && timedOut) || p.conns.serve() {
+	if !ok || p.closed {
+		return
+	}
+	inTime := !oldest || !timedOut
+	switch {
+	case p.dials.failed(d, p.need()) && inTime, p.conns.serve(), len(p.dials.underWay) > 0 && inTime:
 		return
 	}
 	p.dials.stop()
+	p.dials.addresses.exhausted()
+	if n := len(p.dials.addresses.known); n > 1 {
+		e.Err = fmt.Errorf("none of %d addresses can be reached, the last: %w", n, e.Err)
+	}
 	for _, w := range p.waiters {
 		w.granted <- grant{err: e}
 	}
 	p.waiters = nil
+}
+
+// disappoints is told that c has ended under an exchange before any was answered
+// on it.
+func (p *pool) disappoints(c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !c.served {
+		c.address.fails()
+	}
 }
 
 // redial is told that the dials under way have taken long.

@@ -314,6 +314,36 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 	})
 }
 
+// Over HTTP/1.1 a session that has become idle keeps one connection, on which it
+// polls, and gives the others back within a minute.
+func TestIdleConnectionsAreGivenBack1(t *testing.T) {
+	inMemory1(t, func(t *testing.T, f *Front, m *memory) {
+		var busy []*sent
+		for range maxConns {
+			busy = append(busy, send(t.Context(), f, "x"))
+		}
+		for _, s := range busy {
+			if err := s.wait(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := m.open.Load(); n != maxConns {
+			t.Fatalf("%d connections for %d exchanges at once", n, maxConns)
+		}
+		for range 3 {
+			time.Sleep(20 * time.Second)
+			exchange(t, f, "x")
+		}
+		synctest.Wait()
+		if n := m.open.Load(); n != 1 {
+			t.Errorf("%d connections after a minute", n)
+		}
+		if n := m.dials.Load(); n != maxConns {
+			t.Errorf("%d dials", n)
+		}
+	})
+}
+
 // An exchange that had no sign of life until its deadline moves the next one to
 // another connection at once, and the silent one is given up.
 func TestSilentConnectionIsLeft(t *testing.T) {

@@ -64,13 +64,20 @@ func New(u *url.URL, dial func(ctx context.Context, network, addr string) (net.C
 	return d, nil
 }
 
-// Dial returns a connection to addr, host:port, through the proxy. ctx bounds
+// Addr is the proxy's host:port, as its URL says it.
+func (d *Dialer) Addr() string { return d.addr }
+
+// Err is an error for what keeps the proxy from being reached.
+func (d *Dialer) Err(err error) error { return fmt.Errorf("%s proxy: %w", d.scheme, err) }
+
+// Dial returns a connection to addr, host:port, through the proxy, which it
+// reaches by way of via: Addr, or an address of that host. ctx bounds
 // the proxy's answer, not the connection. When the proxy has refused, the error
 // matches *Error; an end of the stream before its answer is io.ErrUnexpectedEOF.
-func (d *Dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	conn, err := d.dial(ctx, "tcp", d.addr)
+func (d *Dialer) Dial(ctx context.Context, via, addr string) (net.Conn, error) {
+	conn, err := d.dial(ctx, "tcp", via)
 	if err != nil {
-		return nil, fmt.Errorf("%s proxy: %w", d.scheme, err)
+		return nil, d.Err(err)
 	}
 	// A deadline in the past ends a blocked Read or Write when ctx ends.
 	expired := make(chan struct{})
@@ -88,7 +95,7 @@ func (d *Dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
 		if refused := (*Error)(nil); errors.As(err, &refused) {
 			return nil, err
 		}
-		return nil, fmt.Errorf("%s proxy: %w", d.scheme, err)
+		return nil, d.Err(err)
 	}
 	return conn, nil
 }

@@ -69,7 +69,7 @@ func TestMisbehavingProxy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.Dial(t.Context(), "front.example:443"); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := d.Dial(t.Context(), d.Addr(), "front.example:443"); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s says %.20q: error %v, want %q", c.scheme, c.says, err, c.want)
 		}
 		if !conn.closed {
@@ -88,7 +88,7 @@ func TestInterimAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tunnel, err := d.Dial(t.Context(), "front.example:443")
+	tunnel, err := d.Dial(t.Context(), d.Addr(), "front.example:443")
 	if err != nil {
 		t.Fatal(err)
 	}
