@@ -11,7 +11,7 @@ TEST_PACKAGES = chromium tor obfs4proxy nginx-light haproxy systemd ncat microso
 # How long each fuzz target runs.
 FUZZTIME = 30s
 
-.PHONY: all build test test-programs test-pace test-short lint fuzz demo bench bench-quick bench-engines bench-programs clean
+.PHONY: all build test test-programs test-pace test-short lint fuzz demo bench bench-quick bench-engines bench-programs hostile clean
 
 all: build
 
@@ -96,6 +96,15 @@ bench-engines: bench-programs
 	else \
 		bin/bench -suite engines -o doc; \
 	fi
+
+# Attacks of those who hold the bridge line, and of strangers, at full size, in
+# ten minutes. Needs some 3 GB of memory and 20 000 descriptors. Run nothing else.
+hostile:
+	@mkdir -p bin
+	go build -o bin/turbotunnel-client ./client
+	go build -o bin/turbotunnel-server ./server
+	go -C test build -o ../bin/hostile ./hostile
+	exec bin/hostile
 
 clean:
 	rm -rf bin turbotunnel-client turbotunnel-server

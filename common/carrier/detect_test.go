@@ -52,9 +52,8 @@ func TestCarrying(t *testing.T) {
 				t.Errorf("%s: after step %d shaken is %v", c.why, i, shaken)
 			}
 		}
-		_, forgotten := d.forgotten()
-		if d.failing() != c.failing || forgotten != c.forgotten || (d.next(now, 0) > 0) != c.failing {
-			t.Errorf("%s: failing %v, forgotten %v, next in %v", c.why, d.failing(), forgotten, d.next(now, 0))
+		if d.failing() != c.failing || d.forgotten() != c.forgotten || (d.next(now, 0) > 0) != c.failing {
+			t.Errorf("%s: failing %v, forgotten %v, next in %v", c.why, d.failing(), d.forgotten(), d.next(now, 0))
 		}
 	}
 }

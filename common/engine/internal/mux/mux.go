@@ -100,8 +100,9 @@ const (
 	streamCost  = 2400
 	sessionCost = 80 << 10
 
-	// maxStreams is how many streams a client may have open at a time.
-	maxStreams = engine.MaxStreams
+	// maxStreams is how many streams a client may have open at a time: several
+	// times as many as a browser has connections.
+	maxStreams = 256
 
 	// maxRefused is how many streams in a row may be refused. A client that knows
 	// its own limit comes nowhere near.
@@ -122,6 +123,7 @@ var (
 	errFormat     = errors.New("smux: malformed frame")
 	errWindow     = errors.New("smux: the other side ignores a window")
 	errRefused    = fmt.Errorf("smux: the other side has opened %d streams beyond its limit", maxRefused)
+	errTooMany    = fmt.Errorf("smux: %d streams are open on this session; close some or open another session", maxStreams)
 	errFlood      = errors.New("smux: the other side asks for more than it takes")
 	errServerOpen = errors.New("smux: only the client opens streams")
 	errClient     = errors.New("smux: only the server accepts streams")
@@ -239,7 +241,7 @@ func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
 	many := len(s.streams) >= maxStreams
 	s.mu.Unlock()
 	if many {
-		return nil, engine.ErrTooMany
+		return nil, errTooMany
 	}
 	str, err := s.smux.OpenStream() // the tap registers it
 	if err != nil {

@@ -221,7 +221,7 @@ func TestTooMany(t *testing.T) {
 		for range maxStreams {
 			open(t, client)
 		}
-		if _, err := client.Open(context.Background()); err != engine.ErrTooMany {
+		if _, err := client.Open(context.Background()); err != errTooMany {
 			t.Errorf("Open beyond the limit: %v", err)
 		}
 		for range maxStreams {
