@@ -1,17 +1,10 @@
 package front
 
 import (
-	"compress/gzip"
-	"compress/zlib"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"sync"
-
-	"github.com/andybalholm/brotli"
-	"github.com/klauspost/compress/zstd"
 )
 
 // errTaken is what a loan's body returns once the request has moved on to
@@ -142,58 +135,3 @@ func (b *responseBody) Close() error {
 	}
 	return nil
 }
-
-// undoCoding replaces the body of a response that came compressed by one that
-// decompresses as it is read. The servers of this project never compress, but
-// requests accept what a browser accepts, so a CDN may.
-func undoCoding(resp *http.Response) error {
-	coding := resp.Header.Get("Content-Encoding")
-	var open func(io.Reader) (io.Reader, error)
-	switch strings.ToLower(strings.TrimSpace(coding)) {
-	case "", "identity":
-		return nil
-	case "gzip", "x-gzip":
-		open = func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }
-	case "deflate":
-		open = func(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }
-	case "br":
-		open = func(r io.Reader) (io.Reader, error) { return brotli.NewReader(r), nil }
-	case "zstd":
-		open = func(r io.Reader) (io.Reader, error) {
-			// 8 MB is the window that RFC 9659 allows in HTTP; concurrency 1
-			// decodes without goroutines.
-			return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(8<<20))
-		}
-	default:
-		return fmt.Errorf("the answer has the unknown content coding %q: switch compression off at the CDN", coding)
-	}
-	resp.Body = &decoder{body: resp.Body, open: open}
-	resp.Header.Del("Content-Encoding")
-	resp.Header.Del("Content-Length")
-	resp.ContentLength = -1
-	resp.Uncompressed = true
-	return nil
-}
-
-// A decoder undoes a content coding. The format's header is read by the first
-// Read, not before.
-type decoder struct {
-	body io.ReadCloser
-	open func(io.Reader) (io.Reader, error)
-	r    io.Reader
-	err  error
-}
-
-func (d *decoder) Read(p []byte) (int, error) {
-	if d.r == nil && d.err == nil {
-		d.r, d.err = d.open(d.body)
-	}
-	if d.err != nil {
-		return 0, d.err
-	}
-	n, err := d.r.Read(p)
-	d.err = err
-	return n, err
-}
-
-func (d *decoder) Close() error { return d.body.Close() }

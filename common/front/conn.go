@@ -150,7 +150,7 @@ func (p *place) roundTrip(req *http.Request) (*http.Response, error) {
 		// An HTTP/1.1 server sees the end of a cancelled exchange, and its
 		// answer to that can still come through.
 		if err = context.Cause(p.ctx); err == nil {
-			err = undoCoding(resp)
+			err = undoCoding(p.ctx, resp, p.pool.decoders)
 		}
 		if err != nil {
 			resp.Body.Close()

@@ -18,6 +18,7 @@
 //	 └ Front       exchanges through one front, dressed as a browser's
 //	    └ pool     connections and who waits for one
 //	       ├ dials the dials under way: how many, how often another one beside them
+//	       │  ├ addresses   to which address, and which have failed
 //	       │  └ connector   makes a connection: [proxy], [TLS], wire
 //	       └ conn  one connection: a sock that counts, a wire that speaks HTTP,
 //	          │    and how many exchanges are on it

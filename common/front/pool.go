@@ -30,10 +30,11 @@ const (
 // leaves it to dials to get them, and to each conn's life to know whether it is
 // alive. It is safe for concurrent use, and must be closed.
 type pool struct {
-	name    string // the front's
-	ctx     context.Context
-	cancel  context.CancelFunc // by close
-	running sync.WaitGroup     // dials, watches, exchanges before their response
+	name     string // the front's
+	ctx      context.Context
+	cancel   context.CancelFunc // by close
+	decoders *room              // of compressed answers
+	running  sync.WaitGroup     // dials, watches, exchanges before their response
 
 	mu       sync.Mutex // guards what follows
 	closed   bool
@@ -59,7 +60,7 @@ type grant struct {
 }
 
 func newPool(name string, c *connector) *pool {
-	p := &pool{name: name, inFlight: maxConns}
+	p := &pool{name: name, inFlight: maxConns, decoders: newRoom(decodersHold)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.dials = dials{connector: c, pool: p, addresses: c.addresses()}
 	p.dials.addresses.pool = p
