@@ -48,8 +48,9 @@ const (
 	strangersRequests = 100
 
 	// requestCost is what a request takes whose answer is not taken, in bytes: two
-	// goroutines, its head, a buffer for its answer (measured: 17 KB).
-	requestCost = 17 << 10
+	// goroutines, its head, a buffer for its answer (measured: 17 KB), and the
+	// beginning of its body, which the carrier keeps.
+	requestCost = 25 << 10
 )
 
 // Types and flags of frames (RFC 9113, section 6).
@@ -98,7 +99,7 @@ type http2Conn struct {
 	unasked atomic.Int64 // acknowledgements of our own SETTINGS that are to come
 
 	requestsMu sync.Mutex
-	requests   map[uint32]struct{} // a stranger's, by their streams, until they are answered; guarded by requestsMu
+	requests   map[uint32]struct{} // by their streams, until they are answered; guarded by requestsMu
 
 	in  incomingFrames // the reader's
 	out outgoingFrames
@@ -179,9 +180,40 @@ func (c *http2Conn) enter(ctx context.Context) (leave func()) {
 	}
 }
 
-// asked counts a request of a stranger's.
+// A claim is a request on an http2Conn. It counts for the connection, also for a
+// client's, who may send any that are no session's; but while a session answers
+// it, the session pays.
+type claim struct {
+	on   *http2Conn
+	paid atomic.Bool
+}
+
+// claimKey is where a request's context has its claim.
+type claimKey struct{}
+
+// claimOf returns the claim of a request, or nil where nothing is counted.
+func claimOf(r *http.Request) *claim {
+	c, _ := r.Context().Value(claimKey{}).(*claim)
+	return c
+}
+
+// pay says that a session has begun to pay for the request.
+func (c *claim) pay() {
+	if !c.paid.Swap(true) {
+		c.on.hold(-requestCost)
+	}
+}
+
+// end says that the handler returns: from now on the session does not pay.
+func (c *claim) end() {
+	if c.paid.Load() {
+		c.on.hold(requestCost)
+	}
+}
+
+// asked counts a request.
 func (c *http2Conn) asked(stream uint32) {
-	if c.visitor == nil || c.visitor.known.Load() {
+	if c.visitor == nil {
 		return
 	}
 	c.requestsMu.Lock()

@@ -340,6 +340,40 @@ func TestAnswersThatNobodyTakes(t *testing.T) {
 	})
 }
 
+// On a client's connection a request costs as much as on a stranger's, unless a
+// session pays for it.
+func TestClientsRequestsCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		c, dial, stop := startH2(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/session" {
+				isClients(r)
+				isClients(r) // once for each unit
+			}
+			<-gate
+		}))
+		defer stop()
+		s := dial()
+		s.post(1, "/session")
+		synctest.Wait()
+		if held := c.d.held.Load(); held != 0 {
+			t.Errorf("%d bytes are held for what a session pays", held)
+		}
+		for i := range uint32(200) {
+			s.post(2*i+3, "/")
+		}
+		synctest.Wait()
+		if held := c.d.held.Load(); held != 200*requestCost {
+			t.Errorf("%d bytes are held for 200 requests that are no session's", held)
+		}
+		close(gate)
+		s.said()
+		if held := c.d.held.Load(); held != 0 {
+			t.Errorf("%d bytes are held when all are answered", held)
+		}
+	})
+}
+
 // Floods of frames that cost nothing to send end in bounds that package http2
 // has, or cost nothing here either.
 func TestFloods(t *testing.T) {

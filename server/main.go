@@ -206,6 +206,9 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 	if set.proxyProtocol && len(s.trusted) == 0 {
 		return nil, errors.New("-proxy-protocol needs -trusted-proxies: a PROXY header is taken from these only")
 	}
+	if set.disableTLS && len(s.trusted) == 0 {
+		log.Info("no proxy is trusted, so the clients of one in front cannot be told from each other, and have equal parts by session, or one part together: name it with -trusted-proxies")
+	}
 	if err := checkTLS(set); err != nil {
 		return nil, err
 	}
@@ -256,12 +259,8 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 		TrustedProxies: s.trusted,
 		Streams:        s.limits.streams,
 		Memory:         memory,
-		Known: func(r *http.Request) {
-			if v := visitorOf(r); v != nil {
-				v.isKnown()
-			}
-		},
-		Log: log,
+		Known:          isClients,
+		Log:            log,
 	})
 	s.streams = newForwarder(func() (stream, error) {
 		st, err := s.tunnel.Accept()

@@ -292,6 +292,7 @@ func TestForwardingMode(t *testing.T) {
 	p := start(t, nil, "127.0.0.1:0", "127.0.0.1:1")
 	addr := p.said(`serving on (127\.0\.0\.1:\d+), streams go to 127\.0\.0\.1:1`)
 	p.said("WARNING: without -state-dir")
+	p.said("no proxy is trusted")
 	if status, _ := get(t, "http://"+addr+"/"); status != 200 {
 		t.Errorf("/: status %d", status)
 	}

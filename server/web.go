@@ -77,20 +77,40 @@ func knowVisitor(ctx context.Context, c net.Conn) context.Context {
 }
 
 // oneOfMany has a request of a stranger's HTTP/2 connection wait while too many
-// others are being answered on it.
+// others are being answered on it, and a session's pay for itself.
 func oneOfMany(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if v := visitorOf(r); v != nil && !v.known.Load() {
-			if c := v.http2.Load(); c != nil {
-				leave := c.enter(r.Context())
-				if leave == nil {
-					return
-				}
-				defer leave()
-			}
+		v := visitorOf(r)
+		if v == nil {
+			h.ServeHTTP(w, r)
+			return
 		}
-		h.ServeHTTP(w, r)
+		c := v.http2.Load()
+		if c == nil {
+			h.ServeHTTP(w, r)
+			return
+		}
+		if !v.known.Load() {
+			leave := c.enter(r.Context())
+			if leave == nil {
+				return
+			}
+			defer leave()
+		}
+		claim := &claim{on: c}
+		defer claim.end()
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), claimKey{}, claim)))
 	})
+}
+
+// isClients says that a client has made a request.
+func isClients(r *http.Request) {
+	if v := visitorOf(r); v != nil {
+		v.isKnown()
+	}
+	if c := claimOf(r); c != nil {
+		c.pay()
+	}
 }
 
 // serveWeb serves until s is closed. ln is a door where strangers come.

@@ -17,7 +17,6 @@ const (
 	spanCost = 16
 )
 
-
 // An account counts the bytes that are held for a peer, at what they take and
 // not at what they say, and adds them to those of the account above it. The zero
 // value is one of its own without a limit. Safe for concurrent use, with locks
