@@ -59,7 +59,7 @@ func FuzzAnswer(f *testing.F) {
 		if d := retryAfter(resp.Header); d < 0 {
 			t.Errorf("%q asks for %v", resp.Header, d)
 		}
-		if undoCoding(resp) == nil {
+		if undoCoding(t.Context(), resp, newRoom(decodersHold)) == nil {
 			io.CopyN(io.Discard, resp.Body, 1<<20) //nolint:errcheck // any end will do
 		}
 	})
