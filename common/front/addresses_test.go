@@ -169,6 +169,26 @@ func TestOneGoodAddressOfTen(t *testing.T) {
 	}
 }
 
+// All addresses that are used have been tried within two seconds, ten at a time.
+func TestLastOfManyAddresses(t *testing.T) {
+	inManyHomed(t, maxAddresses+2, serverOptions{}, func(t *testing.T, f *Front, m *manyHomed) {
+		m.set(drops, m.ips...)
+		m.set(serves, m.ips[maxAddresses-1])
+		s := send(t.Context(), f, "x")
+		if err := s.wait(); err != nil || s.took > 2*time.Second+200*time.Millisecond {
+			t.Errorf("after %v: %v", s.took, err)
+		}
+		if most := m.most.Load(); most > maxRacing+1 { // one is ending
+			t.Errorf("%d dials at once", most)
+		}
+		for _, o := range f.pool.dials.addresses.known[:maxAddresses-1] {
+			if o.works() {
+				t.Errorf("%s is not known to be bad", o.text)
+			}
+		}
+	})
+}
+
 // An address that is blocked while a session lives is left for another one within
 // two seconds, and so is the next one.
 func TestAddressBlockedInSession(t *testing.T) {

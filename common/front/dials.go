@@ -140,6 +140,9 @@ func (d *dials) again(now need) {
 	if d.patience() <= 0 || len(d.underWay) == 0 {
 		if len(d.underWay) >= now.most && len(d.underWay) > 1 {
 			second := d.underWay[1]
+			if second.address != nil && time.Since(second.aimed) >= redialAfter/2 {
+				second.address.fails()
+			}
 			d.stopIf(func(o *dialing) bool { return o == second })
 		}
 		if len(d.underWay) < now.most {

@@ -186,6 +186,9 @@ func checkHead(head []byte) error {
 	if code != "" && code[0] == '2' {
 		return nil
 	}
+	if len(line) == 0 {
+		return &Error{Scheme: "http", Answer: "with an empty line"}
+	}
 	const enough = 200 // bytes of a status line that a log can use
 	return &Error{Scheme: "http", Answer: fmt.Sprintf("%q", line[:min(len(line), enough)])}
 }

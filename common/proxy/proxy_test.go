@@ -52,6 +52,7 @@ func TestMisbehavingProxy(t *testing.T) {
 		{"http", "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 403 No\r\n\r\n", `answered "HTTP/1.1 403 No"`},
 		{"http", "HTTP/1.1 101 Switching Protocols\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", `answered "HTTP/1.1 101 Switching Protocols"`},
 		{"http", strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", maxHead/20), "a head of more than 16384 bytes"},
+		{"http", "\r\n\r\n", "answered with an empty line"},
 		{"http", "SSH-2.0-x\n\n", `answered "SSH-2.0-x"`},
 		{"http", "HTTP/1.1 2000 OK\r\n\r\n", `answered "HTTP/1.1 2000 OK"`},
 		{"socks4a", "\x00\x5a", "unexpected EOF"},
