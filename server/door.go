@@ -63,6 +63,7 @@ type door struct {
 	left     chan struct{} // has a token when a connection has ended
 
 	held     atomic.Int64  // bytes
+	spared   atomic.Int64  // bytes above mostHeld up to which nobody need be looked for
 	closed   atomic.Uint64 // connections, for others
 	failed   atomic.Uint64 // accepts
 	mu       sync.Mutex
@@ -220,7 +221,9 @@ func rank(networks map[netip.Prefix][]*visitor, spared int) []*visitor {
 }
 
 // shed closes the connection that holds most, a stranger's if there is one that
-// holds something, until all together hold what they may.
+// holds something, until all together hold what they may. If nobody holds much, it
+// looks again when a good deal more is held: to look at all for each frame would be
+// what an attacker wants.
 func (d *door) shed() {
 	for d.held.Load() > d.mostHeld {
 		var worst *visitor
@@ -238,6 +241,7 @@ func (d *door) shed() {
 		}
 		d.mu.Unlock()
 		if worst == nil {
+			d.spared.Store(d.held.Load() - d.mostHeld + d.mostHeld/roomParts)
 			return
 		}
 		d.full.Do(func() {
@@ -340,8 +344,11 @@ func (v *visitor) hold(n int64) {
 	v.held += n
 	total := v.door.held.Add(n)
 	v.mu.Unlock()
-	if n > 0 && total > v.door.mostHeld {
-		v.door.shed()
+	switch d := v.door; {
+	case total <= d.mostHeld:
+		d.spared.Store(0)
+	case n > 0 && total > d.mostHeld+d.spared.Load():
+		d.shed()
 	}
 }
 

@@ -172,6 +172,38 @@ func TestWhoHoldsMostGoes(t *testing.T) {
 	})
 }
 
+// Where many hold a little each, they are not looked through for every byte; who
+// holds much still goes.
+func TestManyHoldLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, 40)
+		defer c.d.Close()
+		const little = 60 << 10
+		var all []*visitor
+		for c.d.held.Load() <= c.d.mostHeld {
+			_, v := c.come("192.0.2.1")
+			v.hold(little)
+			all = append(all, v)
+		}
+		spared := c.d.spared.Load()
+		all[0].hold(1)
+		if spared == 0 || c.d.spared.Load() != spared {
+			t.Errorf("all were looked through again for a byte: %d, %d", spared, c.d.spared.Load())
+		}
+		_, large := c.come("192.0.2.2")
+		large.hold(200 << 10)
+		if c.is(large) || !c.is(all[0]) {
+			t.Error("who holds much is kept")
+		}
+		for _, v := range all {
+			v.hold(-little)
+		}
+		if c.d.spared.Load() != 0 {
+			t.Error("more than the limit may be held though nobody holds anything")
+		}
+	})
+}
+
 // A tiredListener fails a few times.
 type tiredListener struct {
 	*pipeListener
