@@ -205,6 +205,29 @@ func TestNoExtraRoundTrip(t *testing.T) {
 	}
 }
 
+// Where the connection is there already, the first message waits a little for what
+// it can carry, and no longer.
+func TestFirstWords(t *testing.T) {
+	for _, test := range []struct{ after, arrives time.Duration }{
+		{0, 100 * ms},
+		{2 * ms, 102 * ms},
+		{firstWords + ms, 300*ms + firstWords}, // with the next exchange
+	} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.net.set(always(fate{there: 100 * ms, back: 100 * ms}))
+			begin := time.Now()
+			client := w.dial(Poll)
+			time.Sleep(test.after)
+			client.Conn().WriteTo([]byte("ping"), nil)
+			session := <-w.accepted
+			buf := make([]byte, 10)
+			if n, _, err := session.Conn().ReadFrom(buf); string(buf[:n]) != "ping" || time.Since(begin) != test.arrives {
+				t.Errorf("said after %v, arrived after %v: %q, %v", test.after, time.Since(begin), buf[:n], err)
+			}
+		})
+	}
+}
+
 // A session that nothing has come through for its lifetime ends, says how it
 // failed last, and had not worn out the path before.
 func TestLifetime(t *testing.T) {

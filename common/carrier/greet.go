@@ -22,6 +22,12 @@ const (
 	handshakeTime  = 45 * time.Second
 	handshakeTries = 3
 
+	// firstWords is how long a first message waits, where the connection is there
+	// already, for what the engine says first: a little longer than engines keep the
+	// opening of a stream for a write that follows. What misses the first message
+	// takes a round trip more.
+	firstWords = 3 * time.Millisecond
+
 	// eagerness is how long a first message waits for an answer that comes as it
 	// is written, beyond two round trips, before it is sent again for one that
 	// comes at once.
@@ -107,6 +113,25 @@ func (c *Client) ask() wire.Head {
 		asked.Limit = bodyBelow(maxStream)
 	}
 	return asked
+}
+
+// awaitWords returns when the engine has said something that a can carry, or too
+// late. Nobody else looks at wake before the server has answered.
+func (c *Client) awaitWords(a *attempt) {
+	if a.bare || c.attempts.of(a) != nil {
+		return
+	}
+	defer signal(c.link.wake)
+	late := time.After(firstWords)
+	for !c.link.unfinished() {
+		select {
+		case <-c.link.wake:
+		case <-c.link.closed:
+			return
+		case <-late:
+			return
+		}
+	}
 }
 
 // message returns a's first message and makes it before if that is due.
@@ -249,6 +274,7 @@ func (c *Client) greet(a *attempt) error {
 			// The path may hold answers back by now: then it comes with the next try.
 			eager.Reset(below(eagerness, eagerness/4) + 2*a.asked.Trip)
 		}
+		c.awaitWords(a)
 		return c.message(a)
 	}}), int64(a.size))
 	if err != nil {

@@ -277,9 +277,10 @@ type row struct {
 // Chance decides most in the first transfer, where the carrier's window doubles
 // a round trip sooner or later, so that may take 0.04 less, and 0.12 where all
 // of it is a dozen round trips. Each transfer of kcp is a session's first, and the
-// second begins with what the first has found of the path. It has
-// 0.98 or 0.91 of the fast one, a round trip less or more, and so it had before the
-// engines stood on their libraries; what decides which is not known.
+// second begins with what the first has found of the path. On the slow path that
+// reaches 0.89 to 0.965 by chance: the window that is recalled shows no queue at
+// first, so it grows, up to twelve times what the path holds, and is less than that
+// for some round trips after the queue has gone, unless one of them ends just then.
 // Over HTTP/1.1 it is half of what was reached. An upload of kcp-smux and of sctp
 // waits a round trip for its stream's window: see TestPaceUsedStream.
 type limits struct {
@@ -336,9 +337,9 @@ var rows = []row{
 	fast("sctp", "https", "streamed", 'u', limits{0.70, 0.88, 580 * ms}),
 	fast("sctp", "https", "streamed", 'd', limits{0.68, 0.96, 400 * ms}),
 	slow("kcp", "https", "streamed", 'u', limits{0.80, 0.86, 290 * ms}),
-	slow("kcp", "https", "streamed", 'd', limits{0.75, 0.92, 320 * ms}),
+	slow("kcp", "https", "streamed", 'd', limits{0.75, 0.86, 320 * ms}),
 	fast("kcp", "https", "streamed", 'u', limits{0.58, 0.87, 400 * ms}),
-	fast("kcp", "https", "streamed", 'd', limits{0.55, 0.84, 350 * ms}), // a round trip (0.07) more or less
+	fast("kcp", "https", "streamed", 'd', limits{0.55, 0.93, 350 * ms}),
 }
 
 // TestPace: no change makes the tunnel use less of a path than it did. In short
