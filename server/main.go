@@ -387,6 +387,8 @@ func (s *service) serve() int {
 		s.auto.start(net.JoinHostPort(host, challengePort), s.decoy)
 	}
 	running.Go(func() { s.streams.run(p.Draining()) })
+	serving, stop := context.WithCancel(context.Background())
+	running.Go(func() { collect(serving, s.held) })
 
 	code := 0
 	select {
@@ -407,6 +409,7 @@ func (s *service) serve() int {
 		}
 	}
 	s.close()
+	stop()
 	running.Wait()
 	return code
 }

@@ -1,9 +1,15 @@
 package main
 
 import (
+	"context"
 	"math"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
+	"testing/synctest"
+	"time"
 )
 
 func TestParseMemory(t *testing.T) {
@@ -47,4 +53,37 @@ func TestGroupMemory(t *testing.T) {
 	if n, err := memoryLimit(""); err != nil || n < leastMemory || n > defaultMemory {
 		t.Errorf("without a flag: %d, %v", n, err)
 	}
+}
+
+// The collector leaves less garbage while much is held, and as usual afterwards.
+func TestCollect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		percent := func() int {
+			now := debug.SetGCPercent(usualGarbage)
+			debug.SetGCPercent(now)
+			return now
+		}
+		before := percent()
+		defer debug.SetGCPercent(before)
+		var held atomic.Int64
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { collect(ctx, held.Load) })
+		for _, c := range []struct {
+			held int64
+			want int
+		}{{0, usualGarbage}, {muchMemory + 1, lessGarbage}, {muchMemory, usualGarbage}, {1 << 30, lessGarbage}} {
+			held.Store(c.held)
+			time.Sleep(2 * collectEvery)
+			synctest.Wait()
+			if got := percent(); got != c.want {
+				t.Errorf("%d held: %d percent, want %d", c.held, got, c.want)
+			}
+		}
+		stop()
+		running.Wait()
+		if got := percent(); got != usualGarbage {
+			t.Errorf("%d percent afterwards", got)
+		}
+	})
 }

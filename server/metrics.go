@@ -29,7 +29,7 @@ func (s *service) register() *prometheus.Registry {
 	gauge("sessions", "Sessions now.", func() float64 { return float64(stats().Sessions) })
 	gauge("streams", "Streams now.", func() float64 { return float64(stats().Streams) })
 	gauge("streams_limit", "Streams that there may be, by the limit of open files.", func() float64 { return float64(stats().StreamLimit) })
-	gauge("memory_bytes", "Bytes that sessions hold, their engines and requests included.", func() float64 { return float64(stats().Memory) })
+	gauge("memory_bytes", "Bytes that are held for others: sessions with their engines and requests, connections, and what HTTP/2 holds.", func() float64 { return float64(s.held()) })
 	counter("sessions_opened_total", "Sessions opened.", nil, func() float64 { return float64(stats().Opened) })
 	counter("sessions_refused_total", "First messages refused for their engine or version.", nil, func() float64 { return float64(stats().Refused) })
 	counter("sessions_expired_total", "Sessions whose client was not heard of any more.", nil, func() float64 { return float64(stats().Expired) })

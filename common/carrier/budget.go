@@ -39,6 +39,10 @@ const (
 	// next byte does not pass it again.
 	relief = 1.0 / 32
 
+	// muchOf is the part of the limit, one in so many, from which on a client holds
+	// much: 4 MB of the default, what a session takes whose path is not a fast one.
+	muchOf = 256
+
 	// warnEvery is how often at most the log says one thing again.
 	warnEvery = time.Minute
 )
@@ -104,33 +108,46 @@ func (s *Server) makeRoom() {
 
 // byMemory returns all sessions, those first that shall end first when there is no
 // room: of whoever holds most, what holds most. A client is an address if that is
-// known, and a session if not.
+// known, and a session if not. Where nobody holds much there are too many, and they
+// go as from a full table: those of which least is lost, and of them those that
+// were heard last the longest ago. Else a crowd of idle sessions would end the one
+// that works, because it holds a little more than they.
 func (s *Server) byMemory() []*Session {
 	type holder struct {
 		session *Session
 		bytes   int64 // that the session holds
-		weight  int64 // what its client holds, without those of its sessions that go before
+		client  netip.Prefix
+		weight  int64 // what its client holds, without those of its sessions that go before; 0: little
+		rank    rank
+		heard   time.Time
 	}
 	s.mu.Lock()
 	all := make([]holder, 0, len(s.sessions.byID))
 	for _, sess := range s.sessions.byID {
-		all = append(all, holder{session: sess, bytes: sess.link.held.bytes() + sessionCost})
+		all = append(all, holder{session: sess, bytes: sess.link.held.bytes() + sessionCost, rank: sess.place.rank})
 	}
 	s.mu.Unlock()
 	clients := make(map[netip.Prefix]int64)
-	for _, h := range all {
-		clients[neighbours(h.session.Client())] += h.bytes
+	for i := range all {
+		h := &all[i]
+		h.client, h.heard = h.session.heard()
+		clients[h.client] += h.bytes
 	}
 	slices.SortFunc(all, func(a, b holder) int { return cmp.Compare(b.bytes, a.bytes) })
 	for i := range all {
 		h := &all[i]
 		h.weight = h.bytes
-		if c := neighbours(h.session.Client()); c.IsValid() {
-			h.weight = clients[c]
-			clients[c] -= h.bytes
+		if h.client.IsValid() {
+			h.weight = clients[h.client]
+			clients[h.client] -= h.bytes
+		}
+		if h.weight < s.budget.held.limit/muchOf {
+			h.weight = 0
 		}
 	}
-	slices.SortStableFunc(all, func(a, b holder) int { return cmp.Compare(b.weight, a.weight) })
+	slices.SortStableFunc(all, func(a, b holder) int {
+		return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(a.rank, b.rank), a.heard.Compare(b.heard))
+	})
 	sorted := make([]*Session, len(all))
 	for i, h := range all {
 		sorted[i] = h.session

@@ -187,7 +187,7 @@ func TestByMemory(t *testing.T) {
 			}
 			w.raw(w.hello()).greet()
 			s := <-w.accepted
-			s.Conn().Hold(c.bytes << 10)
+			s.Conn().Hold(c.bytes << 16)
 			names[s] = c.name
 		}
 		var got []string
@@ -195,8 +195,43 @@ func TestByMemory(t *testing.T) {
 			got = append(got, names[s])
 		}
 		want := []string{"many 3", "large", "many 2", "unknown too", "unknown", "near 2", "many 1", "near 1", "far"}
-		// 1200, 800, 700, 650, 600, 450, 300, 200 and 100 KB, when it is their turn.
+		// 1200, 800, 700, 650, 600, 450, 300, 200 and 100 units, when it is their turn.
 		if !slices.Equal(got, want) {
+			t.Errorf("%q\nwant %q", got, want)
+		}
+	})
+}
+
+// Where nobody holds much, those go first of which least is lost: a crowd of idle
+// sessions does not end the one that works, which holds a little more than they.
+func TestByMemoryInACrowd(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		names := make(map[*Session]string)
+		add := func(name string, bytes int) (*raw, *Session) {
+			c := w.raw(w.hello())
+			c.greet()
+			s := <-w.accepted
+			s.Conn().Hold(bytes)
+			names[s] = name
+			time.Sleep(time.Second)
+			return c, s
+		}
+		busyClient, busy := add("busy", 1<<20)
+		silentClient, silent := add("silent", 0)
+		idleClient, _ := add("idle", 0)
+		add("unconfirmed", 0)
+		for _, c := range []*raw{silentClient, idleClient, busyClient} {
+			c.post(c.body(wire.Head{}))
+			time.Sleep(time.Second)
+		}
+		busy.Streams(1)
+		silent.Streams(1)
+		add("large", 100<<20)
+		var got []string
+		for _, s := range w.server.byMemory() {
+			got = append(got, names[s])
+		}
+		if want := []string{"large", "unconfirmed", "idle", "silent", "busy"}; !slices.Equal(got, want) {
 			t.Errorf("%q\nwant %q", got, want)
 		}
 	})

@@ -8,7 +8,6 @@ import (
 	mathrand "math/rand/v2"
 	"net/url"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"turbotunnel/common/handshake"
@@ -109,12 +108,71 @@ type Client struct {
 // milestones are the moments of a session's life that others wait for. Safe for
 // concurrent use.
 type milestones struct {
-	ready     gate // the server has answered
-	forgotten gate // the server has seemed to have forgotten the session
-	ending    gate // the session is going to end
-	done      gate
-	err       error       // why it ended; set before ending is opened
-	seems     atomic.Bool // the server seems to have forgotten the session
+	ready  gate // the server has answered
+	ending gate // the session is going to end
+	done   gate
+	err    error // why it ended; set before ending is opened
+
+	mu    sync.Mutex
+	heard time.Time     // when an answer of the server's has come last; guarded by mu, like what follows
+	seems bool          // the server seems to have forgotten the session
+	since time.Time     // if so: what shows it was all asked then or later
+	news  chan struct{} // closed when any of these changes; nil: nobody waits
+}
+
+// A Verdict is what is known of whether the server still knows a session.
+type Verdict struct {
+	Heard     time.Time // when an answer of the server's has come last
+	Forgotten bool      // several answers since then were by somebody else
+	Since     time.Time // if so: the exchanges that show it were all started then or later
+}
+
+// Verdict is what is known now, and a channel that is closed when that changes.
+func (m *milestones) Verdict() (Verdict, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.news == nil {
+		m.news = make(chan struct{})
+	}
+	return Verdict{m.heard, m.seems, m.since}, m.news
+}
+
+// Stale tells whether the server is likely to have forgotten the session, because
+// it has not been heard for the session's Lifetime. A computer that sleeps stops
+// one of its clocks, so that both are asked.
+func (m *milestones) Stale() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	return !m.heard.IsZero() && max(now.Sub(m.heard), now.Round(0).Sub(m.heard.Round(0))) > Lifetime
+}
+
+// hears notes that an answer of the server's has come.
+func (m *milestones) hears(now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.heard = now
+	if m.seems {
+		m.changes(false, time.Time{})
+	}
+}
+
+// doubts notes whether the server seems to have forgotten the session.
+func (m *milestones) doubts(since time.Time, seems bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if seems != m.seems || !since.Equal(m.since) {
+		m.changes(seems, since)
+	}
+}
+
+// changes notes what is new and wakes who waits for it. mu is held.
+func (m *milestones) changes(seems bool, since time.Time) {
+	m.seems, m.since = seems, since
+	if m.news != nil {
+		close(m.news)
+		m.news = nil
+	}
 }
 
 // A gate is a channel that is closed once.
@@ -193,7 +251,7 @@ func NewClient(cfg ClientConfig) *Client {
 		receiving: receiving{mode: cfg.Mode, streams: cfg.Mode == Stream},
 		bodies:    bodies{limit: MaxBody},
 	}
-	for _, g := range []*gate{&c.ready, &c.forgotten, &c.ending, &c.done} {
+	for _, g := range []*gate{&c.ready, &c.ending, &c.done} {
 		g.c = make(chan struct{})
 	}
 	l.onClose = func() { c.hurry = time.AfterFunc(farewellTime, cancel) }
@@ -208,13 +266,12 @@ func (c *Client) Conn() *Conn { return c.conn }
 // Ready is closed when the server has answered under its key.
 func (m *milestones) Ready() <-chan struct{} { return m.ready.c }
 
-// Forgotten is closed when a path that was good answers like a web site for the
-// first time: the server may have been restarted, and does not know the session
-// any more. The session goes on trying.
-func (m *milestones) Forgotten() <-chan struct{} { return m.forgotten.c }
-
 // SeemsForgotten tells whether the path answers like a web site now.
-func (m *milestones) SeemsForgotten() bool { return m.seems.Load() }
+func (m *milestones) SeemsForgotten() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.seems
+}
 
 // Done is closed when the session has ended and nothing of it is left.
 func (m *milestones) Done() <-chan struct{} { return m.done.c }
@@ -470,9 +527,7 @@ func (c *Client) observe(res *result) {
 		c.log.Info("carrying again", "after", back.Round(time.Millisecond))
 		way.soon(now)
 	}
-	if c.seems.Store(c.carrying.forgotten()); c.carrying.forgotten() {
-		c.forgotten.open()
-	}
+	c.doubts(c.carrying.forgotten())
 	end, report := c.receiving.observe(now, res, way)
 	if c.say(report); end {
 		c.flights.cancel(stream) // what the server says on them would come when they end

@@ -297,8 +297,12 @@ func TestForgotten(t *testing.T) {
 				w.net.set(always(c.fate))
 				w.net.cutAll()
 				time.Sleep(time.Minute)
-				if got := isClosed(client.Forgotten()); got != c.want || client.SeemsForgotten() != c.want {
-					t.Errorf("Forgotten %v, SeemsForgotten %v, want %v", got, client.SeemsForgotten(), c.want)
+				v, _ := client.Verdict()
+				if v.Forgotten != c.want || client.SeemsForgotten() != c.want {
+					t.Errorf("%+v, SeemsForgotten %v, want %v", v, client.SeemsForgotten(), c.want)
+				}
+				if v.Forgotten && !v.Since.After(v.Heard) {
+					t.Errorf("what was asked before the last answer shows nothing: %+v", v)
 				}
 				w.net.set(nil)
 				say(t, client.Conn(), session.Conn(), "after")
@@ -309,6 +313,25 @@ func TestForgotten(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A computer that has slept stops one clock, and is told the time by the other.
+func TestStale(t *testing.T) {
+	for _, c := range []struct {
+		why   string
+		heard time.Time
+		want  bool
+	}{
+		{"nothing was heard yet", time.Time{}, false},
+		{"just now", time.Now(), false},
+		{"somewhat less than the Lifetime ago", time.Now().Add(time.Minute - Lifetime), false},
+		{"longer ago", time.Now().Add(-Lifetime - time.Second), true},
+		{"longer ago by the clock that sleep does not stop", time.Now().Round(0).Add(-Lifetime - time.Second), true},
+	} {
+		if m := (&milestones{heard: c.heard}); m.Stale() != c.want {
+			t.Errorf("%s: Stale is %v", c.why, !c.want)
+		}
 	}
 }
 

@@ -20,12 +20,13 @@ import (
 //
 // Several that fail together count once.
 type carrying struct {
-	failures int       // in a row
-	foreigns int       // of them: answers by somebody else
-	since    time.Time // the first of them
-	last     time.Time // the last one
-	until    time.Time // until then nothing is started
-	err      error     // why an exchange has failed last
+	failures int                       // in a row
+	foreigns int                       // of them: answers by somebody else
+	strange  [foreignAnswers]time.Time // when the last of these had been started, the newest first
+	since    time.Time                 // the first of them
+	last     time.Time                 // the last one
+	until    time.Time                 // until then nothing is started
+	err      error                     // why an exchange has failed last
 }
 
 // observe learns from how an exchange ended. shaken says that it is the first of
@@ -52,6 +53,8 @@ func (c *carrying) observe(now time.Time, res *result) (shaken bool, back time.D
 	c.failures++
 	if res.foreign {
 		c.foreigns++
+		copy(c.strange[1:], c.strange[:])
+		c.strange[0] = res.flight.started
 	}
 	if c.failing() {
 		c.until = now.Add(backoff(c.failures-1, now.Sub(c.since)))
@@ -61,8 +64,14 @@ func (c *carrying) observe(now time.Time, res *result) (shaken bool, back time.D
 
 func (c *carrying) failing() bool { return c.failures > 1 }
 
-// forgotten tells whether the server seems not to know the session any more.
-func (c *carrying) forgotten() bool { return c.foreigns >= foreignAnswers }
+// forgotten tells whether the server seems not to know the session any more, and
+// since when: the exchanges that show it were all started then or later.
+func (c *carrying) forgotten() (since time.Time, seems bool) {
+	if c.foreigns < foreignAnswers {
+		return time.Time{}, false
+	}
+	return c.strange[foreignAnswers-1], true
+}
 
 // next says how long nothing is to be started, where the Transport asks for a
 // rest.

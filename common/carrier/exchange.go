@@ -301,6 +301,7 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 			return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
 		}
 		moved()
+		c.hears(time.Now())
 		if u.Kind == wire.RecordKind {
 			buf.b = u.Payload
 			res.good = true

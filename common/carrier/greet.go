@@ -322,6 +322,7 @@ func (c *Client) greet(a *attempt) error {
 	f.mark(&f.first)
 	c.link.send, c.link.receive = keys.Send, keys.Receive
 	c.attempts.end()
+	c.hears(time.Now())
 	c.ready.open()
 	c.flights[0] = f
 	if f.kind == stream {

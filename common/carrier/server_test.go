@@ -465,7 +465,9 @@ func TestRestart(t *testing.T) {
 			w.net.connect(w.server)
 			w.net.cutAll()
 			begin := time.Now()
-			<-client.Forgotten()
+			for v, news := client.Verdict(); !v.Forgotten; v, news = client.Verdict() {
+				<-news
+			}
 			before.Close()
 			if took := time.Since(begin); took > 2*time.Second {
 				t.Errorf("noticed after %v", took)

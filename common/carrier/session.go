@@ -87,6 +87,13 @@ func (s *Session) Client() netip.Addr {
 	return s.client
 }
 
+// heard tells who the client was when it was heard last, and when that was.
+func (s *Session) heard() (netip.Prefix, time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return neighbours(s.client), s.lastSeen
+}
+
 // run hands the session to Serve and ends it afterwards.
 func (s *Session) run() {
 	s.server.opened.Add(1)

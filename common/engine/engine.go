@@ -14,6 +14,11 @@ import (
 	"net"
 )
 
+// MaxStreams is how many streams a session may have open at a time, if its engine
+// has many: several times as many as a browser has connections. Who needs more
+// opens another session.
+const MaxStreams = 256
+
 // MaxDatagram is the size in bytes of the largest datagram that every carrier
 // takes. It is the limit of the strictest library in use: quic-go and kcp-go
 // never make a larger one, pion/sctp is held below 8192.
@@ -27,6 +32,10 @@ var (
 	// ErrSingleStream is returned by the second Open or Accept on a session
 	// of an engine that does not multiplex.
 	ErrSingleStream = errors.New("engine: this engine has one stream a session")
+
+	// ErrTooMany is what Open returns on a session that has MaxStreams already, if
+	// it does not wait for one of them to end.
+	ErrTooMany = fmt.Errorf("engine: %d streams are open on this session; close some or open another session", MaxStreams)
 
 	// ErrReset is what Read and Write return after the other side has reset the
 	// stream, what Write returns after the other side has closed it, and what

@@ -31,19 +31,36 @@ var (
 	ErrSessionLost = carrier.ErrLost        // the session ended under the stream
 )
 
-// errForgotten is what streams return whose session was replaced.
-var errForgotten = fmt.Errorf("%w: the server does not know it any more: it was restarted", ErrSessionLost)
+// What streams return whose session the server has forgotten.
+var (
+	errForgotten = fmt.Errorf("%w: the server does not know it any more, as after a restart", ErrSessionLost)
+	errExpired   = fmt.Errorf("%w: the server has forgotten it, because nothing came through for more than %v", ErrSessionLost, carrier.Lifetime)
+)
+
+// errFull is what Dial returns when there are as many streams as there may be.
+var errFull = fmt.Errorf("tunnel: %d streams are open in %d sessions: close some", maxSessions*engine.MaxStreams, maxSessions)
 
 // errDialerClosed matches net.ErrClosed.
 var errDialerClosed = fmt.Errorf("tunnel: dialer: %w", net.ErrClosed)
 
-// replaceEvery is how often a session that the server seems to have forgotten
-// is tried to be replaced.
-const replaceEvery = 10 * time.Second
+const (
+	// replaceEvery is how often a session that the server seems to have forgotten
+	// is tried to be replaced.
+	replaceEvery = 10 * time.Second
 
-// clockTries is how many sessions in a row may end because the clocks differ: the
-// first may teach the day, the second the time.
-const clockTries = 3
+	// clockTries is how many sessions in a row may end because the clocks differ:
+	// the first may teach the day, the second the time.
+	clockTries = 3
+
+	// maxSessions is how many sessions streams share at most: with MaxStreams in
+	// each, more than a process has descriptors for.
+	maxSessions = 16
+
+	// spareLife is how long a session that new streams do not share any more lives
+	// on without any: what was written before the last one was closed has arrived by
+	// then.
+	spareLife = time.Minute
+)
 
 // Options are a Dialer's settings that are not the server's affair.
 type Options struct {
@@ -69,16 +86,22 @@ type Dialer struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // watchers of sessions
 
-	mu      sync.Mutex
-	current *session // shared by new streams; guarded by mu, like what follows
-	closed  bool
+	mu       sync.Mutex
+	current  *session   // shared by new streams; guarded by mu, like what follows
+	sessions []*session // all that streams may share, in the order of their starts
+	closed   bool
 }
 
 // session is one session and the engine on it.
 type session struct {
-	client   *carrier.Client
+	client   *carrier.Client // constant, like engine
 	engine   engine.Session
-	replaced atomic.Bool // by another one: the server does not know it
+	replaced atomic.Pointer[error] // why the server does not know it; nil: it may
+
+	// Guarded by the Dialer's mu.
+	streams int           // open in it, or about to be
+	full    bool          // the engine has refused one more since one was closed
+	doubt   chan struct{} // closed when it is known whether another one is accepted; nil: nobody asks
 }
 
 // NewDialer returns a Dialer. It does not use the network yet.
@@ -105,10 +128,11 @@ func NewDialer(cfg Config, opts Options) (*Dialer, error) {
 	return d, nil
 }
 
-// Dial returns a new stream after the server has answered under its key.
+// Dial returns a new stream after the server has answered under its key. Where the
+// server seems to have forgotten the session, that is the answer to a new one.
 func (d *Dialer) Dial(ctx context.Context) (Stream, error) {
 	for tries := 1; ; tries++ {
-		s, err := d.session()
+		s, err := d.session(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -116,11 +140,13 @@ func (d *Dialer) Dial(ctx context.Context) (Stream, error) {
 		case <-s.client.Ready():
 			return d.open(ctx, s)
 		case <-s.client.Done():
+			d.release(s)
 			if tries < clockTries && s.untimely() {
 				continue
 			}
 			return nil, s.failure()
 		case <-ctx.Done():
+			d.release(s)
 			if !d.engine.Multiplexes() {
 				s.engine.Close()
 			}
@@ -129,13 +155,14 @@ func (d *Dialer) Dial(ctx context.Context) (Stream, error) {
 	}
 }
 
-// DialEarly returns a new stream at once: what is written to it travels with
-// the session's first message, and when that fails Read and Write return the
+// DialEarly returns a new stream at once, or when a session that the server seems
+// to have forgotten has been tried to be replaced: what is written to it travels
+// with the session's first message, and when that fails Read and Write return the
 // error that Dial would have returned. If it is only the clocks that differ, a
 // stream that has said nothing goes on in the next session, and one that has returns
 // ErrClock: what it said is not said twice.
 func (d *Dialer) DialEarly(ctx context.Context) (Stream, error) {
-	s, err := d.session()
+	s, err := d.session(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -162,21 +189,28 @@ func (d *Dialer) open(ctx context.Context, s *session) (Stream, error) {
 	return &clientStream{dialer: d, stream: st, session: s}, nil
 }
 
-// openIn opens a stream in s or, if that ends meanwhile only because the clocks
-// differ, in the session after it, which it returns.
+// openIn opens a stream in s, which has a place for it, or, if that ends meanwhile
+// only because the clocks differ, or has no room after all, in another session,
+// which it returns.
 func (d *Dialer) openIn(ctx context.Context, s *session) (engine.Stream, *session, error) {
-	for tries := 1; ; tries++ {
+	for tries := 1; ; {
 		st, err := s.engine.Open(ctx)
 		if err == nil {
 			return st, s, nil
 		}
-		if tries == clockTries || !s.untimely() {
+		d.release(s)
+		switch {
+		case errors.Is(err, engine.ErrTooMany):
+			d.fills(s)
+		case tries == clockTries || !s.untimely():
 			if cause := s.client.Err(); cause != nil {
 				err = cause
 			}
 			return nil, nil, err
+		default:
+			tries++
 		}
-		if s, err = d.session(); err != nil {
+		if s, err = d.session(ctx); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -192,26 +226,6 @@ func (s *session) failure() error {
 		return err
 	}
 	return errDialerClosed
-}
-
-// session returns the session for a new stream.
-func (d *Dialer) session() (*session, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return nil, errDialerClosed
-	}
-	if !d.engine.Multiplexes() {
-		return d.start()
-	}
-	if d.current == nil || isClosed(d.current.engine.Done()) || d.current.client.Err() != nil {
-		s, err := d.start()
-		if err != nil {
-			return nil, err
-		}
-		d.current = s
-	}
-	return d.current, nil
 }
 
 // start starts a session and its watcher. mu is held.
@@ -243,13 +257,20 @@ func (d *Dialer) start() (*session, error) {
 // with the Dialer, and has a session replaced that the server has forgotten.
 func (d *Dialer) watch(s *session) {
 	defer func() {
+		d.remove(s)
 		s.engine.Close()
 		<-s.client.Done() // the farewell is bounded
 		d.share.sessions.Add(-1)
 	}()
-	forgotten := s.client.Forgotten()
-	var retry <-chan time.Time
+	var retry <-chan time.Time // when it may be tried to be replaced again; nil: now
 	for {
+		v, news := s.client.Verdict()
+		if v.Forgotten && retry == nil {
+			if d.replace(s) {
+				return
+			}
+			retry = time.After(replaceEvery)
+		}
 		select {
 		case <-s.client.Done():
 			if err := s.client.Err(); err != nil && isClosed(s.client.Ready()) {
@@ -260,59 +281,11 @@ func (d *Dialer) watch(s *session) {
 			return
 		case <-d.ctx.Done():
 			return
-		case <-forgotten:
-			forgotten = nil
+		case <-news:
 		case <-retry:
-		}
-		if forgotten == nil && s.client.SeemsForgotten() {
-			if d.replace(s) {
-				s.replaced.Store(true)
-				return
-			}
-			retry = time.After(replaceEvery)
+			retry = nil
 		}
 	}
-}
-
-// replace tries to make a session in place of old, and tells whether the server
-// accepts it: old is over then.
-func (d *Dialer) replace(old *session) bool {
-	d.log.Info("the server does not know the session any more: starting a new one")
-	s := d.established()
-	if s == nil {
-		return false
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.current == old {
-		d.current = s
-	} else {
-		d.wg.Go(func() { s.engine.Close() }) // its watcher waits for it
-	}
-	return true
-}
-
-// established returns a new session that the server has accepted, or nil.
-func (d *Dialer) established() *session {
-	for range clockTries {
-		d.mu.Lock()
-		s, err := d.start()
-		d.mu.Unlock()
-		if err != nil {
-			return nil
-		}
-		select {
-		case <-s.client.Ready():
-			return s
-		case <-s.client.Done():
-			if !s.untimely() {
-				return nil
-			}
-		case <-d.ctx.Done():
-			return nil
-		}
-	}
-	return nil
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -59,7 +59,7 @@ func (s *clientStream) move(old *session) bool {
 		return false
 	}
 	s.moves++
-	next, err := s.dialer.session()
+	next, err := s.dialer.session(s.dialer.ctx)
 	if err != nil {
 		return false
 	}
@@ -67,6 +67,7 @@ func (s *clientStream) move(old *session) bool {
 	if err != nil {
 		return false
 	}
+	s.dialer.release(s.session)
 	s.stream, s.session = stream, next
 	stream.SetReadDeadline(s.read)   //nolint:errcheck // a stream that has failed says so when it is used
 	stream.SetWriteDeadline(s.write) //nolint:errcheck // likewise
@@ -100,8 +101,8 @@ func (s *clientStream) explain(session *session, err error) error {
 	if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || s.closed.Load() {
 		return err
 	}
-	if session.replaced.Load() {
-		return errForgotten
+	if why := session.replaced.Load(); why != nil {
+		return *why
 	}
 	if cause := session.client.Err(); cause != nil {
 		return cause
@@ -132,18 +133,20 @@ func (s *clientStream) CloseWrite() error {
 }
 
 // Close ends both directions. See engine.Stream.
-func (s *clientStream) Close() error {
-	s.closed.Store(true)
-	stream, _ := s.now()
-	return stream.Close()
+func (s *clientStream) Close() error { return s.end().Close() }
+
+// end notes that the user has ended the stream, which needs its place no more.
+func (s *clientStream) end() engine.Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed.Swap(true) {
+		s.dialer.release(s.session)
+	}
+	return s.stream
 }
 
 // Reset ends both directions by a failure. See engine.Stream.
-func (s *clientStream) Reset() error {
-	s.closed.Store(true)
-	stream, _ := s.now()
-	return stream.Reset()
-}
+func (s *clientStream) Reset() error { return s.end().Reset() }
 
 func (s *clientStream) LocalAddr() net.Addr {
 	stream, _ := s.now()

@@ -47,6 +47,8 @@ type site struct {
 	// 1. The request waits for it.
 	before   func(n int64, r *http.Request)
 	requests atomic.Int64
+
+	foreign atomic.Int64 // so many requests from now on are answered by somebody else
 }
 
 func newSite(t testing.TB) *site {
@@ -57,6 +59,10 @@ func newSite(t testing.TB) *site {
 		n := s.requests.Add(1)
 		if s.before != nil {
 			s.before(n, r)
+		}
+		if s.foreign.Add(-1) >= 0 {
+			http.NotFound(w, r)
+			return
 		}
 		s.server.Load().ServeHTTP(w, r)
 	}))

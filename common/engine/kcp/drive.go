@@ -30,15 +30,6 @@ const (
 	// long at least (IKCP_PROBE_INIT).
 	probeInterval = kcp.IKCP_PROBE_INIT * time.Millisecond
 
-	// minBacklog and maxBacklog bound the bytes taken from the stream that the
-	// carrier has not taken yet. KCP works through all that is in flight for each
-	// flush: with 256 KB at most, a transfer without delay takes a tenth more of the
-	// processor. But what is said next waits behind it, for about backlogTime where
-	// the carrier is the limit.
-	minBacklog  = 32 << 10
-	maxBacklog  = 1 << 20
-	backlogTime = 2 * time.Millisecond
-
 	// maxAcks is how many acknowledgements may wait for the carrier until the
 	// Conn reads no more (0.8 MB). Who never takes them is not listened to, and the
 	// carrier below stops it.
@@ -82,16 +73,13 @@ type driver struct {
 	peer net.Addr // where to write to; nil until it is known
 	err  error    // why the session has ended; nil: it has not
 
-	flight flight
-	came   received
-	given  uint32 // messages that KCP was given
-	packed packed
-	held   int       // bytes that the carrier was told of
-	taken  sync.Cond // the carrier has taken acknowledgements
-
-	limit   int  // bytes that may wait
-	limited bool // somebody was refused room since the last flush
-	waits   bool // and has not been told of room yet
+	flight  flight
+	came    received
+	given   uint32 // messages that KCP was given
+	packed  packed
+	backlog backlog
+	held    int       // bytes that the carrier was told of
+	taken   sync.Cond // the carrier has taken acknowledgements
 
 	owed     int       // acknowledgements that KCP has not put out
 	ackSince time.Time // when the first of those came that the carrier has not taken
@@ -109,7 +97,7 @@ func (d *driver) init(c *Conn, pc engine.Carrier) {
 	d.conn, d.pc, d.peer = c, pc, pc.RemoteAddr()
 	d.done = make(chan struct{})
 	d.taken.L = &d.mu
-	d.limit = minBacklog
+	d.backlog.limit = minBacklog
 	d.heard = time.Now()
 	d.runs = true
 	d.timer = time.AfterFunc(math.MaxInt64, func() {
@@ -232,17 +220,20 @@ func (d *driver) output(buf []byte, size int) {
 // session.
 func (d *driver) drive() {
 	var p *datagram
+	var took time.Duration
 	for {
 		var ended bool
-		if p, ended = d.step(p); ended {
+		if p, ended = d.step(p, took); ended {
 			break
 		}
 		if p == nil {
 			return
 		}
+		start := time.Now()
 		if _, err := d.pc.WriteTo(p.data[:p.n], d.peer); err != nil {
 			d.conn.Fail(fmt.Errorf("carrier: %w", err))
 		}
+		took = time.Since(start)
 	}
 	if d.err == engine.ErrClosed && d.peer != nil { // neither changes any more
 		d.pc.WriteTo(farewell, d.peer)
@@ -250,13 +241,14 @@ func (d *driver) drive() {
 	d.pc.Close() // ends the reader
 }
 
-// step takes note that p was written, does what is due, and returns what to write
-// next. If that is nil the goroutine ends: it is not needed for now, or, if ended
-// is true, the session has ended.
-func (d *driver) step(p *datagram) (next *datagram, ended bool) {
+// step takes note that p was written, which took so long, does what is due, and
+// returns what to write next. If that is nil the goroutine ends: it is not needed
+// for now, or, if ended is true, the session has ended.
+func (d *driver) step(p *datagram, took time.Duration) (next *datagram, ended bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if p != nil {
+		d.backlog.left(p.n, took, time.Now())
 		d.packed.written(p)
 		if d.packed.acks <= maxAcks {
 			d.taken.Broadcast()
@@ -289,14 +281,7 @@ func (d *driver) step(p *datagram) (next *datagram, ended bool) {
 
 // flush lets KCP send what it may.
 func (d *driver) flush(now time.Time) {
-	if took := now.Sub(d.lastRun); d.limited {
-		d.limited = false
-		d.limit *= 2 // the carrier was waiting for us
-		if took > backlogTime {
-			d.limit = int(time.Duration(d.limit/2) * backlogTime / took)
-		}
-		d.limit = min(max(d.limit, minBacklog), maxBacklog)
-	}
+	d.backlog.grow(now)
 	d.conn.push()
 	d.tell = false
 	d.flight.allow(d.kcp, now)
@@ -376,15 +361,16 @@ func (d *driver) waiting() int { return int(d.given-d.flight.next) * SegmentSize
 // refuses tells whether as much waits as may. Who is refused hears of it when
 // half of that has gone.
 func (d *driver) refuses() bool {
-	d.waits = d.waiting()+d.packed.bytes >= d.limit
-	d.limited = d.limited || d.waits
-	return d.waits
+	b := &d.backlog
+	b.waits = d.waiting()+d.packed.bytes >= b.limit
+	b.limited = b.limited || b.waits
+	return b.waits
 }
 
 // offer tells who was refused that there is room.
 func (d *driver) offer() {
-	if d.waits && d.waiting()+d.packed.bytes <= d.limit/2 {
-		d.waits = false
+	if b := &d.backlog; b.waits && d.waiting()+d.packed.bytes <= b.limit/2 {
+		b.waits = false
 		signal(d.conn.writable)
 	}
 }

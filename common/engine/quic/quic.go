@@ -86,7 +86,7 @@ const (
 
 	// maxStreams is how many streams a client may have open at a time. Open waits
 	// for the next one.
-	maxStreams = 256
+	maxStreams = engine.MaxStreams
 )
 
 // config is the same on both sides. The library does not change it.

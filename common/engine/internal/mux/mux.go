@@ -100,9 +100,8 @@ const (
 	streamCost  = 2400
 	sessionCost = 80 << 10
 
-	// maxStreams is how many streams a client may have open at a time: several
-	// times as many as a browser has connections.
-	maxStreams = 256
+	// maxStreams is how many streams a client may have open at a time.
+	maxStreams = engine.MaxStreams
 
 	// maxRefused is how many streams in a row may be refused. A client that knows
 	// its own limit comes nowhere near.
@@ -123,7 +122,6 @@ var (
 	errFormat     = errors.New("smux: malformed frame")
 	errWindow     = errors.New("smux: the other side ignores a window")
 	errRefused    = fmt.Errorf("smux: the other side has opened %d streams beyond its limit", maxRefused)
-	errTooMany    = fmt.Errorf("smux: %d streams are open on this session; close some or open another session", maxStreams)
 	errFlood      = errors.New("smux: the other side asks for more than it takes")
 	errServerOpen = errors.New("smux: only the client opens streams")
 	errClient     = errors.New("smux: only the server accepts streams")
@@ -241,7 +239,7 @@ func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
 	many := len(s.streams) >= maxStreams
 	s.mu.Unlock()
 	if many {
-		return nil, errTooMany
+		return nil, engine.ErrTooMany
 	}
 	str, err := s.smux.OpenStream() // the tap registers it
 	if err != nil {

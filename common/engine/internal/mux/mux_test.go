@@ -221,7 +221,7 @@ func TestTooMany(t *testing.T) {
 		for range maxStreams {
 			open(t, client)
 		}
-		if _, err := client.Open(context.Background()); err != errTooMany {
+		if _, err := client.Open(context.Background()); err != engine.ErrTooMany {
 			t.Errorf("Open beyond the limit: %v", err)
 		}
 		for range maxStreams {

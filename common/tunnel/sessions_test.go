@@ -1,0 +1,126 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+
+	"turbotunnel/common/engine"
+	"turbotunnel/common/engines"
+)
+
+// However many answers in a row are by somebody else, a session lives that the
+// server still knows, and of what was tried in its place nothing is left.
+func TestForeignAnswers(t *testing.T) {
+	each(t, func(t *testing.T, s *site, d *Dialer, _ string) {
+		c := dial(t, d)
+		remote := s.accept()
+		for _, n := range []int64{3, 5, 7} {
+			s.foreign.Store(n)
+			s.web.CloseClientConnections()
+			until(t, "the answers by somebody else", func() bool { return s.foreign.Load() <= 0 })
+			text := fmt.Sprint("after ", n)
+			io.WriteString(c, text)
+			expect(t, "the server", remote, text)
+			io.WriteString(remote, text)
+			expect(t, "the client", c, text)
+		}
+		until(t, "the end of the other sessions", func() bool { return d.share.sessions.Load() == 1 })
+	})
+}
+
+// A stream that comes while a session is in doubt is not lost, whichever session
+// stays.
+func TestDialInDoubt(t *testing.T) {
+	s := newSite(t)
+	d := s.dialer(s.config("kcp-smux"))
+	go func() {
+		for {
+			st, err := s.server.Load().Accept()
+			if err != nil {
+				return
+			}
+			go io.Copy(st, st)
+		}
+	}()
+	old := dial(t, d)
+	for range 5 {
+		s.foreign.Store(4)
+		s.web.CloseClientConnections()
+		until(t, "the answers by somebody else", func() bool { return s.foreign.Load() <= 0 })
+		st := dial(t, d)
+		io.WriteString(st, "new")
+		expect(t, "the new stream", st, "new")
+		io.WriteString(old, "old")
+		expect(t, "the old stream", old, "old")
+	}
+}
+
+// Where a session has as many streams as it may have, another one is opened beside
+// it.
+func TestManySessions(t *testing.T) {
+	for _, name := range engines.Names() {
+		if e, _ := engines.Find(name); !e.Multiplexes() {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			const many = engine.MaxStreams + 20
+			s := newSite(t)
+			d := s.dialer(s.config(name))
+			var wg sync.WaitGroup
+			for range many {
+				wg.Go(func() {
+					st, err := d.DialEarly(t.Context())
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					io.WriteString(st, "hello")
+				})
+			}
+			wg.Wait()
+			for range many {
+				expect(t, "the server", s.accept(), "hello")
+			}
+			if n := s.server.Load().Stats().Sessions; n != 2 {
+				t.Errorf("%d sessions, want 2", n)
+			}
+		})
+	}
+}
+
+func TestTooManySessions(t *testing.T) {
+	s := newSite(t)
+	d := s.dialer(s.config("kcp-smux"))
+	d.sessions = make([]*session, maxSessions)
+	if _, err := d.DialEarly(t.Context()); !errors.Is(err, errFull) {
+		t.Errorf("one session too many: %v", err)
+	}
+}
+
+// A session that new streams do not share any more ends when nobody needs it, and
+// not before.
+func TestSpare(t *testing.T) {
+	s := newSite(t)
+	d := s.dialer(s.config("kcp-smux"))
+	c := dial(t, d)
+	old := c.(*clientStream).session
+	d.mu.Lock()
+	d.begin()
+	d.discard(old)
+	d.discard(d.current)
+	d.mu.Unlock()
+	io.WriteString(c, "hello")
+	expect(t, "the server", s.accept(), "hello")
+	c.Close()
+	c.Close()
+	d.mu.Lock()
+	d.discard(old)
+	d.mu.Unlock()
+	<-old.client.Done()
+	if err := old.client.Err(); err != nil || d.current == old {
+		t.Errorf("the spare session has ended with %v", err)
+	}
+}
