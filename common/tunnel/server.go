@@ -157,7 +157,7 @@ func (s *Server) handOn(c *carrier.Session, sess engine.Session, count func(int)
 		if err != nil || !s.pace(sess, often, holderOf(c)) {
 			return
 		}
-		stream := &ServerStream{Stream: st, session: c, holder: holderOf(c)}
+		stream := &ServerStream{Stream: st, session: c, holder: holderOf(c), shares: s.shares}
 		stream.onClose = func() {
 			active.Add(-1)
 			count(-1)
@@ -210,9 +210,7 @@ func (s *Server) admit(st *ServerStream, active *atomic.Int64) bool {
 		})
 		return false
 	}
-	now := time.Now()
-	st.moved.Store(now.UnixNano())
-	ok, goes := s.shares.add(st, now)
+	ok, goes := s.shares.add(st, time.Now())
 	if !ok || goes != nil {
 		s.limited.Add(1)
 		s.full.Do(func() {

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"log/slog"
+	"math/bits"
 	"net"
 	"net/netip"
 	"strings"
@@ -50,9 +51,7 @@ func TestSessionsAreForgotten(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	s := newShares(1)
 	stream := func() *ServerStream {
-		st := &ServerStream{Stream: new(pileStream), holder: holder{session: new(carrier.Session)}}
-		st.moved.Store(now.UnixNano())
-		return st
+		return &ServerStream{Stream: new(pileStream), holder: holder{session: new(carrier.Session)}}
 	}
 	for range 10 {
 		only := stream()
@@ -74,27 +73,30 @@ func TestSessionsAreForgotten(t *testing.T) {
 func TestFullSharesMakeRoom(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	s := newShares(8)
-	stream := func(h holder, idle time.Duration) *ServerStream {
-		st := &ServerStream{Stream: new(pileStream), holder: h}
-		st.moved.Store(now.Add(-idle).UnixNano())
-		return st
-	}
+	stream := func(h holder) *ServerStream { return &ServerStream{Stream: new(pileStream), holder: h} }
 	many, few, newcomer := holder{session: new(carrier.Session)}, holder{session: new(carrier.Session)}, holder{session: new(carrier.Session)}
 	var all []*ServerStream
-	for i := range 6 {
-		st := stream(many, time.Duration(i%4)*time.Second)
+	for range 6 {
+		st := stream(many)
 		all = append(all, st)
 		if ok, goes := s.add(st, now); !ok || goes != nil {
 			t.Fatal("no room in an empty server")
 		}
 	}
 	for range 2 {
-		s.add(stream(few, time.Hour), now)
+		s.add(stream(few), now.Add(-time.Hour))
 	}
-	if ok, goes := s.add(stream(newcomer, 0), now); !ok || goes != all[3] {
+	for i, st := range all {
+		s.passed(st, now.Add(time.Duration(1+i)*time.Second))
+	}
+	now = now.Add(10 * time.Second)
+	for _, st := range all[:3] {
+		s.passed(st, now)
+	}
+	if ok, goes := s.add(stream(newcomer), now); !ok || goes != all[3] {
 		t.Errorf("a newcomer: admitted %v, and %p went, want %p", ok, goes, all[3])
 	}
-	if ok, goes := s.add(stream(many, 0), now); ok || goes != nil {
+	if ok, goes := s.add(stream(many), now); ok || goes != nil {
 		t.Error("who has most takes from others")
 	}
 	if open, most := s.streams(); open != 8 || most != 8 {
@@ -103,19 +105,88 @@ func TestFullSharesMakeRoom(t *testing.T) {
 
 	// Everybody has one: only one that is idle goes.
 	even := newShares(2)
-	busy, idle := stream(many, 0), stream(few, 2*idleStream)
+	busy, idle := stream(many), stream(few)
 	even.add(busy, now)
 	even.add(idle, now)
-	if ok, goes := even.add(stream(newcomer, 0), now); !ok || goes != idle {
+	now = now.Add(2 * idleStream)
+	even.passed(busy, now)
+	if ok, goes := even.add(stream(newcomer), now); !ok || goes != idle {
 		t.Error("an idle stream did not go")
 	}
-	if ok, goes := even.add(stream(holder{session: new(carrier.Session)}, 0), now); ok || goes != nil {
+	if ok, goes := even.add(stream(holder{session: new(carrier.Session)}), now); ok || goes != nil {
 		t.Error("a stream in use went, though its holder has no more than others")
 	}
 	even.remove(busy)
 	even.remove(busy)
 	if open, _ := even.streams(); open != 1 {
 		t.Errorf("%d are open, want 1", open)
+	}
+}
+
+// What a newcomer costs does not grow with how many there are, but for the depth of
+// a heap, however many streams are in use.
+func TestNewcomersAreCheap(t *testing.T) {
+	for _, c := range []struct{ holders, each int }{{160, 100}, {16000, 1}, {4, 4000}} {
+		now := time.Unix(1e9, 0)
+		s := newShares(c.holders * c.each)
+		stream := func(h holder) *ServerStream { return &ServerStream{Stream: new(pileStream), holder: h} }
+		var all []*ServerStream
+		for range c.holders {
+			h := holder{session: new(carrier.Session)}
+			for range c.each {
+				st := stream(h)
+				s.add(st, now)
+				all = append(all, st)
+			}
+		}
+		most := 0
+		cost := func(what func()) {
+			before := s.rivals.compared
+			what()
+			most = max(most, s.rivals.compared-before)
+		}
+		now = now.Add(2 * idleStream)
+		for i := range 1000 {
+			cost(func() { s.passed(all[i*7919%len(all)], now) })
+		}
+		went := make(map[*ServerStream]bool)
+		for range 1000 {
+			cost(func() {
+				if ok, goes := s.add(stream(holder{session: new(carrier.Session)}), now); !ok || goes == nil || went[goes] {
+					t.Fatalf("a newcomer: admitted %v, %p went", ok, goes)
+				} else {
+					went[goes] = true
+				}
+			})
+		}
+		for i := range 1000 {
+			if went[all[i*7919%len(all)]] && c.each == 1 {
+				t.Error("a stream in use went in place of an idle one")
+			}
+		}
+		if limit := 10 * bits.Len(uint(c.holders+1000)); most > limit {
+			t.Errorf("%d holders of %d streams: one step compares %d times, want %d at most", c.holders, c.each, most, limit)
+		}
+	}
+}
+
+// What passes on a stream takes the lock of all once a second at most.
+func TestStreamsMoveSeldom(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := newShares(8)
+	st := &ServerStream{Stream: new(pileStream), holder: holder{session: new(carrier.Session)}}
+	s.add(st, now)
+	s.mu.Lock() // whoever wants it would stand still
+	s.passed(st, now.Add(movedEvery-1))
+	s.mu.Unlock()
+	s.passed(st, now.Add(movedEvery))
+	if got := st.moved.Load(); got != s.since(now.Add(movedEvery)) {
+		t.Error("a stream that is in use is taken for an idle one")
+	}
+	s.remove(st)
+	s.passed(st, now.Add(time.Hour)) // of one that has gone
+	if len(s.rivals.all) != 0 {
+		t.Errorf("%d holders are left", len(s.rivals.all))
 	}
 }
 

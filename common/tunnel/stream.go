@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"container/list"
 	"errors"
 	"io"
 	"net"
@@ -184,7 +185,9 @@ type ServerStream struct {
 	engine.Stream
 	session *carrier.Session
 	holder  holder
-	moved   atomic.Int64 // when something passed, in nanoseconds since 1970
+	shares  *shares
+	moved   atomic.Int64  // when something passed, to a second, as the shares count time; written under their mu
+	place   *list.Element // among its holder's; guarded by the shares' mu; nil: not counted
 	once    sync.Once
 	onClose func()
 }
@@ -194,13 +197,13 @@ func (s *ServerStream) Session() string { return s.session.Name() }
 
 func (s *ServerStream) Read(p []byte) (int, error) {
 	n, err := s.Stream.Read(p)
-	s.moved.Store(time.Now().UnixNano())
+	s.shares.passed(s, time.Now())
 	return n, err
 }
 
 func (s *ServerStream) Write(p []byte) (int, error) {
 	n, err := s.Stream.Write(p)
-	s.moved.Store(time.Now().UnixNano())
+	s.shares.passed(s, time.Now())
 	return n, err
 }
 
