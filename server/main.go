@@ -224,6 +224,7 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 		if s.key, err = loadKey(set.stateDir); err != nil {
 			return nil, err
 		}
+		removeLeftovers(set.stateDir)
 		publicKey = s.key.Public()
 		if info, err := os.Stat(filepath.Join(set.stateDir, keyFile)); err == nil {
 			born = info.ModTime()
@@ -239,8 +240,9 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 		}
 	}
 	if set.stateDir != "" {
+		// The file is for people only: a full disk keeps nobody from serving.
 		if err := writeBridgeLine(set.stateDir, set.url, publicKey); err != nil {
-			return nil, err
+			log.Warn("the file with the bridge line is missing or out of date", "err", err)
 		}
 	}
 	if s.decoy, err = decoy.New(set.decoy, born, log); err != nil {

@@ -134,21 +134,11 @@ func TestMakeStateDir(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("mode %v, error %v; want 0700", info.Mode(), err)
 	}
-	if left, _ := os.ReadDir(dir); len(left) != 0 {
-		t.Errorf("left behind: %v", left)
-	}
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := MakeStateDir(file); err == nil || !strings.Contains(err.Error(), file) {
 		t.Errorf("a file as directory: %v; want an error that names it", err)
-	}
-	if os.Geteuid() == 0 {
-		return // root may write everywhere
-	}
-	os.Chmod(dir, 0o500)
-	if err := MakeStateDir(dir); !errors.Is(err, os.ErrPermission) {
-		t.Errorf("unwritable directory: %v", err)
 	}
 }

@@ -131,12 +131,15 @@ func TestKey(t *testing.T) {
 			t.Errorf("a key prints as %q", s)
 		}
 	}
-	if _, err := ParseKey([]byte(keyPrefix + secret)); err != nil {
-		t.Errorf("without the line's end: %v", err)
+	line := keyPrefix + secret
+	for _, good := range []string{line, line + "\r\n", line + "\n\n\n", " \t" + line + " ", "\ufeff" + line + "\r\n", "\n" + line, strings.Replace(line, " ", "  ", 1)} {
+		if k, err := ParseKey([]byte(good)); err != nil || k.Public() != key.Public() {
+			t.Errorf("%q: %v, %v", strings.Replace(good, secret, "SECRET", 1), k, err)
+		}
 	}
 	for _, bad := range []string{
-		"", "\n", secret, keyPrefix, keyPrefix + secret[1:], keyPrefix + secret + "=", keyPrefix + secret + "\n\n",
-		keyPrefix + secret + "\r\n", keyPrefix + " " + secret, "\n" + string(text), string(text) + "more",
+		"", "\n", secret, keyPrefix, keyPrefix + secret[1:], keyPrefix + secret + "=", strings.ToUpper(line),
+		string(text) + "more", keyPrefix + secret[:20] + "\n" + secret[20:], line + "\x00", "\ufeff\ufeff" + line,
 		strings.Replace(string(text), "1", "2", 1),
 	} {
 		_, err := ParseKey([]byte(bad))
@@ -152,10 +155,11 @@ func FuzzParseKey(f *testing.F) {
 	key := NewKey()
 	f.Add(key.Marshal())
 	f.Add([]byte(keyPrefix))
-	f.Add([]byte(keyPrefix + strings.Repeat("A", 43) + "\r\n"))
+	f.Add([]byte("\ufeff" + keyPrefix + strings.Repeat("A", 43) + "\r\n\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		k, err := ParseKey(text)
-		if err == nil && string(k.Marshal()) != strings.TrimSuffix(string(text), "\n")+"\n" {
+		words := strings.Fields(strings.TrimPrefix(string(text), "\ufeff"))
+		if err == nil && string(k.Marshal()) != strings.Join(words, " ")+"\n" {
 			t.Fatalf("%q was read, and is written as %q", text, k.Marshal())
 		}
 	})

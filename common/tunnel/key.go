@@ -17,15 +17,19 @@ const keyPrefix = "turbotunnel-private-key-1 "
 // NewKey makes a key.
 func NewKey() *Key { return &Key{handshake.GenerateKey()} }
 
-// ParseKey reads what Marshal wrote: the content of a turbo_key file.
+// ParseKey reads what Marshal wrote: the content of a turbo_key file. Space around
+// the two words, line breaks of any system and a byte order mark included, is
+// what editors and tools for secrets leave, and makes no key a bad one.
 func ParseKey(text []byte) (*Key, error) {
-	line, found := strings.CutPrefix(strings.TrimSuffix(string(text), "\n"), keyPrefix)
-	if !found {
+	words := strings.Fields(strings.TrimPrefix(string(text), "\ufeff"))
+	if len(words) == 0 || words[0] != strings.TrimSpace(keyPrefix) {
 		return nil, errors.New("not a turbotunnel private key")
 	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(line)
-	// The decoder skips line breaks: both lengths have to be right.
-	if err != nil || len(b) != len(handshake.PrivateKey{}) || len(line) != base64.RawURLEncoding.EncodedLen(len(b)) {
+	if len(words) != 2 {
+		return nil, errors.New("a turbotunnel private key that is damaged")
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(words[1])
+	if err != nil || len(b) != len(handshake.PrivateKey{}) {
 		return nil, errors.New("a turbotunnel private key that is damaged")
 	}
 	return &Key{handshake.PrivateKey(b)}, nil
