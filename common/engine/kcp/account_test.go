@@ -104,11 +104,38 @@ func TestFloodStops(t *testing.T) {
 		if came < 8<<20 || sent > came {
 			t.Errorf("%d bytes came, and %d went", came, sent)
 		}
-		if left := y.Held(); left > 4*bufferCost {
+		if left := y.Held() - sessionCost; left > 4*bufferCost {
 			t.Errorf("%d bytes are held for one segment", left)
 		}
 		c.Close()
 	})
+}
+
+// TestSessionCost: what a session at rest takes is what its price says.
+func TestSessionCost(t *testing.T) {
+	const pairs = 100
+	memory := func() int {
+		n := heap()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return n + int(m.StackInuse)
+	}
+	before := memory()
+	var all []*Conn
+	for range pairs {
+		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		a, b := NewConn(x, true), NewConn(y, false)
+		defer a.Close()
+		defer b.Close()
+		a.Append(0, []byte("ping"))
+		b.Read(make([]byte, 4))
+		all = append(all, a, b)
+	}
+	each := (memory() - before) / len(all)
+	t.Logf("%d bytes for each of %d sessions at rest", each, len(all))
+	if 4*each < 3*sessionCost || 4*each > 5*sessionCost {
+		t.Errorf("%d bytes for each session; want %d", each, sessionCost)
+	}
 }
 
 // TestHeldEnds: what was read and acknowledged is held no more.
@@ -126,7 +153,7 @@ func TestHeldEnds(t *testing.T) {
 			most = max(most, x.Held())
 		}
 		time.Sleep(time.Second)
-		if most < 8<<20 || x.Held() > 0 || y.Held() > 8*circle/64 {
+		if most < 8<<20 || x.Held() != sessionCost || y.Held() > sessionCost+8*circle/64 {
 			t.Errorf("%d bytes are held by who sent, %d at most before, and %d by who read", x.Held(), most, y.Held())
 		}
 	})

@@ -111,6 +111,7 @@ func (d *driver) init(c *Conn, pc engine.Carrier) {
 	d.kcp.WndSize(Window, Window)
 	d.flight = flight{newest: clock(), wnd: Window, burst: firstBurst}
 	d.kcp.Input(d.flight.patience(), kcp.IKCP_PACKET_REGULAR, false)
+	d.count()
 }
 
 // readDatagrams is the goroutine that receives. It ends when pc fails or is
