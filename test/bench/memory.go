@@ -27,6 +27,7 @@ type sessionFigures struct {
 	Engine         string
 	Sessions       int
 	Server, Client use // of one session
+	Plain          use // of one session at the server, without TLS: over HTTP/1.1 in the clear
 	Error          string
 }
 
@@ -60,8 +61,8 @@ const (
 	memoryLimit = 3 * time.Minute
 )
 
-// memory measures each engine over HTTPS on loopback: the server program, and
-// the client's end in another process.
+// memory measures each engine over HTTPS on loopback, and the server's end once
+// more without TLS: the server program, and the client's end in another process.
 func (b *bench) memory(names []string) []sessionFigures {
 	var all []sessionFigures
 	for _, e := range names {
@@ -70,9 +71,9 @@ func (b *bench) memory(names []string) []sessionFigures {
 				continue
 			}
 			s := scenario{engine: e, before: before}
-			fmt.Printf("%s %d idle sessions, %s, about %v\n", time.Now().Format(time.TimeOnly), sessions, s.label(), memorySettle)
+			fmt.Printf("%s %d idle sessions, %s, about %v\n", time.Now().Format(time.TimeOnly), sessions, s.label(), 2*memorySettle)
 			f := sessionFigures{Engine: s.label(), Sessions: sessions}
-			if err := b.memoryOne(&f, s); err != nil {
+			if err := errors.Join(b.memoryOne(&f, s, true), b.memoryOne(&f, s, false)); err != nil {
 				f.Error = err.Error()
 			}
 			f.print()
@@ -87,14 +88,15 @@ func (f *sessionFigures) print() {
 		fmt.Printf("    %s: %s of heap and stacks, %s resident, %.1f goroutines a session\n", name, kb(u.Memory), kb(u.Resident), u.Routines)
 	}
 	one("server", f.Server)
+	one("server, without TLS", f.Plain)
 	one("client", f.Client)
 	if f.Error != "" {
 		fmt.Printf("    FAILED: %s\n", f.Error)
 	}
 }
 
-func (b *bench) memoryOne(f *sessionFigures, s scenario) error {
-	server, err := b.startMemoryServer(b.folder(s.before))
+func (b *bench) memoryOne(f *sessionFigures, s scenario, secure bool) error {
+	server, err := b.startMemoryServer(b.folder(s.before), secure)
 	if err != nil {
 		return err
 	}
@@ -117,6 +119,9 @@ func (b *bench) memoryOne(f *sessionFigures, s scenario) error {
 		return err
 	}
 	cfg := tunnel.Config{URL: "https://" + cdn.Front + "/bench", Key: server.key, Addr: server.addr, Engine: s.engine}
+	if !secure {
+		cfg.URL = "http://" + cdn.Front + "/bench"
+	}
 	if _, err := client.do(holdOpen, holdAsk{Config: cfg, Sessions: f.Sessions}); err != nil {
 		return err
 	}
@@ -133,8 +138,12 @@ func (b *bench) memoryOne(f *sessionFigures, s scenario) error {
 	if err != nil {
 		return err
 	}
-	f.Server = serverAfter.of(f.Sessions, serverBefore)
-	f.Client = clientAfter.of(f.Sessions, clientBefore)
+	if secure {
+		f.Server = serverAfter.of(f.Sessions, serverBefore)
+		f.Client = clientAfter.of(f.Sessions, clientBefore)
+	} else {
+		f.Plain = serverAfter.of(f.Sessions, serverBefore)
+	}
 	// They were alive all the time.
 	_, err = client.do(holdPing, holdAsk{})
 	return err
@@ -148,7 +157,7 @@ type memoryServer struct {
 	key           string
 }
 
-func (b *bench) startMemoryServer(folder string) (*memoryServer, error) {
+func (b *bench) startMemoryServer(folder string, secure bool) (*memoryServer, error) {
 	addrs, err := proc.FreeAddrs(2)
 	if err != nil {
 		return nil, err
@@ -158,7 +167,11 @@ func (b *bench) startMemoryServer(folder string) (*memoryServer, error) {
 		return nil, err
 	}
 	s := &memoryServer{addr: addrs[0], metrics: addrs[1]}
-	s.Process, s.key, err = b.startServer(folder, dir, s.addr, append(b.tlsFlags(), "-metrics", s.metrics)...)
+	flags := []string{"-metrics", s.metrics}
+	if secure {
+		flags = append(flags, b.tlsFlags()...)
+	}
+	s.Process, s.key, err = b.startServer(folder, dir, s.addr, flags...)
 	if err != nil {
 		return nil, err
 	}

@@ -323,14 +323,14 @@ func (r *results) engines(s *strings.Builder) {
 		s.WriteString(t.String())
 	}
 	if len(r.Sessions) > 0 {
-		fmt.Fprintf(s, "\n%d idle sessions with one open stream each, %d s after they were opened, each over a TLS connection with HTTP/2 of its own. The server is the server program, which forwards each stream over a TCP connection; the client is a program with as many dialers of `common/tunnel`. Counted is what each of the two processes had more than before the first session, divided by their number: heap and stacks after garbage collections, with TLS, HTTP/2 and buffers of connections, and resident memory as the kernel saw it before those collections. What the kernel itself holds for connections is not counted.\n\n", sessions, int(memorySettle.Seconds()))
-		t := table{{"engine", "server: heap and stacks", "client: heap and stacks", "server: resident", "client: resident", "goroutines, server + client"}}
+		fmt.Fprintf(s, "\n%d idle sessions with one open stream each, %d s after they were opened, each over a TLS connection with HTTP/2 of its own. The server is the server program, which forwards each stream over a TCP connection; the client is a program with as many dialers of `common/tunnel`. Counted is what each of the two processes had more than before the first session, divided by their number: heap and stacks after garbage collections, with TLS, HTTP/2 and buffers of connections (but in the column without TLS, where sessions come over HTTP/1.1 in the clear, as behind a proxy), and resident memory as the kernel saw it before those collections. What the kernel itself holds for connections is not counted.\n\n", sessions, int(memorySettle.Seconds()))
+		t := table{{"engine", "server: heap and stacks", "server without TLS", "client: heap and stacks", "server: resident", "client: resident", "goroutines, server + client"}}
 		for _, f := range r.Sessions {
 			name := f.Engine
 			if f.Error != "" {
 				name += " (FAILED: " + f.Error + ")"
 			}
-			t = append(t, []string{name, kb(f.Server.Memory), kb(f.Client.Memory), kb(f.Server.Resident), kb(f.Client.Resident), fmt.Sprintf("%.1f + %.1f", f.Server.Routines, f.Client.Routines)})
+			t = append(t, []string{name, kb(f.Server.Memory), kb(f.Plain.Memory), kb(f.Client.Memory), kb(f.Server.Resident), kb(f.Client.Resident), fmt.Sprintf("%.1f + %.1f", f.Server.Routines, f.Client.Routines)})
 		}
 		s.WriteString(t.String())
 	}
