@@ -53,6 +53,8 @@ func TestMetrics(t *testing.T) {
 		"turbotunnel_sessions_refused_total":             0,
 		"turbotunnel_sessions_expired_total":             0,
 		"turbotunnel_sessions_untimely_total":            0,
+		"turbotunnel_first_messages_forgotten_total":     0,
+		"turbotunnel_first_messages_refused_total":       0,
 		"turbotunnel_streams_accepted_total":             1,
 		"turbotunnel_streams_refused_total":              0,
 		`turbotunnel_stream_bytes_total{direction="up"}`: 1000,

@@ -319,3 +319,35 @@ func TestUntimely(t *testing.T) {
 		}
 	})
 }
+
+// When more sessions begin than can be remembered, the log says so once, and who comes
+// a little later comes in.
+func TestCrowdOfFirstMessages(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		var out bytes.Buffer
+		w.server.log = slog.New(slog.NewTextHandler(&out, nil))
+		w.server.guard.Bound(2000, w.server.names.add)
+		time.Sleep(time.Minute)
+		for range 60 {
+			c := w.raw(w.hello())
+			c.post(c.first)
+		}
+		n := w.server.Stats()
+		if n.Excess == 0 {
+			t.Error("that was no crowd")
+		}
+		for range 3 {
+			time.Sleep(6 * time.Second)
+			for range 5 {
+				c := w.raw(w.hello())
+				c.greet()
+			}
+		}
+		if is := w.server.Stats(); is.Excess != n.Excess || is.Forgotten < n.Forgotten+10 {
+			t.Errorf("later %d were refused, %d forgotten", is.Excess-n.Excess, is.Forgotten)
+		}
+		if text := out.String(); strings.Count(text, "more sessions begin than can be remembered") != 1 {
+			t.Errorf("the log says %q", text)
+		}
+	})
+}

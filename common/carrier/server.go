@@ -100,6 +100,7 @@ type Server struct {
 	crowded                  atomic.Uint64 // sessions that were ended for what they held
 	evicted                  atomic.Uint64 // sessions that went for new ones
 	untimely                 atomic.Uint64
+	excess, forgotten        atomic.Uint64 // as in Stats; forgotten as it was last
 }
 
 // limits are bounds of a Server's that tests lower.
@@ -151,6 +152,10 @@ type Stats struct {
 	Crowded  uint64 // sessions that were ended because they, or all, held too much
 	Evicted  uint64 // sessions that went for new ones because there were too many
 	Untimely uint64 // first messages that came at a wrong time, and were told the right one
+
+	// Of first messages, when more come than can be remembered:
+	Forgotten uint64 // those that were before their time, which is over for others, too
+	Excess    uint64 // those that were refused
 }
 
 // Stats returns the counts.
@@ -158,7 +163,18 @@ func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	n := len(s.sessions.byID)
 	s.mu.Unlock()
-	return Stats{n, s.budget.held.bytes(), s.opened.Load(), s.refused.Load(), s.expired.Load(), s.crowded.Load(), s.evicted.Load(), s.untimely.Load()}
+	return Stats{
+		Sessions:  n,
+		Memory:    s.budget.held.bytes(),
+		Opened:    s.opened.Load(),
+		Refused:   s.refused.Load(),
+		Expired:   s.expired.Load(),
+		Crowded:   s.crowded.Load(),
+		Evicted:   s.evicted.Load(),
+		Untimely:  s.untimely.Load(),
+		Forgotten: s.guard.Forgotten(),
+		Excess:    s.excess.Load(),
+	}
 }
 
 // serve answers a request for session id. It returns false, and has not
@@ -214,6 +230,7 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 	}
 	now := time.Now()
 	admitted := s.guard.Admit(hello.Time, hello.Epoch, handshake.NameOf(msg))
+	s.warnOfCrowd(admitted)
 	answer := handshake.Answer{Status: handshake.Accepted, Version: handshake.Version}
 	switch {
 	case errors.Is(admitted, handshake.ErrClock):
@@ -274,6 +291,18 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 		return nil, ask
 	}
 	return sess, ask
+}
+
+// warnOfCrowd says that more first messages come than can be remembered, of which one
+// was admitted or not.
+func (s *Server) warnOfCrowd(admitted error) {
+	if errors.Is(admitted, handshake.ErrCrowded) {
+		s.excess.Add(1)
+	} else if now := s.guard.Forgotten(); s.forgotten.Swap(now) == now {
+		return
+	}
+	s.seldom.warn(s.log, "more sessions begin than can be remembered: clients whose clocks are not exact need a round trip more; if that is no attack, raise -memory-limit",
+		"forgotten", s.guard.Forgotten(), "refused", s.excess.Load())
 }
 
 // settle counts a session no more among those that are unconfirmed and have an

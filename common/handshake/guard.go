@@ -13,17 +13,25 @@ const (
 	// that has to do with time, learns the server's time under its key.
 	Skew = 2 * time.Minute
 
-	bucketSpan = time.Minute
+	// bucketSpan is how finely is forgotten what was admitted: all that was made in a
+	// second at once. Of a clock that is set back, what is ahead of it by setBack more
+	// than Skew is still remembered: were it spent, all would be that is between.
+	bucketSpan = time.Second
+	setBack    = time.Minute
 
-	// maxBucket bounds what is remembered of the first messages of a minute. In the
-	// five minutes that Skew spans, by each of two clocks, a Guard has at most so many
-	// buckets as there are in all.
-	maxBucket  = 1 << 17
-	allBuckets = 2 * 6
+	// maxBytes bounds what is remembered: 63 MB.
+	maxBytes = 12 * nameCost << 17
 
 	// nameCost is what a name takes, in bytes: 16, and a byte of the map's for each
-	// of its places, of which between 7/16 and 7/8 are in use.
-	nameCost = 40
+	// of its places, of which between 7/16 and 7/8 are in use. bucketCost is what a
+	// bucket takes beside its names.
+	nameCost   = 40
+	bucketCost = 160
+
+	// near is how far ahead of the server's time, and how far behind it, a message may
+	// always be, however many come: what a client that has just learned the time takes
+	// to come back through a slow front.
+	near = 2 * time.Second
 
 	// reserve is how far ahead of what was admitted the times reach that are kept
 	// as spent: so often they are written at most, and for so long after a crash
@@ -40,8 +48,8 @@ var (
 	// ErrSeen: the message was admitted before.
 	ErrSeen = errors.New("handshake: a first message that was seen before")
 
-	// ErrCrowded: too many of one minute were admitted.
-	ErrCrowded = errors.New("handshake: too many new sessions in a minute")
+	// ErrCrowded: too many were admitted in a few seconds.
+	ErrCrowded = errors.New("handshake: too many new sessions in a few seconds")
 )
 
 // A Name tells one first message from another: the tag at its end, which nobody but
@@ -98,6 +106,17 @@ func SystemClock() Clock {
 //   - A clock that was once wrong and is right now costs nothing: the time that it
 //     has spent is a stretch of its own, elsewhere.
 //
+// What is remembered has a bound, and whoever has the server's key can fill it. When
+// it is full what is oldest is forgotten, a second's messages at once, and their time
+// is spent. While it is half full a message may be made near ahead of the server's
+// time at most, so that what is full is full of what can be forgotten soon. So a crowd
+// narrows the time that is admitted from Skew to what fits. Clients whose clocks are
+// off by more need that round trip; a newcomer is refused, by ErrCrowded, only while
+// half of the bound does not hold what is made in 2*near and a second. That is 10 000
+// messages in each second with the least bound that a server has, 4 MB, and they cost
+// more than a core to read. A part of the bound for each address would need to know
+// addresses, and would refuse whoever shares one; it would not raise what all can take.
+//
 // Without Marks the times spent are forgotten with the process. Then a message that
 // was made ahead of the clock, by Skew at most, can be let through again after a
 // restart, and so can every one after a restart with a clock that is behind.
@@ -107,14 +126,16 @@ type Guard struct {
 	up    time.Duration // of the process at start
 	clock Clock
 	marks Marks // nil: none
-	most  int   // names in a bucket
+	most  int   // bytes
 	hold  func(n int)
 
 	mu     sync.Mutex
-	known  buckets // of this epoch, by the count; guarded by mu, like what follows
-	others buckets // by the clock
-	spent  stretches
-	saved  stretches     // as kept by marks
+	known  way           // of this epoch, by the count; guarded by mu, like what follows
+	others way           // by the clock
+	names  int           // of both
+	looked [2]int64      // in which second of either clock it was looked for what is out of reach
+	early  uint64        // names that were forgotten before their time
+	saved  stretches     // what is spent by the clock, as kept by marks
 	lost   bool          // what was kept could not be read: all times may be spent
 	failed time.Duration // when saving failed last; 0: it did not
 	held   int           // bytes of which hold was told
@@ -137,8 +158,8 @@ func NewGuard(marks Marks, clock Clock) (*Guard, error) {
 		clock = SystemClock()
 	}
 	g := &Guard{
-		clock: clock, marks: marks, most: maxBucket, hold: func(int) {},
-		known: make(buckets), others: make(buckets),
+		clock: clock, marks: marks, most: maxBytes, hold: func(int) {},
+		known: newWay(), others: newWay(),
 	}
 	rand.Read(g.epoch[:]) // never fails (crypto/rand)
 	g.start, g.up = clock()
@@ -147,19 +168,26 @@ func NewGuard(marks Marks, clock Clock) (*Guard, error) {
 	}
 	text, err := marks.Load()
 	if err == nil {
-		err = g.spent.UnmarshalText(text)
+		err = g.others.spent.UnmarshalText(text)
 	}
 	g.lost = err != nil
-	g.saved = g.spent.clone()
+	g.saved = g.others.spent.clone()
 	return g, err
 }
 
 // Bound has the Guard take no more than so many bytes, and tell hold of each that it
-// takes more, or, negative, gives back. It is called before the first Admit. What is
-// too much for it is ErrCrowded.
+// takes more, or, negative, gives back. It is called before the first Admit.
 func (g *Guard) Bound(bytes int64, hold func(n int)) {
-	g.most = int(max(min(maxBucket, bytes/(allBuckets*nameCost)), 1))
+	g.most = int(min(maxBytes, bytes))
 	g.hold = hold
+}
+
+// Forgotten is how many messages were forgotten before their time, because too many
+// came.
+func (g *Guard) Forgotten() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.early
 }
 
 // count is the server's own time at up. mu need not be held.
@@ -171,7 +199,7 @@ func (g *Guard) Time() (time.Time, Epoch) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	wall, up := g.clock()
-	if g.lost || g.failed != 0 || g.spent.has(wall) {
+	if g.lost || g.failed != 0 || g.others.spent.has(wall) {
 		return g.count(up), g.epoch
 	}
 	return wall, Epoch{}
@@ -192,27 +220,46 @@ func (g *Guard) Admit(made time.Time, epoch Epoch, name Name) error {
 	defer g.mu.Unlock()
 	defer g.weigh()
 	wall, up := g.clock()
-	g.known.forget(g.count(up))
-	for _, s := range g.others.forget(wall) {
-		g.spent.add(s)
+	count := g.count(up)
+	if at := [2]int64{bucketOf(wall), bucketOf(count)}; at != g.looked {
+		g.looked = at
+		g.names -= g.others.forget(wall) + g.known.forget(count)
+	}
+	if g.bytes() >= g.most {
+		g.makeRoom(wall, count)
 	}
 	switch epoch {
 	case Epoch{}:
 		return g.byClock(made, name, wall, up)
 	case g.epoch:
-		return g.byCount(made, name, g.count(up))
+		return g.byCount(made, name, count)
 	}
 	return ErrClock
 }
 
+// makeRoom forgets what is oldest before its time, unless that is near. mu is held.
+func (g *Guard) makeRoom(wall, count time.Time) {
+	from := &g.known
+	at, age := from.oldest(count)
+	if a, d := g.others.oldest(wall); d > age {
+		from, at, age = &g.others, a, d
+	}
+	if age < near+bucketSpan {
+		return
+	}
+	gone := from.drop(at)
+	g.names -= gone
+	g.early += uint64(gone)
+}
+
+// bytes is what is held. mu is held.
+func (g *Guard) bytes() int {
+	return g.names*nameCost + (len(g.known.buckets)+len(g.others.buckets))*bucketCost
+}
+
 // weigh tells hold what has changed. mu is held.
 func (g *Guard) weigh() {
-	now := 0
-	for _, bs := range []buckets{g.known, g.others} {
-		for _, b := range bs {
-			now += len(b.names) * nameCost
-		}
-	}
+	now := g.bytes()
 	if now != g.held {
 		g.hold(now - g.held)
 		g.held = now
@@ -221,19 +268,40 @@ func (g *Guard) weigh() {
 
 // byCount admits a message that names the epoch. mu is held.
 func (g *Guard) byCount(made time.Time, name Name, now time.Time) error {
-	if now.Sub(made).Abs() > Skew {
+	if now.Sub(made).Abs() > Skew || g.known.spent.has(made) {
 		return ErrClock
 	}
-	return g.known.admit(made, name, g.most)
+	return g.remember(&g.known, made, name, now)
 }
 
 // byClock admits a message that names none. mu is held.
 func (g *Guard) byClock(made time.Time, name Name, wall time.Time, up time.Duration) error {
 	begin := wall.Add(g.up - up).Truncate(time.Millisecond) // as times on the wire are
-	if wall.Sub(made).Abs() > Skew || made.Before(begin) || g.lost || g.spent.has(made) || !g.keep(wall, made, up) {
+	if wall.Sub(made).Abs() > Skew || made.Before(begin) || g.lost || g.others.spent.has(made) || !g.keep(wall, made, up) {
 		return ErrClock
 	}
-	return g.others.admit(made, name, g.most)
+	return g.remember(&g.others, made, name, wall)
+}
+
+// remember admits a message, unless it was before or there is no room. mu is held.
+func (g *Guard) remember(w *way, made time.Time, name Name, now time.Time) error {
+	at := bucketOf(made)
+	b := w.buckets[at]
+	switch {
+	case b != nil && b.has(name):
+		return ErrSeen
+	case g.bytes() >= g.most/2 && made.Sub(now) > near:
+		return ErrClock
+	case g.bytes() >= g.most:
+		return ErrCrowded
+	case b == nil:
+		b = &bucket{moment(made), make(map[Name]struct{})}
+		w.buckets[at] = b
+	}
+	b.names[name] = struct{}{}
+	b.stretch = b.stretch.with(moment(made))
+	g.names++
+	return nil
 }
 
 // keep tells whether made will be known as spent after a crash, and sees to it. mu
@@ -261,8 +329,8 @@ func (g *Guard) keep(wall, made time.Time, up time.Duration) bool {
 
 // gone is what would be spent if the process ended now. mu is held.
 func (g *Guard) gone() stretches {
-	all := g.spent.clone()
-	for _, b := range g.others {
+	all := g.others.spent.clone()
+	for _, b := range g.others.buckets {
 		all.add(b.stretch)
 	}
 	return all
@@ -293,40 +361,57 @@ func (g *Guard) Close() error {
 	return g.save(spent)
 }
 
-// buckets are the messages that were admitted, by the minute in which they were made.
-type buckets map[int64]*bucket
+// A way is what is known of the messages that came in by one clock.
+type way struct {
+	buckets map[int64]*bucket // those that are remembered, by the second in which they were made
+	spent   stretches         // in which there were others
+}
 
 type bucket struct {
 	stretch stretch // from the earliest to after the latest
 	names   map[Name]struct{}
 }
 
-// forget drops the buckets that are out of reach at now, and returns their times.
-func (bs buckets) forget(now time.Time) (gone []stretch) {
-	for at, b := range bs { // six at most
-		if d := now.Sub(time.UnixMilli(at * bucketSpan.Milliseconds())); d > Skew+bucketSpan || d < -Skew {
-			gone = append(gone, b.stretch)
-			delete(bs, at)
-		}
-	}
-	return gone
+func newWay() way { return way{buckets: make(map[int64]*bucket)} }
+
+// bucketOf is the bucket of what was made at t, ageOf how long before now one began.
+func bucketOf(t time.Time) int64 { return t.UnixMilli() / bucketSpan.Milliseconds() }
+
+func ageOf(at int64, now time.Time) time.Duration {
+	return now.Sub(time.UnixMilli(at * bucketSpan.Milliseconds()))
 }
 
-// admit remembers a message, unless it does already or its minute has most.
-func (bs buckets) admit(made time.Time, name Name, most int) error {
-	at := made.UnixMilli() / bucketSpan.Milliseconds()
-	b := bs[at]
-	if b == nil {
-		b = &bucket{moment(made), make(map[Name]struct{})}
-		bs[at] = b
+func (b *bucket) has(name Name) bool {
+	_, has := b.names[name]
+	return has
+}
+
+// forget drops the buckets that are out of reach at now, and returns how many names
+// were in them.
+func (w *way) forget(now time.Time) (names int) {
+	for at := range w.buckets { // some hundred at most
+		if age := ageOf(at, now); age > Skew+bucketSpan || age < -Skew-setBack {
+			names += w.drop(at)
+		}
 	}
-	if _, seen := b.names[name]; seen {
-		return ErrSeen
+	return names
+}
+
+// oldest returns the bucket that began first and how long before now, or 0 and 0.
+func (w *way) oldest(now time.Time) (at int64, age time.Duration) {
+	for a := range w.buckets {
+		if d := ageOf(a, now); d > age {
+			at, age = a, d
+		}
 	}
-	if len(b.names) >= most {
-		return ErrCrowded
-	}
-	b.names[name] = struct{}{}
-	b.stretch = b.stretch.with(moment(made))
-	return nil
+	return at, age
+}
+
+// drop forgets a bucket, whose time is spent from now on, and returns how many names
+// were in it.
+func (w *way) drop(at int64) (names int) {
+	b := w.buckets[at]
+	delete(w.buckets, at)
+	w.spent.add(b.stretch)
+	return len(b.names)
 }

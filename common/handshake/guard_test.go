@@ -413,27 +413,117 @@ func TestGuardForgetsNothingTooEarly(t *testing.T) {
 			if err := g.Admit(clock.wall, Epoch{}, named(others)); err != nil {
 				t.Fatal(err)
 			}
-			if len(g.others) > 6 || len(g.spent) > 1 {
-				t.Fatalf("%d minutes and %d stretches are remembered", len(g.others), len(g.spent))
+			if len(g.others.buckets) > int(2*Skew/bucketSpan)+2 || len(g.others.spent) > 1 {
+				t.Fatalf("%d seconds and %d stretches are remembered", len(g.others.buckets), len(g.others.spent))
 			}
 		}
 	}
 }
 
+// A newcomer is refused only when the messages of a few seconds are too many.
 func TestGuardIsBounded(t *testing.T) {
-	clock := &fakeClock{wall: time.UnixMilli(1700000000000)}
+	clock := &fakeClock{wall: noon}
 	g := newGuard(t, nil, clock)
-	for n := range maxBucket {
+	clock.pass(time.Hour)
+	const most = 1000
+	g.Bound(bucketCost+most*nameCost, func(int) {})
+	for n := range most {
 		if err := g.Admit(clock.wall, Epoch{}, named(n)); err != nil {
 			t.Fatal(n, err)
 		}
 	}
-	if err := g.Admit(clock.wall, Epoch{}, named(maxBucket)); err != ErrCrowded {
-		t.Errorf("more than fit into a minute: %v", err)
+	if err := g.Admit(clock.wall, Epoch{}, named(most)); err != ErrCrowded {
+		t.Errorf("more than fit into a second: %v", err)
 	}
-	clock.pass(bucketSpan)
-	if err := g.Admit(clock.wall, Epoch{}, named(maxBucket)); err != nil {
-		t.Errorf("the next minute: %v", err)
+	if n := g.Forgotten(); n != 0 {
+		t.Errorf("%d were forgotten", n)
+	}
+	clock.pass(near + 2*bucketSpan)
+	if err := g.Admit(clock.wall, Epoch{}, named(most)); err != nil {
+		t.Errorf("seconds later: %v", err)
+	}
+	if n := g.Forgotten(); n != most {
+		t.Errorf("%d were forgotten, want %d", n, most)
+	}
+	if err := g.Admit(clock.wall.Add(-near-2*bucketSpan), Epoch{}, named(0)); err != ErrClock {
+		t.Errorf("one that was forgotten: %v", err)
+	}
+}
+
+// A flood of first messages, of whatever times, keeps nobody out and lets nothing in
+// twice: who has the right time comes in at once, others when they have learned it.
+func TestFlood(t *testing.T) {
+	const perSecond, least = 300, 32 << 20 / 8 / 8 // as 2400 in a second at the smallest server
+	floods := map[string]func(n int, now time.Time) time.Time{
+		"of now":     func(_ int, now time.Time) time.Time { return now },
+		"of before":  func(_ int, now time.Time) time.Time { return now.Add(-Skew) },
+		"of later":   func(_ int, now time.Time) time.Time { return now.Add(Skew) },
+		"just later": func(_ int, now time.Time) time.Time { return now.Add(near) },
+		"of any":     func(n int, now time.Time) time.Time { return now.Add(time.Duration(n*7919%240-120) * time.Second) },
+		"of two":     func(n int, now time.Time) time.Time { return now.Add(time.Duration(n%2) * Skew) },
+	}
+	for name, madeAt := range floods {
+		t.Run(name, func(t *testing.T) {
+			l := &life{t: t, honest: noon, clock: &fakeClock{wall: noon}, marks: new(fakeMarks)}
+			l.guard = newGuard(t, l.marks, l.clock)
+			held, most := 0, 0
+			l.guard.Bound(least, func(n int) {
+				held += n
+				most = max(most, held)
+			})
+			l.pass(time.Hour)
+			flooding := func(second int) {
+				epoch := Epoch{}
+				if second%3 == 0 {
+					epoch = l.guard.epoch
+				}
+				for n := range perSecond {
+					m := l.message(madeAt(n, l.honest), epoch)
+					if l.guard.Admit(m.made, m.epoch, m.name) == nil && n%(perSecond/2) == 0 {
+						l.old = append(l.old, m)
+					}
+				}
+			}
+			newcomer := func(off time.Duration) {
+				made := l.honest.Add(off)
+				l.pass(time.Second) // on its way
+				switch err := l.admit(l.message(made, Epoch{})); {
+				case err != nil && (off == 0 || err != ErrClock):
+					t.Fatalf("a client that is off by %v: %v", off, err)
+				case err == nil:
+					return
+				}
+				now, epoch := l.guard.Time()
+				l.pass(time.Second)
+				if err := l.admit(l.message(now, epoch)); err != nil {
+					t.Fatalf("a client that has learned the time: %v", err)
+				}
+			}
+			for second := range 400 {
+				flooding(second)
+				newcomer([]time.Duration{0, -time.Minute, time.Minute, -time.Hour}[second%4])
+				if second%20 == 0 {
+					for _, m := range l.old {
+						if l.guard.Admit(m.made, m.epoch, m.name) == nil {
+							t.Fatalf("a message made %v ago is admitted again", l.honest.Sub(m.made))
+						}
+					}
+				}
+			}
+			if most >= least+bucketCost+nameCost {
+				t.Errorf("%d bytes were held of %d", most, least)
+			}
+			if l.guard.Forgotten() == 0 && name == "of now" {
+				t.Error("that was no flood")
+			}
+			for range 5 * 60 {
+				l.pass(time.Second)
+				l.expect("afterwards", true)
+				l.old = l.old[max(0, len(l.old)-2000):]
+			}
+			l.restart(true, 0, 0)
+			l.expect("after a crash", false)
+		})
 	}
 }
 
@@ -441,28 +531,29 @@ func TestGuardIsBounded(t *testing.T) {
 func TestGuardIsCounted(t *testing.T) {
 	clock := &fakeClock{wall: noon}
 	g := newGuard(t, nil, clock)
+	const bound = 1 << 18
 	held, most := 0, 0
-	g.Bound(allBuckets*nameCost*100, func(n int) {
+	g.Bound(bound, func(n int) {
 		held += n
 		most = max(most, held)
 	})
 	n := 0
-	for range 20 {
-		for _, ahead := range []time.Duration{0, bucketSpan, 2 * bucketSpan} {
+	for range 400 {
+		for _, ahead := range []time.Duration{0, Skew / 2, Skew} {
 			for _, epoch := range []Epoch{{}, g.epoch} {
-				for range 110 {
+				for range 20 {
 					n++
 					g.Admit(clock.wall.Add(ahead), epoch, named(n)) //nolint:errcheck // some are too many
 				}
 			}
 		}
-		clock.pass(bucketSpan)
+		clock.pass(time.Second)
 	}
-	if most > allBuckets*nameCost*100 || most < allBuckets*nameCost*50 {
-		t.Errorf("%d bytes were held", most)
+	if most >= bound+bucketCost+nameCost || most < bound*9/10 {
+		t.Errorf("%d bytes were held of %d", most, bound)
 	}
 	clock.pass(time.Hour)
-	if err := g.Admit(clock.wall, Epoch{}, named(n+1)); err != nil || held != nameCost {
+	if err := g.Admit(clock.wall, Epoch{}, named(n+1)); err != nil || held != nameCost+bucketCost {
 		t.Errorf("%v, and %d bytes are held for one message", err, held)
 	}
 }
