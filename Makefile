@@ -15,9 +15,11 @@ FUZZTIME = 30s
 
 all: build
 
+# Static programs: they run where there is nothing else, on any Linux of this
+# architecture. GOOS and GOARCH choose another one.
 build:
-	go build -o turbotunnel-client ./client
-	go build -o turbotunnel-server ./server
+	CGO_ENABLED=0 go build -trimpath -o turbotunnel-client ./client
+	CGO_ENABLED=0 go build -trimpath -o turbotunnel-server ./server
 
 # Everything, with real tor, proxies and programs: some minutes. A test whose
 # tools are missing fails. -count=1, because go test does not know that a test

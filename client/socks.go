@@ -22,10 +22,15 @@ import (
 )
 
 const (
-	// maxHandshakes bounds the SOCKS clients that have not said yet what they
-	// want. Tor says it in one write. When there are more, the one that has
-	// been silent longest goes; goptlib gives each 5 seconds.
-	maxHandshakes = 128
+	// manyHandshakes is how many SOCKS clients there may be without any hurry
+	// that have not said yet what they want. Tor says it in one write. When there
+	// are more, those go that have been silent for silentTime; otherwise goptlib
+	// gives each 5 seconds.
+	manyHandshakes = 128
+
+	// silentTime is longer than a client of this machine takes to say what it
+	// wants, however many come at once: a burst of them is served.
+	silentTime = time.Second
 
 	// dialLimit is how long a SOCKS client waits for the server's answer. Tor
 	// gives up after two minutes, and should get its answer before that.
@@ -267,27 +272,33 @@ func (s *socksServer) handshake(conn *net.TCPConn) (*pt.SocksConn, error) {
 
 // A queue holds the clients whose handshake is under way, the oldest first.
 type queue struct {
-	mu    sync.Mutex
-	conns []*net.TCPConn
+	mu      sync.Mutex
+	waiting []waiting // guarded by mu
 }
 
-// enter adds conn. Where that makes too many, it closes the oldest.
-func (q *queue) enter(conn *net.TCPConn) {
+// waiting is a client that came at a time.
+type waiting struct {
+	conn net.Conn
+	came time.Time
+}
+
+// enter adds conn. Where that makes too many, it closes those that have been
+// silent for long.
+func (q *queue) enter(conn net.Conn) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.conns = append(q.conns, conn)
-	if len(q.conns) > maxHandshakes {
-		q.conns[0].Close()
-		q.conns = slices.Delete(q.conns, 0, 1)
+	now := time.Now()
+	q.waiting = append(q.waiting, waiting{conn, now})
+	for len(q.waiting) > manyHandshakes && now.Sub(q.waiting[0].came) >= silentTime {
+		q.waiting[0].conn.Close()
+		q.waiting = slices.Delete(q.waiting, 0, 1)
 	}
 }
 
-func (q *queue) leave(conn *net.TCPConn) {
+func (q *queue) leave(conn net.Conn) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if i := slices.Index(q.conns, conn); i >= 0 {
-		q.conns = slices.Delete(q.conns, i, i+1)
-	}
+	q.waiting = slices.DeleteFunc(q.waiting, func(w waiting) bool { return w.conn == conn })
 }
 
 // A singleListener is a net.Listener that accepts one connection.

@@ -311,17 +311,55 @@ func TestWrongArgumentsAreNamed(t *testing.T) {
 func TestSilentClientsStallNobody(t *testing.T) {
 	near, _ := loopback(t)
 	b := newBench(t, func(context.Context) (stream, error) { return near, nil })
-	var silent []*net.TCPConn
-	for range maxHandshakes + 10 {
-		silent = append(silent, dialTCP(t, b.addr))
+	for range manyHandshakes + 10 {
+		dialTCP(t, b.addr)
 	}
 	if code := answer(t, request(t, b.addr, goodArgs)); code != 0 {
 		t.Errorf("reply %d", code)
 	}
-	// The first had to make room.
-	if n, err := silent[0].Read(make([]byte, 1)); n != 0 || err == nil {
-		t.Errorf("the oldest silent client read %d bytes", n)
-	}
+}
+
+// However many come at once, nobody has to go who had no time to speak.
+func TestBurstIsServed(t *testing.T) {
+	var q queue
+	synctest.Test(t, func(t *testing.T) {
+		gone := func(c net.Conn) bool {
+			c.SetReadDeadline(time.Now())
+			_, err := c.Read(make([]byte, 1))
+			return !errors.Is(err, os.ErrDeadlineExceeded)
+		}
+		var clients, conns []net.Conn
+		enter := func(n int) {
+			for range n {
+				client, conn := net.Pipe()
+				clients, conns = append(clients, client), append(conns, conn)
+				q.enter(conn)
+			}
+		}
+		defer func() {
+			for _, c := range conns {
+				c.Close()
+			}
+		}()
+		enter(2 * manyHandshakes)
+		for i, c := range clients {
+			if gone(c) {
+				t.Fatalf("client %d of a burst had to go", i)
+			}
+		}
+		// Those that are still silent later make room, as many as is needed.
+		time.Sleep(silentTime)
+		enter(1)
+		for i, c := range clients {
+			if went := i <= manyHandshakes; gone(c) != went {
+				t.Fatalf("client %d: gone %t, want %t", i, !went, went)
+			}
+		}
+		q.leave(conns[len(conns)-1])
+		if n := len(q.waiting); n != manyHandshakes-1 {
+			t.Errorf("%d wait", n)
+		}
+	})
 }
 
 func TestBrokenHandshakesAreExplained(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 
 const (
 	// dialTimeout is how long FORWARD or the ORPort may take to accept a
-	// connection. goptlib gives the ExtORPort 5 s more for its handshake.
+	// connection. The ExtORPort has extTimeout more for its handshake.
 	dialTimeout = 10 * time.Second
 
 	// Log lines about failed dials: the first few, then one in an interval.
@@ -36,14 +36,14 @@ type stream interface {
 }
 
 // A dialFunc connects to where streams go, on behalf of client, which may be
-// the zero Addr.
-type dialFunc func(client netip.Addr) (relay.Conn, error)
+// the zero Addr. It ends with ctx.
+type dialFunc func(ctx context.Context, client netip.Addr) (relay.Conn, error)
 
 // dialForward returns a dialFunc for an address.
 func dialForward(address string) dialFunc {
 	dialer := net.Dialer{Timeout: dialTimeout}
-	return func(netip.Addr) (relay.Conn, error) {
-		conn, err := dialer.Dial("tcp", address)
+	return func(ctx context.Context, _ netip.Addr) (relay.Conn, error) {
+		conn, err := dialer.DialContext(ctx, "tcp", address)
 		if err != nil {
 			return nil, err
 		}
@@ -52,15 +52,22 @@ func dialForward(address string) dialFunc {
 }
 
 // dialOR returns a dialFunc for tor's ExtORPort, or its ORPort where that is
-// all there is. The cookie is read anew for each connection.
+// all there is.
 func dialOR(info pt.ServerInfo) dialFunc {
-	dialer := net.Dialer{Timeout: dialTimeout}
-	return func(client netip.Addr) (relay.Conn, error) {
-		conn, err := pt.DialOrWithDialer(&dialer, &info, userAddr(client), method)
+	if info.ExtendedOrAddr == nil || info.AuthCookiePath == "" {
+		return dialForward(info.OrAddr.String())
+	}
+	dial := dialForward(info.ExtendedOrAddr.String())
+	return func(ctx context.Context, client netip.Addr) (relay.Conn, error) {
+		conn, err := dial(ctx, client)
 		if err != nil {
 			return nil, err
 		}
-		return relay.TCPConn{TCPConn: conn.(*net.TCPConn)}, nil
+		if err := introduce(ctx, conn, info.AuthCookiePath, userAddr(client), method); err != nil {
+			conn.Close()
+			return nil, err
+		}
+		return conn, nil
 	}
 }
 
@@ -165,7 +172,7 @@ func (f *forwarder) connect(ctx context.Context, s stream) relay.Conn {
 		return nil
 	}
 	defer f.turns.give(s.Session())
-	conn, err := f.dial(s.Client())
+	conn, err := f.dial(ctx, s.Client())
 	if err != nil {
 		f.refused.Add(1)
 		f.complaints.Do(func() {

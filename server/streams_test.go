@@ -209,11 +209,11 @@ func TestForwardRefused(t *testing.T) {
 	ln.Close() // nobody listens there now
 	var works atomic.Bool
 	bad, fine := dialForward(ln.Addr().String()), dialForward(good)
-	f := newFakeTunnel(t, func(a netip.Addr) (relay.Conn, error) {
+	f := newFakeTunnel(t, func(ctx context.Context, a netip.Addr) (relay.Conn, error) {
 		if works.Load() {
-			return fine(a)
+			return fine(ctx, a)
 		}
-		return bad(a)
+		return bad(ctx, a)
 	})
 	const many = 3 * complaintsFirst
 	for range many {
@@ -265,7 +265,7 @@ func TestDialsAreBounded(t *testing.T) {
 		each := newBudget(0).ofSession()
 		release := make(chan struct{})
 		var now, most atomic.Int64
-		f := newFakeTunnel(t, func(netip.Addr) (relay.Conn, error) {
+		f := newFakeTunnel(t, func(context.Context, netip.Addr) (relay.Conn, error) {
 			most.Store(max(most.Load(), now.Add(1)))
 			<-release
 			now.Add(-1)
@@ -314,7 +314,7 @@ func TestDialsAreBounded(t *testing.T) {
 func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := newIdleStream()
-		f := newFakeTunnel(t, func(netip.Addr) (relay.Conn, error) { return conn, nil })
+		f := newFakeTunnel(t, func(context.Context, netip.Addr) (relay.Conn, error) { return conn, nil })
 		old := newIdleStream()
 		f.streams <- old
 		synctest.Wait()
@@ -353,6 +353,7 @@ const (
 	orHangs
 	orCloses
 	orSendsJunk
+	orDigresses // says what nobody knows before it accepts
 )
 
 // extORServe speaks the server's side of the Extended ORPort protocol
@@ -412,6 +413,9 @@ func extORServe(c net.Conn, cookie []byte, behaviour int) (r orReport, ok bool) 
 				c.Write([]byte{0x10, 0x01, 0, 0})
 				return r, false
 			}
+			if behaviour == orDigresses {
+				c.Write([]byte{0x77, 0x77, 0, 3, 'a', 'b', 'c', 0x10, 0x02, 0, 0})
+			}
 			c.Write([]byte{0x10, 0x00, 0, 0})
 			return r, true
 		}
@@ -452,9 +456,10 @@ func TestExtORPort(t *testing.T) {
 		}
 	})
 	f := newFakeTunnel(t, dialOR(pt.ServerInfo{ExtendedOrAddr: tcpAddr(t, address), AuthCookiePath: cookieFile}))
+	accepting := int64(orAccepts)
 	works := func(client, want string) {
 		t.Helper()
-		behaviour.Store(orAccepts)
+		behaviour.Store(accepting)
 		var addr netip.Addr
 		if client != "" {
 			addr = netip.MustParseAddr(client)
@@ -474,6 +479,8 @@ func TestExtORPort(t *testing.T) {
 	works("::ffff:192.0.2.1", "192.0.2.1:1")
 	works("fe80::1%eth0", "[fe80::1]:1")
 	works("", "")
+	accepting = orDigresses
+	works("192.0.2.1", "192.0.2.1:1")
 
 	// tor writes a new cookie when it is started again.
 	fresh := writeCookie(t, cookieFile)

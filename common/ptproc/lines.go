@@ -1,9 +1,12 @@
 package ptproc
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -12,9 +15,18 @@ const (
 	// pipe holds 64 KB more.
 	pendingLimit = 64 << 10
 
-	// lineLimit is the size in bytes at which a line is cut. Nothing that the
-	// programs say is longer; what a peer makes them quote may be.
+	// lineLimit is the size in bytes at which a text is shortened, with a mark at
+	// its end. Nothing that the programs say is longer; what a peer makes them
+	// quote may be.
 	lineLimit = 4 << 10
+
+	// atomicLimit is how many bytes a pipe takes whole or not at all (PIPE_BUF of
+	// Linux, the smallest of all systems being 512). What tor is told fits.
+	atomicLimit = 4 << 10
+
+	// busyPause is how long a writer rests that would have to wait and was told
+	// not to, because somebody shares its descriptor and has set O_NONBLOCK.
+	busyPause = 20 * time.Millisecond
 
 	// flushTime is how long an ending program waits for somebody to read its
 	// last lines.
@@ -23,7 +35,7 @@ const (
 
 // A lineWriter hands lines to a writer that may block for ever, such as a pipe
 // that nobody reads, without ever blocking itself. What finds no room is
-// dropped and counted. Safe for concurrent use.
+// dropped, each line whole, and counted. Safe for concurrent use.
 type lineWriter struct {
 	dst io.Writer
 
@@ -77,12 +89,28 @@ func (w *lineWriter) run() {
 		w.missing = 0
 		w.mu.Unlock()
 
-		// An error means that nobody will read this any more, which must not
-		// end the program.
-		w.dst.Write(batch)
-		if missing > 0 && w.dropped != nil {
-			io.WriteString(w.dst, w.dropped(missing))
+		// Line by line: a pipe takes each whole or not at all, so that no half of
+		// one stays there when the program ends without a reader.
+		for line := range bytes.Lines(batch) {
+			w.writeLine(line)
 		}
+		if missing > 0 && w.dropped != nil {
+			w.writeLine([]byte(w.dropped(missing)))
+		}
+	}
+}
+
+// writeLine writes all of line. An error means that nobody will read it any more,
+// which must not end the program; but one that only means that there is no room
+// now leaves the rest of the line for later.
+func (w *lineWriter) writeLine(line []byte) {
+	for {
+		n, err := w.dst.Write(line)
+		line = line[n:]
+		if !errors.Is(err, syscall.EAGAIN) {
+			return
+		}
+		time.Sleep(busyPause)
 	}
 }
 

@@ -3,7 +3,9 @@ package ptproc
 import (
 	"bytes"
 	"io"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,5 +62,60 @@ func TestCloseFlushes(t *testing.T) {
 	w.Close()
 	if got.String() != "ENV-ERROR last words\n" {
 		t.Errorf("got %q", got.String())
+	}
+}
+
+// A halting writer takes some bytes of a write and then says that it would have
+// to wait, as a pipe does to which somebody has set O_NONBLOCK.
+type haltingWriter struct {
+	bytes.Buffer
+	takes []int
+}
+
+func (w *haltingWriter) Write(p []byte) (int, error) {
+	if len(w.takes) == 0 {
+		return w.Buffer.Write(p)
+	}
+	n := min(w.takes[0], len(p))
+	w.takes = w.takes[1:]
+	w.Buffer.Write(p[:n])
+	return n, syscall.EAGAIN
+}
+
+func TestNoLineIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dst := &haltingWriter{takes: []int{0, 3, 0, 5}}
+		w := newLineWriter(dst, nil)
+		io.WriteString(w, "one line\nand another\n")
+		w.Close()
+		if got := dst.String(); got != "one line\nand another\n" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+// What is in a pipe whose reader has stopped are whole lines, so that they are
+// still that when the program has ended.
+func TestFullPipeHoldsWholeLines(t *testing.T) {
+	r, stuck, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newLineWriter(stuck, nil)
+	line := strings.Repeat("x", 700) + "\n"
+	for range pendingLimit / len(line) {
+		io.WriteString(w, line)
+	}
+	for range pendingLimit / len(line) {
+		io.WriteString(w, line)
+	}
+	w.Close() // waits for flushTime
+	stuck.SetWriteDeadline(time.Unix(1, 0))
+	<-w.done
+	stuck.Close()
+	got, err := io.ReadAll(r)
+	r.Close()
+	if err != nil || len(got) == 0 || len(got)%len(line) != 0 || got[len(got)-1] != '\n' {
+		t.Errorf("%d bytes of lines of %d, %v", len(got), len(line), err)
 	}
 }

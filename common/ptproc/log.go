@@ -90,18 +90,41 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 	}
 	io.WriteString(h.dst, at.UTC().Format(time.DateTime)+" "+level+" "+text+"\n")
 	if h.tor {
+		text = forTor(text)
 		switch level {
 		case "error":
-			pt.Log(pt.LogSeverityError, scrub.ASCII(text))
+			pt.Log(pt.LogSeverityError, text)
 		case "warning":
-			pt.Log(pt.LogSeverityWarning, scrub.ASCII(text))
+			pt.Log(pt.LogSeverityWarning, text)
 		case "notice":
-			pt.Log(pt.LogSeverityNotice, scrub.ASCII(text))
+			pt.Log(pt.LogSeverityNotice, text)
 		default:
-			pt.Log(pt.LogSeverityInfo, scrub.ASCII(text))
+			pt.Log(pt.LogSeverityInfo, text)
 		}
 	}
 	return nil
+}
+
+// forTor makes text fit for a LOG line: in ASCII, and so short that the line has
+// no more than atomicLimit bytes.
+func forTor(text string) string {
+	const mark = " [cut]"
+	text = scrub.ASCII(text)
+	room := atomicLimit - len("LOG SEVERITY=warning MESSAGE=\"\"\n")
+	length, keep := 0, 0 // as written; of text, so that the mark fits, too
+	for i, c := range []byte(text) {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' {
+			length += 3 // an octal escape
+		}
+		length++
+		if length+len(mark) <= room {
+			keep = i + 1
+		}
+		if length > room {
+			return text[:keep] + mark
+		}
+	}
+	return text
 }
 
 // text returns r's message and attributes in a form that may be shown.

@@ -86,6 +86,18 @@ func TestLongLineIsCut(t *testing.T) {
 	}
 }
 
+// tor gets lines that a pipe takes whole.
+func TestLinesForTorAreShort(t *testing.T) {
+	for _, long := range []string{strings.Repeat("x", 4064), strings.Repeat("x", 4065), strings.Repeat("\"", 1e4), strings.Repeat("\u00e9\x01 ", 1e4)} {
+		tor := capture(t)
+		slog.New(newHandler(new(bytes.Buffer), false, true)).Warn(long)
+		n := tor.Len()
+		if n > atomicLimit || n < atomicLimit-20 || !strings.HasSuffix(tor.String(), "\"\n") {
+			t.Errorf("a line of %d bytes that ends in %q", n, tor.String()[n-10:])
+		}
+	}
+}
+
 func TestConcurrentLogging(t *testing.T) {
 	var got bytes.Buffer
 	w := newLineWriter(&got, nil)
