@@ -41,6 +41,17 @@ func (s *service) register() *prometheus.Registry {
 	counter("streams_accepted_total", "Streams that clients have opened.", nil, func() float64 { return float64(stats().Accepted) })
 	counter("streams_refused_total", "Streams whose destination could not be reached.", nil, func() float64 { return float64(s.streams.refused.Load()) })
 	counter("streams_limited_total", "Streams for which there was no room, or that made room for others.", nil, func() float64 { return float64(stats().Limited) })
+	decoy := s.decoy.Stats
+	gauge("decoy_exchanges", "Exchanges with the site of -decoy URL now, of 64.", func() float64 { return float64(decoy().Exchanges) })
+	gauge("decoy_bytes", "Bytes that are kept of strangers' requests and answers for -decoy URL, of 64 MB.", func() float64 { return float64(decoy().Kept) })
+	counter("decoy_refused_total", "Requests of strangers for which all exchanges with the site of -decoy URL were in use for too long.", nil, func() float64 { return float64(decoy().Refused) })
+	counter("decoy_crowded_total", "Strangers who were cut because they held most of what is kept for -decoy URL, or one of its long answers for the longest.", nil, func() float64 { return float64(decoy().Crowded) })
+	const bodiesHelp = "Requests whose body did not come in time."
+	counter("bodies_cut_total", bodiesHelp, prometheus.Labels{"of": "clients"}, func() float64 { return float64(stats().BodiesCut) })
+	counter("bodies_cut_total", bodiesHelp, prometheus.Labels{"of": "strangers"}, func() float64 { return float64(decoy().BodiesCut) })
+	const answersHelp = "Answers that were broken off because nothing of them was taken for too long."
+	counter("answers_cut_total", answersHelp, prometheus.Labels{"of": "clients"}, func() float64 { return float64(stats().AnswersCut) })
+	counter("answers_cut_total", answersHelp, prometheus.Labels{"of": "strangers"}, func() float64 { return float64(decoy().AnswersCut) })
 	const bytesHelp = "Bytes of streams, towards the destination (up) and to clients (down)."
 	counter("stream_bytes_total", bytesHelp, prometheus.Labels{"direction": "up"}, func() float64 { return float64(s.streams.up.Load()) })
 	counter("stream_bytes_total", bytesHelp, prometheus.Labels{"direction": "down"}, func() float64 { return float64(s.streams.down.Load()) })

@@ -58,7 +58,15 @@ func TestMetrics(t *testing.T) {
 		"turbotunnel_streams_accepted_total":             1,
 		"turbotunnel_streams_refused_total":              0,
 		`turbotunnel_stream_bytes_total{direction="up"}`: 1000,
-		down: 1000,
+		down:                                            1000,
+		"turbotunnel_decoy_exchanges":                   0,
+		"turbotunnel_decoy_bytes":                       0,
+		"turbotunnel_decoy_refused_total":               0,
+		"turbotunnel_decoy_crowded_total":               0,
+		`turbotunnel_bodies_cut_total{of="clients"}`:    0,
+		`turbotunnel_bodies_cut_total{of="strangers"}`:  0,
+		`turbotunnel_answers_cut_total{of="clients"}`:   0,
+		`turbotunnel_answers_cut_total{of="strangers"}`: 0,
 	} {
 		if got := metric(t, page, name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)

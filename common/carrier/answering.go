@@ -146,6 +146,14 @@ func (a *answering) mayWrite() {
 	a.control.SetWriteDeadline(a.writes) //nolint:errcheck // likewise
 }
 
+// isLate tells whether the time is over that mayWrite gave, and not because the
+// session has ended. A write that fails does not always say why.
+func (a *answering) isLate() bool {
+	a.of.mu.Lock()
+	defer a.of.mu.Unlock()
+	return a.last.IsZero() && !a.writes.IsZero() && !time.Now().Before(a.writes)
+}
+
 // count counts it among the answers. Their mu is held.
 func (a *answering) count() {
 	s := a.of

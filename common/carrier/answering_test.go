@@ -91,6 +91,7 @@ func TestStuckClient(t *testing.T) {
 							}
 						}
 					}()
+					synctest.Wait() // much is there to say
 					conn := dial()
 					defer conn.Close()
 					body := c.body(ask)
@@ -103,6 +104,9 @@ func TestStuckClient(t *testing.T) {
 					began := time.Now()
 					time.Sleep(Lifetime + 2*janitorEvery)
 					w.empty(fmt.Sprintf("after %v", time.Since(began)))
+					if n := w.server.Stats().AnswersCut; n != 1 {
+						t.Errorf("%d answers were broken off, as is counted", n)
+					}
 				})
 			})
 		}
@@ -133,6 +137,9 @@ func TestSlowClient(t *testing.T) {
 			}
 			got += n
 			time.Sleep(writePatience / 16) // an answer's record in a quarter of it
+		}
+		if n := w.server.Stats(); n.AnswersCut != 0 || n.BodiesCut != 0 {
+			t.Errorf("%d answers and %d bodies are counted as cut", n.AnswersCut, n.BodiesCut)
 		}
 	})
 }

@@ -101,6 +101,7 @@ type Server struct {
 	evicted                  atomic.Uint64 // sessions that went for new ones
 	untimely                 atomic.Uint64
 	excess, forgotten        atomic.Uint64 // as in Stats; forgotten as it was last
+	bodies, answers          atomic.Uint64 // that were cut, as in Stats
 }
 
 // limits are bounds of a Server's that tests lower.
@@ -156,6 +157,10 @@ type Stats struct {
 	// Of first messages, when more come than can be remembered:
 	Forgotten uint64 // those that were before their time, which is over for others, too
 	Excess    uint64 // those that were refused
+
+	// Of requests of clients:
+	BodiesCut  uint64 // those whose body stood still for too long
+	AnswersCut uint64 // those of whose answer too little was taken for too long
 }
 
 // Stats returns the counts.
@@ -174,6 +179,9 @@ func (s *Server) Stats() Stats {
 		Untimely:  s.untimely.Load(),
 		Forgotten: s.guard.Forgotten(),
 		Excess:    s.excess.Load(),
+
+		BodiesCut:  s.bodies.Load(),
+		AnswersCut: s.answers.Load(),
 	}
 }
 

@@ -523,6 +523,9 @@ func TestSlowBody(t *testing.T) {
 		if took != bodyPatience {
 			t.Errorf("a request without an end took %v", took)
 		}
+		if n := w.server.Stats().BodiesCut; n != 1 {
+			t.Errorf("%d bodies are counted as cut, want 1", n)
+		}
 		rec, took = post(c.first[:20])
 		isDecoy(t, "less than a first message for an open session", rec)
 		if took != bodyPatience+judgement {

@@ -2,9 +2,11 @@ package carrier
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -219,6 +221,9 @@ func (s *Session) takeIn(body *opening, opened func()) (first wire.Head, ours bo
 	for {
 		u, err := s.link.receive.Next(body, buf.raw[:])
 		if err != nil {
+			if ours && errors.Is(err, os.ErrDeadlineExceeded) {
+				s.server.bodies.Add(1)
+			}
 			if err != io.EOF && ours {
 				s.server.log.Debug("request cut short", "session", s.Name(), "err", err)
 			}
@@ -261,7 +266,12 @@ func (s *Session) takeIn(body *opening, opened func()) (first wire.Head, ours bo
 
 // reply answers exchange e as the request's head asks, with prefix before
 // everything else. An error says that the client took nothing for a while or is gone.
-func (s *Session) reply(ctx context.Context, w http.ResponseWriter, a *answering, prefix []byte, e uint64, ask wire.Head) error {
+func (s *Session) reply(ctx context.Context, w http.ResponseWriter, a *answering, prefix []byte, e uint64, ask wire.Head) (err error) {
+	defer func() {
+		if err != nil && a.isLate() {
+			s.server.answers.Add(1)
+		}
+	}()
 	header := w.Header()
 	header.Set("Content-Type", s.looks.contentType)
 	header.Set("Cache-Control", s.looks.cacheControl)

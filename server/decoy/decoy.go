@@ -22,6 +22,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -43,7 +44,30 @@ const (
 // for concurrent use.
 type Decoy struct {
 	site  http.Handler
+	other *site // nil: it is ours
 	close func() error
+
+	bodies, answers atomic.Int64 // that were cut
+}
+
+// Stats are counts since the start, except Exchanges and Kept, which are now.
+type Stats struct {
+	Exchanges  int   // with the other site
+	Kept       int   // bytes of strangers' requests and answers
+	Refused    int64 // requests for which all exchanges were in use for too long
+	Crowded    int64 // strangers who were cut because they held most, or because more have long answers
+	BodiesCut  int64 // requests whose body was not here in time
+	AnswersCut int64 // answers of which nothing was taken for too long
+}
+
+// Stats returns the counts.
+func (d *Decoy) Stats() Stats {
+	st := Stats{BodiesCut: d.bodies.Load(), AnswersCut: d.answers.Load()}
+	if s := d.other; s != nil {
+		st.Exchanges, st.Refused = len(s.slots), s.refused.Load()
+		st.Kept, st.Crowded = s.room.stats()
+	}
+	return st
 }
 
 // New returns the decoy that spec names: a URL (http or https) of another
@@ -82,8 +106,12 @@ func (d *Decoy) Close() error { return d.close() }
 
 // ServeHTTP answers r. A peer that is slow to send or to receive is cut.
 func (d *Decoy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	b := &boundedWriter{ResponseWriter: w, rc: http.NewResponseController(w)}
+	b := &boundedWriter{ResponseWriter: w, rc: http.NewResponseController(w), cut: &d.answers}
 	b.extend()
+	if r.Body != nil && r.Body != http.NoBody {
+		r = r.WithContext(r.Context()) // a copy: a handler does not change its request
+		r.Body = timedBody{r.Body, &d.bodies}
+	}
 	switch {
 	case !saneTarget(r):
 		refuse(b, r, http.StatusBadRequest)
@@ -129,16 +157,37 @@ func refuse(w http.ResponseWriter, r *http.Request, status int) {
 // a large file slowly is served, and one that takes nothing is cut.
 type boundedWriter struct {
 	http.ResponseWriter
-	rc *http.ResponseController
+	rc    *http.ResponseController
+	cut   *atomic.Int64 // counts answers of which nothing is taken
+	until time.Time
 }
 
 func (b *boundedWriter) extend() {
-	_ = b.rc.SetWriteDeadline(time.Now().Add(sendTimeout))
+	b.until = time.Now().Add(sendTimeout)
+	_ = b.rc.SetWriteDeadline(b.until)
 }
 
 func (b *boundedWriter) Write(p []byte) (int, error) {
 	b.extend()
-	return b.ResponseWriter.Write(p)
+	n, err := b.ResponseWriter.Write(p)
+	if err != nil && !time.Now().Before(b.until) { // over HTTP/2 the error does not say it
+		b.cut.Add(1)
+	}
+	return n, err
+}
+
+// A timedBody counts when it has not come in time.
+type timedBody struct {
+	io.ReadCloser
+	cut *atomic.Int64
+}
+
+func (b timedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		b.cut.Add(1)
+	}
+	return n, err
 }
 
 // Unwrap lets http.ResponseController reach Flush.

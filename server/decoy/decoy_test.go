@@ -528,7 +528,8 @@ func TestSlowPeersAreCut(t *testing.T) {
 	dir := siteFolder(t)
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		conn := pipe(t, newDecoy(t, ""))
+		d := newDecoy(t, "")
+		conn := pipe(t, d)
 		io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx")
 		if answer, err := io.ReadAll(conn); err != nil || len(answer) > 0 {
 			t.Errorf("got %q, %v", answer, err)
@@ -536,13 +537,20 @@ func TestSlowPeersAreCut(t *testing.T) {
 		if d := time.Since(start); d != bodyTimeout {
 			t.Errorf("a body that does not come was waited for %v, want %v", d, bodyTimeout)
 		}
+		if n := d.Stats(); n != (Stats{BodiesCut: 1}) {
+			t.Errorf("counted is %+v", n)
+		}
 
-		conn = pipe(t, newDecoy(t, dir))
+		d = newDecoy(t, dir)
+		conn = pipe(t, d)
 		io.WriteString(conn, "GET /data HTTP/1.1\r\nHost: a\r\n\r\n")
 		time.Sleep(sendTimeout + time.Nanosecond) // of the bubble's clock
 		synctest.Wait()
 		if answer, err := io.ReadAll(conn); err != nil || len(answer) > 16<<10 {
 			t.Errorf("%d bytes came after %v, %v", len(answer), sendTimeout, err)
+		}
+		if n := d.Stats(); n != (Stats{AnswersCut: 1}) {
+			t.Errorf("counted is %+v", n)
 		}
 
 		// A reader that is slow, but reads, gets all of it.

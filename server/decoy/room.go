@@ -33,6 +33,7 @@ type room struct {
 	used   int                 // bytes; guarded by mu, like what follows
 	guests map[*guest]struct{} // that were not cut
 	queue  []*guest            // those with long answers, oldest first
+	gone   int64               // guests that had to go so far
 }
 
 func newRoom(size, long int) *room {
@@ -54,6 +55,13 @@ func (r *room) enter(cut func()) *guest {
 	defer r.mu.Unlock()
 	r.guests[g] = struct{}{}
 	return g
+}
+
+// stats are how many bytes are kept, and how many guests had to go.
+func (r *room) stats() (used int, gone int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.used, r.gone
 }
 
 // remove takes a guest out of all accounts. mu is held.
@@ -96,6 +104,7 @@ func (g *guest) take(n int) error {
 			}
 		}
 		r.remove(largest)
+		r.gone++
 		if largest == g {
 			return errNoRoom
 		}
@@ -116,6 +125,7 @@ func (g *guest) lengthen() {
 	if len(r.queue) > r.long {
 		oldest := r.queue[0]
 		r.remove(oldest)
+		r.gone++
 		oldest.cut()
 	}
 }

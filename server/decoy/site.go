@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -62,6 +63,7 @@ type site struct {
 	room      *room
 	log       *slog.Logger
 	complaint rate.Sometimes
+	refused   atomic.Int64 // requests that got no slot
 }
 
 func newSite(target *url.URL, log *slog.Logger) *Decoy {
@@ -81,7 +83,7 @@ func newSite(target *url.URL, log *slog.Logger) *Decoy {
 		log:       log,
 		complaint: rate.Sometimes{Interval: siteComplaint},
 	}
-	return &Decoy{site: s, close: func() error {
+	return &Decoy{site: s, other: s, close: func() error {
 		s.transport.CloseIdleConnections()
 		return nil
 	}}
@@ -123,6 +125,7 @@ func (s *site) enqueue(ctx context.Context) bool {
 	case s.slots <- struct{}{}:
 		return true
 	case <-timer.C:
+		s.refused.Add(1)
 	case <-ctx.Done():
 	}
 	return false

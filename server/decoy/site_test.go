@@ -205,6 +205,9 @@ func TestSiteIsSilent(t *testing.T) {
 			})
 		}
 		all.Wait()
+		if n := d.Stats(); n != (Stats{Refused: 3}) {
+			t.Errorf("counted is %+v", n)
+		}
 		if n := strings.Count(log.String(), "does not answer"); n != 1 || len(s.slots) != 0 || s.room.used != 0 {
 			t.Errorf("%d lines in the log, %d places and %d bytes are taken", n, len(s.slots), s.room.used)
 		}
@@ -292,6 +295,9 @@ func TestSlowStrangersKeepNobodyOut(t *testing.T) {
 				}
 				if s.room.used > roomSize {
 					t.Errorf("%d bytes are kept", s.room.used)
+				}
+				if n := d.Stats(); n.Kept != s.room.used || n.Exchanges != len(s.slots) || n.Refused != 0 || int(n.Crowded) < 2*siteConns-c.left {
+					t.Errorf("counted is %+v", n)
 				}
 				for _, one := range strangers {
 					one.SetReadDeadline(time.Unix(1, 0))
