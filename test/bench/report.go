@@ -300,7 +300,13 @@ func (r *results) idleTable() table {
 	return t
 }
 
-func kb(bytes float64) string { return fmt.Sprintf("%.1f KB", bytes/1024) }
+// kb is a number of bytes; a dash if it was not measured.
+func kb(bytes float64) string {
+	if bytes == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.1f KB", bytes/1024)
+}
 
 // engines is a table for each path, in the order of the run.
 func (r *results) engines(s *strings.Builder) {
