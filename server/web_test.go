@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"turbotunnel/server/proxyproto"
+
+	"golang.org/x/net/http2"
 )
 
 func TestProtocols(t *testing.T) {
@@ -168,6 +170,61 @@ func TestSlowPeers(t *testing.T) {
 			t.Errorf("an idle connection was closed after %v, want %v", d, idleTimeout)
 		}
 	})
+}
+
+// An HTTP/2 connection of which nothing is taken ends; one of which a little is goes on.
+func TestStuckConnection(t *testing.T) {
+	for name, c := range map[string]struct{ every, ends time.Duration }{
+		"takes nothing":         {time.Hour, stuckTimeout},
+		"takes a byte at times": {stuckTimeout * 3 / 4, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, _ := newLog()
+				ln := newPipeListener()
+				web := newWebServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					w.Write(make([]byte, 1<<20))
+				}), nil, log)
+				done := make(chan error)
+				go func() { done <- serveWeb(web, ln) }()
+				defer func() {
+					web.Close()
+					<-done
+				}()
+				conn := ln.dial()
+				start := time.Now()
+				ended := make(chan time.Duration, 1)
+				go func() { // writes until the connection ends
+					io.WriteString(conn, http2.ClientPreface)
+					framer := http2.NewFramer(conn, conn)
+					framer.WriteSettings()
+					for framer.WritePing(false, [8]byte{}) == nil {
+						time.Sleep(time.Second)
+					}
+					ended <- time.Since(start).Truncate(time.Second)
+				}()
+				if c.ends == 0 {
+					io.ReadFull(conn, make([]byte, 500)) // what the server says first of all
+				}
+				for range 10 {
+					time.Sleep(c.every)
+					conn.Read(make([]byte, 1))
+				}
+				var after time.Duration
+				select {
+				case after = <-ended:
+				default:
+				}
+				if after < c.ends || after > c.ends+2*time.Second {
+					t.Errorf("ended after %v, want %v", after, c.ends)
+				}
+				conn.Close()
+				if after == 0 {
+					<-ended
+				}
+			})
+		})
+	}
 }
 
 // Before TLS comes the PROXY header, and it is what the handler hears of the

@@ -144,6 +144,43 @@ func TestSlowClient(t *testing.T) {
 	})
 }
 
+// An answer that streams ends, and is silent, no later than the server allows, and no
+// poll waits for longer, whatever the client has asked for.
+func TestAges(t *testing.T) {
+	for name, c := range map[string]struct {
+		ask  wire.Head
+		want time.Duration
+	}{
+		"stream": {wire.Head{Stream: 1000 * time.Hour, Quiet: 1000 * time.Hour, Limit: 1 << 20}, maxAge},
+		"poll":   {wire.Head{Hold: 1000 * time.Hour, Limit: 1 << 20}, maxHold},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				time.Sleep(time.Second)
+				dial, stop := w.serveWeb()
+				defer stop()
+				a := w.raw(w.hello())
+				a.greet()
+				conn := dial()
+				defer conn.Close()
+				body := a.body(c.ask)
+				fmt.Fprintf(conn, "POST /%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", a.id, len(body), body)
+				began, silent, last := time.Now(), time.Duration(0), time.Now()
+				for {
+					if _, err := conn.Read(make([]byte, 64<<10)); err != nil {
+						break
+					}
+					silent = max(silent, time.Since(last))
+					last = time.Now()
+				}
+				if took := time.Since(began); took != c.want || silent > maxHold || silent < maxHold/2 {
+					t.Errorf("ended after %v, silent for %v", took, silent)
+				}
+			})
+		})
+	}
+}
+
 // Of many polls that wait only so many do, the newest; the others are answered at once.
 func TestManyPolls(t *testing.T) {
 	for name, ask := range map[string]wire.Head{
