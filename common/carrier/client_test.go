@@ -3,11 +3,13 @@ package carrier
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -756,4 +758,70 @@ func TestBodyTold(t *testing.T) {
 			t.Errorf("%d bytes held", held)
 		}
 	}
+}
+
+// No part of a session's ID gets into the client's log, or into its errors, whatever
+// happens to its exchanges.
+func TestClientNames(t *testing.T) {
+	for name, c := range map[string]struct{ first, then fate }{
+		"refused":     {fate{there: ms, back: ms}, fate{refuse: true}},
+		"answer lost": {fate{there: ms, back: ms}, fate{there: ms, loseAnswer: true}},
+		"cut":         {fate{there: ms, back: ms}, fate{there: ms, cutAnswer: true, cutAt: 10}},
+		"a page":      {fate{there: ms, back: ms}, fate{there: ms, instead: page(http.StatusOK)}},
+		"in trouble":  {fate{there: ms, instead: page(http.StatusBadGateway)}, fate{there: ms, instead: page(http.StatusBadGateway)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				var mu sync.Mutex
+				var log bytes.Buffer
+				ids := make(map[string]bool)
+				set := func(f fate) {
+					w.net.set(func(r *request) fate {
+						mu.Lock()
+						defer mu.Unlock()
+						ids[r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]] = true
+						return f
+					})
+				}
+				set(c.first)
+				client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Log = textLog(&lockedWriter{&mu, &log}) })
+				time.Sleep(10 * time.Second)
+				set(c.then)
+				for range 20 {
+					client.Conn().SetWriteDeadline(time.Now().Add(time.Second))
+					client.Conn().WriteTo([]byte("hello"), nil)
+					time.Sleep(2 * time.Second)
+				}
+				time.Sleep(2 * Lifetime)
+				mu.Lock()
+				defer mu.Unlock()
+				fmt.Fprint(&log, client.Err(), client.Conn().LocalAddr(), client.Conn().RemoteAddr())
+				if log.Len() < 50 {
+					t.Errorf("the log is not the one that was to be looked at: %s", &log)
+				}
+				for id := range ids {
+					for n := 0; n+8 <= len(id); n++ { // fewer are there by chance
+						if strings.Contains(log.String(), id[n:n+8]) {
+							t.Fatalf("%q of the ID %q is in the log:\n%s", id[n:n+8], id, &log)
+						}
+					}
+				}
+				if len(ids) == 0 {
+					t.Error("no session was begun")
+				}
+			})
+		})
+	}
+}
+
+// A lockedWriter is for several goroutines.
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
