@@ -31,7 +31,7 @@ func runForward(p *ptproc.Process, s settings) int {
 	a := &acceptor{ln: ln, log: p.Log(), handle: f.handle}
 	p.Say("Forwarding %s through %s", ln.Addr(), s.tunnel.URL)
 	a.serve(p.Stopping(), func(open int64) {
-		p.Say("Stopping: waiting up to %v for %d open connections. A second signal ends them at once.", ptproc.DrainTime, open)
+		p.Say("Stopping: waiting up to %v for %d open connections. A second signal ends them at once.", p.DrainTime(), open)
 	})
 	return exitOK
 }

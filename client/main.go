@@ -33,6 +33,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"turbotunnel/common/engines"
 	"turbotunnel/common/ptproc"
@@ -74,6 +75,8 @@ How to reach the server (arguments of a bridge line override these):
   -utls NAME        TLS ClientHello to imitate: chrome, firefox, safari, none
 
 Running:
+  -drain TIME       how long streams may go on when the program is told to end
+                    (default: 30s; under tor 2s)
   -log FILE         append the log to FILE (default: stderr)
   -unsafe-logging   show network addresses in the log
   -version          show the version and exit
@@ -82,7 +85,8 @@ Running:
 
 // settings is what the command line says.
 type settings struct {
-	tunnel  config // from flags, and from URL in forwarding mode
+	tunnel  config         // from flags, and from URL in forwarding mode
+	drain   *time.Duration // nil: as ptproc has it
 	logFile string
 	unsafe  bool
 	version bool
@@ -96,6 +100,11 @@ func parse(args []string) (settings, error) {
 	given := make(map[string]string)
 	flags := flag.NewFlagSet(program, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
+	flags.Func("drain", "", func(value string) error {
+		d, err := ptproc.ParseDrainTime(value)
+		s.drain = &d
+		return err
+	})
 	flags.StringVar(&s.logFile, "log", "", "")
 	flags.BoolVar(&s.unsafe, "unsafe-logging", false, "")
 	flags.BoolVar(&s.version, "version", false, "")
@@ -166,6 +175,9 @@ func run(args []string) int {
 		p.EnvError(err)
 		p.Say("%v", err)
 		return exitFailure
+	}
+	if s.drain != nil {
+		p.SetDrainTime(*s.drain)
 	}
 	if s.listen != "" {
 		return runForward(p, s)

@@ -52,7 +52,7 @@ func (l leakCheck) Run() int {
 //
 //	start [NAME=VALUE...] [ARG...]  start the program
 //	out REGEXP, err REGEXP          wait until it has written that; $1 is the first group
-//	signal NAME                     send TERM or INT
+//	signal NAME                     send TERM, INT or HUP
 //	closestdin                      close its stdin
 //	end CODE                        wait for its end; its output is in out.txt and err.txt then
 //	socks ADDR ARGS CODE            make a SOCKS request and expect this reply, and an echo after a grant
@@ -192,7 +192,7 @@ func (s *session) await(ts *testscript.TestScript, where *syncBuffer, args []str
 }
 
 func (s *session) signal(ts *testscript.TestScript, args []string) {
-	ts.Check(s.cmd.Process.Signal(map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": os.Interrupt}[args[0]]))
+	ts.Check(s.cmd.Process.Signal(map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": os.Interrupt, "HUP": syscall.SIGHUP}[args[0]]))
 }
 
 func (s *session) closeStdin(ts *testscript.TestScript, _ []string) { ts.Check(s.stdin.Close()) }

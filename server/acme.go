@@ -154,8 +154,8 @@ func parseHostnames(list string) ([]string, error) {
 // until close. httpAddress is where to answer HTTP-01 challenges; that it is
 // not to be had is no error, because TLS-ALPN-01 challenges come to the main
 // port. Whoever is no certificate authority sees site there.
-func (a *autoCertificate) start(httpAddress string, site http.Handler) {
-	ln, err := net.Listen("tcp", httpAddress)
+func (a *autoCertificate) start(httpAddress string, listen func(string) (net.Listener, error), site http.Handler) {
+	ln, err := listen(httpAddress)
 	if err != nil {
 		a.log.Warn("no HTTP-01 challenges: a certificate can be had if port 443 of the host names leads here", "err", explainListen(httpAddress, err))
 	} else {

@@ -285,7 +285,7 @@ func TestCertificateByHTTP(t *testing.T) {
 		t.Error("a certificate from nowhere")
 	}
 	port80 := fmt.Sprintf("127.0.0.1:%d", ca.httpPort)
-	auto.start(port80, site)
+	auto.start(port80, listenTCP, site)
 	await(t, "certificate", func() error {
 		_, err := shown(addr, "www.example.com")
 		return err
@@ -316,7 +316,7 @@ func TestCertificateIsRenewed(t *testing.T) {
 		<-done
 	}()
 	// Port 80 is taken: that costs a log line.
-	auto.start(ln.Addr().String(), site)
+	auto.start(ln.Addr().String(), listenTCP, site)
 	var first *x509.Certificate
 	await(t, "certificate", func() (err error) {
 		first, err = shown(ln.Addr().String(), "www.example.com")
@@ -353,7 +353,7 @@ func TestCertificateCannotBeHad(t *testing.T) {
 	ca := startPebble(t, time.Hour)
 	auto, text := autoCertificateFor(t, ca)
 	addr := startWeb(t, site, auto.tlsConfig(), auto.log)
-	auto.start("127.0.0.1:0", site)
+	auto.start("127.0.0.1:0", listenTCP, site)
 	await(t, "log line", func() error {
 		for _, want := range []string{"no certificate", "host=www.example.com", "tls-alpn-01: ", "http-01: ", "refused"} {
 			if !strings.Contains(text.String(), want) {
@@ -379,7 +379,7 @@ func TestCloseWhileOrdering(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	auto.start("127.0.0.1:0", site)
+	auto.start("127.0.0.1:0", listenTCP, site)
 	c, err := ln.Accept() // it has begun to ask, and gets no answer
 	if err != nil {
 		t.Fatal(err)
@@ -408,3 +408,5 @@ func FuzzParseHostnames(f *testing.F) {
 		}
 	})
 }
+
+func listenTCP(address string) (net.Listener, error) { return net.Listen("tcp", address) }

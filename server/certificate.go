@@ -80,16 +80,28 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	now := [2]version{versionOf(c.certFile), versionOf(c.keyFile)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now[0].same(c.seen[0]) && now[1].same(c.seen[1]) {
-		return c.current, nil
+	if !now[0].same(c.seen[0]) || !now[1].same(c.seen[1]) {
+		c.renew(now)
 	}
+	return c.current, nil
+}
+
+// reread reads the files again, whether they have changed or not.
+func (c *certificate) reread() {
+	now := [2]version{versionOf(c.certFile), versionOf(c.keyFile)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.renew(now)
+}
+
+// renew reads the files, as they are now. mu is held.
+func (c *certificate) renew(now [2]version) {
 	c.seen = now
 	if err := c.load(); err != nil {
 		// One file is written before the other: the change of the second is
 		// the next attempt.
 		c.log.Warn("the TLS certificate has changed and cannot be used: the old one stays", "err", err)
 	} else {
-		c.log.Info("the TLS certificate has changed and is in use", "until", c.current.Leaf.NotAfter)
+		c.log.Info("the TLS certificate was read again and is in use", "until", c.current.Leaf.NotAfter)
 	}
-	return c.current, nil
 }

@@ -61,6 +61,7 @@ type door struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 	left     chan struct{} // has a token when a connection has ended
+	resting  atomic.Bool   // newcomers stay in the listener's queue
 
 	held     atomic.Int64  // bytes
 	spared   atomic.Int64  // bytes above mostHeld up to which nobody need be looked for
@@ -100,6 +101,16 @@ func (d *door) Close() error {
 	return d.Listener.Close()
 }
 
+// rest leaves newcomers where they wait, for another process that has the same
+// socket. listening is what Listener accepts from.
+func (d *door) rest(listening net.Listener) {
+	l, ok := listening.(interface{ SetDeadline(time.Time) error })
+	if ok {
+		d.resting.Store(true)
+		l.SetDeadline(time.Unix(1, 0)) //nolint:errcheck // then it is closed
+	}
+}
+
 // Accept returns the next connection when there is room for it.
 func (d *door) Accept() (net.Conn, error) {
 	rest := firstRest
@@ -108,6 +119,9 @@ func (d *door) Accept() (net.Conn, error) {
 		switch {
 		case err == nil:
 			return d.enter(c)
+		case d.resting.Load():
+			<-d.ctx.Done()
+			return nil, net.ErrClosed
 		case !isShortage(err):
 			return nil, err
 		}

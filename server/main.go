@@ -34,6 +34,14 @@ const method = "turbo"
 const (
 	// closeTime is how long the last responses may take when the server ends.
 	closeTime = 2 * time.Second
+
+	// lingerTime is how much longer than its drain time a server may have a port
+	// that tor has told to end: what it takes to close, and some seconds for a
+	// busy machine.
+	lingerTime = 8 * time.Second
+
+	// portInterval is how often a port that is in use is tried.
+	portInterval = 100 * time.Millisecond
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -185,7 +193,8 @@ type service struct {
 	metrics  *metricsServer // nil: none
 	web      *http.Server
 	ln       net.Listener
-	door     *door // of ln
+	passed   net.Listener // nil: not from systemd; else below ln
+	door     *door        // of ln
 }
 
 // newService checks set and makes what it asks for.
@@ -197,6 +206,13 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 		}
 	}()
 	log := p.Log()
+	if set.drain != "" {
+		d, err := ptproc.ParseDrainTime(set.drain)
+		if err != nil {
+			return nil, fmt.Errorf("-drain: %w", err)
+		}
+		p.SetDrainTime(d)
+	}
 	if s.limits.isSmall() {
 		log.Warn("the limit of open files is low: raise it (ulimit -n, or LimitNOFILE= in a systemd unit)", "connections", s.limits.conns, "streams", s.limits.streams)
 	}
@@ -272,7 +288,7 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 		return st, nil
 	}, dial, s.limits, log)
 	if set.metrics != "" {
-		if s.metrics, err = newMetricsServer(set.metrics, s.register(), log); err != nil {
+		if s.metrics, err = newMetricsServer(set.metrics, s.listenTCP, s.register(), log); err != nil {
 			return nil, err
 		}
 	}
@@ -318,6 +334,7 @@ func (s *service) tlsConfig() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.process.OnHangup(cert.reread)
 	return cert.tlsConfig(), nil
 }
 
@@ -325,12 +342,14 @@ func (s *service) tlsConfig() (*tls.Config, error) {
 func (s *service) listen(address string) error {
 	var err error
 	if address == systemdWord {
-		s.ln, err = systemdListener()
+		s.passed, err = systemdListener()
+		s.ln = s.passed
 	} else {
-		s.ln, err = net.Listen("tcp", address)
+		s.ln, err = s.listenTCP(address)
 		err = explainListen(address, err)
 	}
 	if err != nil {
+		s.ln = nil
 		return err
 	}
 	if s.set.proxyProtocol {
@@ -348,6 +367,40 @@ func (s *service) listen(address string) error {
 	}
 	s.door.Listener = s.ln
 	return nil
+}
+
+// listenTCP takes an address. When tor's configuration changes it starts a new
+// server while the old one ends: under tor a port that is in use is waited for.
+func (s *service) listenTCP(address string) (net.Listener, error) {
+	p := s.process
+	if !p.Managed() {
+		return net.Listen("tcp", address)
+	}
+	patience := p.DrainTime() + lingerTime
+	return listenPatiently(p.Stopping(), address, patience, func() {
+		p.Log().Warn("the port is in use, by a server that ends or by another program: waiting for it", ptproc.AddrKey, address, "limit", patience)
+	})
+}
+
+// listenPatiently is net.Listen that waits for a port that is in use, until ctx
+// ends. It calls waiting once when it has to.
+func listenPatiently(ctx context.Context, address string, patience time.Duration, waiting func()) (net.Listener, error) {
+	limit, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for told := false; ; told = true {
+		ln, err := net.Listen("tcp", address)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return ln, err
+		}
+		if !told {
+			waiting()
+		}
+		select {
+		case <-time.After(portInterval):
+		case <-limit.Done():
+			return nil, err
+		}
+	}
 }
 
 // explainListen adds to an error of net.Listen what to do about it.
@@ -386,7 +439,7 @@ func (s *service) serve() int {
 		if err != nil {
 			host = "" // a socket of another kind, from systemd
 		}
-		s.auto.start(net.JoinHostPort(host, challengePort), s.decoy)
+		s.auto.start(net.JoinHostPort(host, challengePort), s.listenTCP, s.decoy)
 	}
 	running.Go(func() { s.streams.run(p.Draining()) })
 	serving, stop := context.WithCancel(context.Background())
@@ -399,9 +452,8 @@ func (s *service) serve() int {
 		code = 1
 	case <-p.Stopping().Done():
 		tellSystemd("STOPPING=1")
-		// The web server goes on: it carries the streams that still run.
-		idle := s.streams.drain()
-		p.Log().Info("stopping", "cause", context.Cause(p.Stopping()), "streams", s.streams.openStreams(), "limit", ptproc.DrainTime)
+		idle := s.drain()
+		p.Log().Info("stopping", "cause", context.Cause(p.Stopping()), "streams", s.streams.openStreams(), "limit", p.DrainTime())
 		select {
 		case <-idle:
 			if s.tunnel.Shutdown(p.Draining()) != nil {
@@ -414,6 +466,18 @@ func (s *service) serve() int {
 	stop()
 	running.Wait()
 	return code
+}
+
+// drain returns a channel that is closed when no stream is left. The web server
+// goes on: it carries those that still run. Where systemd holds the socket,
+// newcomers wait in it for the next server, and those who are here are served
+// until none of them has a stream, instead of being refused for so long.
+func (s *service) drain() <-chan struct{} {
+	if s.passed == nil {
+		return s.streams.drain()
+	}
+	s.door.rest(s.passed)
+	return s.streams.drainOnceIdle()
 }
 
 // close ends everything that there is. Responses under way get a moment to

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
@@ -76,4 +80,25 @@ func (b *logBuffer) String() string {
 func newLog() (*slog.Logger, *logBuffer) {
 	b := new(logBuffer)
 	return slog.New(slog.NewTextHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug})), b
+}
+
+// A port that is given back is taken, and one that is not is an error.
+func TestListenPatiently(t *testing.T) {
+	old, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, waited := old.Addr().String(), 0
+	ln, err := listenPatiently(t.Context(), address, patience, func() { waited++; old.Close() })
+	if err != nil || waited != 1 {
+		t.Fatalf("%v; waited %d times", err, waited)
+	}
+	defer ln.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := listenPatiently(ctx, address, patience, cancel); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("told to stop: %v", err)
+	}
+	if _, err := listenPatiently(t.Context(), address, time.Nanosecond, func() {}); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("after some time: %v", err)
+	}
 }

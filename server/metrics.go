@@ -79,9 +79,9 @@ type metricsServer struct {
 	web  *http.Server
 }
 
-// newMetricsServer takes the address.
-func newMetricsServer(address string, r *prometheus.Registry, log *slog.Logger) (*metricsServer, error) {
-	ln, err := net.Listen("tcp", address)
+// newMetricsServer takes the address by listen.
+func newMetricsServer(address string, listen func(string) (net.Listener, error), r *prometheus.Registry, log *slog.Logger) (*metricsServer, error) {
+	ln, err := listen(address)
 	if err != nil {
 		return nil, fmt.Errorf("-metrics: %w", explainListen(address, err))
 	}

@@ -48,6 +48,8 @@ Flags:
   -memory-limit BYTES   what sessions may hold together, as in 512M (default: half
                         of the memory there is, at most 1G)
   -metrics HOST:PORT    show counts for Prometheus there, at /metrics
+  -drain TIME           how long streams may go on when the program is told to
+                        end (default: 30s; under tor 2s)
   -log FILE             write the log there and not to stderr
   -unsafe-logging       show addresses in the log
   -version              print the version
@@ -71,6 +73,7 @@ type settings struct {
 	decoy           string
 	memoryLimit     string
 	metrics         string
+	drain           string
 	log             string
 	unsafeLogging   bool
 	version         bool
@@ -93,6 +96,7 @@ func (s *settings) flags() *flag.FlagSet {
 	fs.StringVar(&s.decoy, "decoy", s.decoy, "")
 	fs.StringVar(&s.memoryLimit, "memory-limit", s.memoryLimit, "")
 	fs.StringVar(&s.metrics, "metrics", s.metrics, "")
+	fs.StringVar(&s.drain, "drain", s.drain, "")
 	fs.StringVar(&s.log, "log", s.log, "")
 	fs.BoolVar(&s.unsafeLogging, "unsafe-logging", s.unsafeLogging, "")
 	fs.BoolVar(&s.version, "version", s.version, "")

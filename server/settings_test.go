@@ -57,7 +57,7 @@ func TestBadOptions(t *testing.T) {
 		options pt.Args
 		want    []string
 	}{
-		{pt.Args{"colour": {"red"}}, []string{`"colour"`, "acme-directory, acme-email, acme-hostnames, decoy, disable-tls, log, memory-limit, metrics, proxy-protocol, state-dir, tls-cert, tls-key, trusted-proxies, unsafe-logging, url"}},
+		{pt.Args{"colour": {"red"}}, []string{`"colour"`, "acme-directory, acme-email, acme-hostnames, decoy, disable-tls, drain, log, memory-limit, metrics, proxy-protocol, state-dir, tls-cert, tls-key, trusted-proxies, unsafe-logging, url"}},
 		{pt.Args{"version": {"1"}}, []string{`"version"`}},
 		{pt.Args{"": {""}}, []string{`""`}},
 		{pt.Args{"\x00\xff": {""}}, []string{`"\x00\xff"`}},

@@ -92,10 +92,11 @@ type forwarder struct {
 	up, down atomic.Uint64 // bytes towards destinations, and back
 	refused  atomic.Uint64 // streams whose destination could not be reached
 
-	mu    sync.Mutex    // guards what follows
-	open  int           // streams that are joined or about to be
-	ended bool          // new streams are refused
-	idle  chan struct{} // closed when ended and open is 0
+	mu     sync.Mutex    // guards what follows
+	open   int           // streams that are joined or about to be
+	ending bool          // ended is set when open is 0
+	ended  bool          // new streams are refused
+	idle   chan struct{} // closed when ended and open is 0
 }
 
 // A countedStream counts the bytes that pass.
@@ -201,6 +202,7 @@ func (f *forwarder) end() {
 }
 
 func (f *forwarder) settle() {
+	f.ended = f.ended || f.ending && f.open == 0
 	if f.ended && f.open == 0 {
 		select {
 		case <-f.idle:
@@ -215,6 +217,15 @@ func (f *forwarder) drain() <-chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ended = true
+	f.settle()
+	return f.idle
+}
+
+// drainOnceIdle is drain as soon as there are no streams. Until then new ones go on.
+func (f *forwarder) drainOnceIdle() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ending = true
 	f.settle()
 	return f.idle
 }

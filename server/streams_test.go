@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -338,6 +339,32 @@ func TestDrain(t *testing.T) {
 			t.Error("draining twice is not the same as once")
 		}
 	})
+}
+
+// Where the next server waits already, streams are accepted until there are none.
+func TestDrainOnceIdle(t *testing.T) {
+	f := newForwarder(nil, nil, newBudget(0), slog.New(slog.DiscardHandler))
+	for range 2 {
+		if !f.begin() {
+			t.Fatal("refused before the end")
+		}
+	}
+	idle := f.drainOnceIdle()
+	f.end()
+	if !f.begin() {
+		t.Error("refused while there was a stream")
+	}
+	f.end()
+	select {
+	case <-idle:
+		t.Error("idle with a stream")
+	default:
+	}
+	f.end()
+	<-idle
+	if f.begin() {
+		t.Error("accepted after the end")
+	}
 }
 
 // orReport is what an ORPort was told of one connection.

@@ -105,6 +105,51 @@ func TestSocketActivation(t *testing.T) {
 	echo(key)
 }
 
+// While the old server drains, newcomers wait in the socket, and those who have a
+// session are served. The log and the certificate are read again at SIGHUP, which
+// ends nothing.
+func TestDrainWithSocket(t *testing.T) {
+	address := destination(t, func(c *net.TCPConn) { io.Copy(c, c) })
+	socket, addr := socketFile(t)
+	dir := t.TempDir()
+	old := startActivated(t, nil, []*os.File{socket}, "-state-dir", dir, "systemd", address)
+	old.said(`serving on ` + addr)
+	key := old.said(`clients need -key (\S+)`)
+	_ = old.cmd.Process.Signal(syscall.SIGHUP)
+	d := dialer(t, addr, key)
+	echo := func(s net.Conn) {
+		t.Helper()
+		_ = s.SetDeadline(time.Now().Add(patience))
+		io.WriteString(s, "hello")
+		if _, err := io.ReadFull(s, make([]byte, 5)); err != nil {
+			t.Error(err)
+		}
+	}
+	kept := dial(t, d)
+	echo(kept)
+	_ = old.cmd.Process.Signal(syscall.SIGTERM)
+	old.said(`stopping .*streams=1`)
+	another := dial(t, d)
+	echo(another)
+	early, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
+	io.WriteString(early, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+	echo(kept)
+	kept.Close()
+	another.Close()
+	if code := old.exit(); code != 0 {
+		t.Errorf("exit code %d; stderr:\n%s", code, old.stderr)
+	}
+	startActivated(t, nil, []*os.File{socket}, "-state-dir", dir, "systemd", address)
+	_ = early.SetReadDeadline(time.Now().Add(patience))
+	if answer, err := io.ReadAll(early); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 ") {
+		t.Errorf("who came while the old one drained got %q, %v", answer, err)
+	}
+}
+
 // What a service manager can get wrong is said, and nothing is served.
 func TestBadSocketActivation(t *testing.T) {
 	socket, _ := socketFile(t)

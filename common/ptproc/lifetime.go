@@ -6,13 +6,25 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
 const (
-	// DrainTime is how long streams may go on after the program was told to
+	// drainTime is how long streams may go on after the program was told to
 	// stop. It is the ShutdownWaitLength that tor gives its own connections.
-	DrainTime = 30 * time.Second
+	drainTime = 30 * time.Second
+
+	// managedDrainTime is the same under tor, which has drained already when it
+	// ends its transports, and starts another when its configuration changes,
+	// which then waits for the port. Bytes on their way arrive in it.
+	managedDrainTime = 2 * time.Second
+
+	// endTime is how long the program may take to end when all has been cut. The
+	// process ends then, whatever it waits for: under tor it is gone 5 s after
+	// it was told to.
+	endTime = 2500 * time.Millisecond
 
 	// parentInterval is how often the program looks whether its parent lives.
 	// Nobody waits for the answer, and a second of it costs nothing. Linux
@@ -35,6 +47,8 @@ type lifetime struct {
 	stopping, draining context.Context
 
 	stop, expire context.CancelCauseFunc
+	drainTime    atomic.Int64 // a time.Duration
+	ended        chan struct{}
 	watchers     sync.WaitGroup // all goroutines but the one that reads stdin
 }
 
@@ -44,17 +58,21 @@ type sources struct {
 	stdin   io.Reader
 	parent  func() int // the parent's process ID
 
-	// exit ends the process at a second signal.
+	// hangup is what SIGHUP means.
+	hangup func()
+
+	// exit ends the process at a second signal, or when it does not end.
 	exit func(code int)
 }
 
-func newLifetime(src sources) *lifetime {
-	l := new(lifetime)
+func newLifetime(src sources, drain time.Duration) *lifetime {
+	l := &lifetime{ended: make(chan struct{})}
+	l.drainTime.Store(int64(drain))
 	l.stopping, l.stop = context.WithCancelCause(context.Background())
 	l.draining, l.expire = context.WithCancelCause(context.Background())
-	l.watchers.Go(l.drain)
+	l.watchers.Go(func() { l.drain(src.exit) })
 	if src.signals != nil {
-		l.watchers.Go(func() { l.watchSignals(src.signals, src.exit) })
+		l.watchers.Go(func() { l.watchSignals(src) })
 	}
 	if src.parent != nil {
 		born := src.parent()
@@ -71,32 +89,42 @@ func newLifetime(src sources) *lifetime {
 	return l
 }
 
-// drain ends the draining context DrainTime after the stopping one.
-func (l *lifetime) drain() {
+// drain ends the draining context some time after the stopping one, and the
+// process when that does not have it end.
+func (l *lifetime) drain(exit func(int)) {
 	select {
 	case <-l.stopping.Done():
-	case <-l.draining.Done():
+	case <-l.ended:
 		return
 	}
-	timer := time.NewTimer(DrainTime)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(time.Duration(l.drainTime.Load())):
 		l.expire(context.Cause(l.stopping))
-	case <-l.draining.Done():
+	case <-l.ended:
+		return
+	}
+	select {
+	case <-time.After(endTime):
+		exit(0)
+	case <-l.ended:
 	}
 }
 
-func (l *lifetime) watchSignals(signals <-chan os.Signal, exit func(int)) {
-	for n := 0; ; n++ {
+func (l *lifetime) watchSignals(src sources) {
+	for told := false; ; {
 		select {
-		case <-signals:
-			if n > 0 {
-				exit(1)
+		case s := <-src.signals:
+			switch {
+			case s == syscall.SIGHUP:
+				src.hangup()
+			case told:
+				src.exit(1)
 				return
+			default:
+				told = true
+				l.stop(errSignal)
 			}
-			l.stop(errSignal)
-		case <-l.draining.Done():
+		case <-l.ended:
 			return
 		}
 	}
@@ -120,6 +148,7 @@ func (l *lifetime) watchParent(parent func() int, born int) {
 
 // close ends both contexts and waits for the watchers.
 func (l *lifetime) close() {
+	close(l.ended)
 	l.stop(errClosed)
 	l.expire(errClosed)
 	l.watchers.Wait()

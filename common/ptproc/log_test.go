@@ -7,9 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )
@@ -120,4 +124,44 @@ func TestConcurrentLogging(t *testing.T) {
 	if n := strings.Count(got.String(), "\n"); n != 160 {
 		t.Errorf("%d lines, want 160", n)
 	}
+}
+
+// A log file that is renamed is written no further after SIGHUP; one that cannot
+// be opened again is.
+func TestLogFileIsOpenedAgain(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "log")
+	p := &Process{stderr: newLineWriter(new(bytes.Buffer), nil)}
+	defer p.stderr.Close()
+	if err := p.OpenLog(path, false); err != nil {
+		t.Fatal(err)
+	}
+	written := func(path string, lines int) bool {
+		text, _ := os.ReadFile(path)
+		return bytes.Count(text, []byte("\n")) == lines
+	}
+	wait := func(path string, lines int) {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); !written(path, lines); runtime.Gosched() {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s has not %d lines", path, lines)
+			}
+		}
+	}
+	p.Log().Info("one")
+	wait(path, 1)
+	os.Rename(path, path+".1")
+	p.hangup()
+	p.Log().Info("two")
+	wait(path, 1)
+	os.Rename(path, path+".2")
+	os.Mkdir(path, 0o700)
+	p.hangup() // which says so
+	p.Log().Info("three")
+	wait(path+".2", 3)
+	if !written(path+".1", 1) {
+		t.Error("the first file was written further")
+	}
+	p.logFile.Close()
+	p.file.close()
 }

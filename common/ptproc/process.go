@@ -24,7 +24,9 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -42,11 +44,14 @@ type Process struct {
 
 	stdout, stderr *lineWriter
 	logFile        *lineWriter // nil: the log goes to stderr
-	file           *os.File    // below logFile
+	file           *file       // below logFile
 	log            *slog.Logger
 
 	signals  chan os.Signal
 	lifetime *lifetime
+
+	mu      sync.Mutex
+	hangups []func() // guarded by mu
 }
 
 // Start begins the life of a program, whose name stands before what it says to
@@ -63,35 +68,42 @@ func Start(program string, managed bool) *Process {
 	// Without this the runtime ends the program when the reader of stdout or
 	// stderr has gone.
 	signal.Ignore(syscall.SIGPIPE)
-	signal.Notify(p.signals, os.Interrupt, syscall.SIGTERM)
-	src := sources{signals: p.signals, exit: os.Exit}
+	signal.Notify(p.signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	src := sources{signals: p.signals, hangup: p.hangup, exit: os.Exit}
+	drain := drainTime
 	if managed {
+		drain = managedDrainTime
 		pt.Stdout = p.stdout
 		src.parent = os.Getppid
 		if os.Getenv("TOR_PT_EXIT_ON_STDIN_CLOSE") == "1" {
 			src.stdin = os.Stdin
 		}
 	}
-	p.lifetime = newLifetime(src)
+	p.lifetime = newLifetime(src, drain)
 	p.log = slog.New(newHandler(p.stderr, false, managed))
 	return p
 }
 
 // OpenLog sends the log to the file called path, or to stderr when path is
 // empty, and shows addresses in it when unsafe is set. The file is appended
-// to, and created with mode 0600.
+// to, and created with mode 0600. At SIGHUP it is opened again.
 func (p *Process) OpenLog(path string, unsafe bool) error {
 	if path == "" {
 		p.log = slog.New(newHandler(p.stderr, unsafe, p.managed))
 		return nil
 	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	file, err := openFile(path)
 	if err != nil {
 		return fmt.Errorf("cannot open the log file: %w", err)
 	}
 	p.file = file
 	p.logFile = newLineWriter(file, droppedNote)
 	p.log = slog.New(newHandler(p.logFile, unsafe, p.managed))
+	p.OnHangup(func() {
+		if err := file.reopen(); err != nil {
+			p.log.Warn("the log file cannot be opened again: the old one stays in use", "err", err)
+		}
+	})
 	return nil
 }
 
@@ -106,8 +118,46 @@ func (p *Process) Log() *slog.Logger { return p.log }
 func (p *Process) Stopping() context.Context { return p.lifetime.stopping }
 
 // Draining is done DrainTime after Stopping: what has not ended until then is
-// to be cut.
+// to be cut. The process ends soon after, with exit code 0, if Close is not
+// called.
 func (p *Process) Draining() context.Context { return p.lifetime.draining }
+
+// Managed tells whether the process speaks the pluggable-transport protocol.
+func (p *Process) Managed() bool { return p.managed }
+
+// DrainTime is how long streams may go on after the program was told to stop:
+// 30 s, or 2 s in a managed process, unless SetDrainTime has said otherwise.
+func (p *Process) DrainTime() time.Duration {
+	return time.Duration(p.lifetime.drainTime.Load())
+}
+
+// ParseDrainTime reads what a flag says for SetDrainTime, such as 90s.
+func ParseDrainTime(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("%q is no time such as 90s", text)
+	}
+	return d, nil
+}
+
+// SetDrainTime has an effect before the program is told to stop.
+func (p *Process) SetDrainTime(d time.Duration) { p.lifetime.drainTime.Store(int64(d)) }
+
+// OnHangup has f called at each SIGHUP, which never ends the program.
+func (p *Process) OnHangup(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hangups = append(p.hangups, f)
+}
+
+func (p *Process) hangup() {
+	p.mu.Lock()
+	all := slices.Clone(p.hangups)
+	p.mu.Unlock()
+	for _, f := range all {
+		f()
+	}
+}
 
 // Say writes a line to stderr, for people: the program's name, a colon and the
 // text, addresses included. It also goes to the log file, if there is one,
@@ -201,7 +251,7 @@ func (p *Process) Close() {
 	p.stderr.Close()
 	if p.logFile != nil {
 		p.logFile.Close()
-		p.file.Close()
+		p.file.close()
 	}
 }
 
