@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"turbotunnel/common/ptproc"
 	"turbotunnel/common/relay"
@@ -27,8 +31,8 @@ func runForward(p *ptproc.Process, s settings) int {
 	if s.tunnel.Key == "" {
 		p.Say("WARNING: no -key, so nothing proves who the server is, and whoever stands between can read and change everything. This is for test benches only.")
 	}
-	f := &forwarder{process: p, dialer: d, streams: p.Draining()}
-	a := &acceptor{ln: ln, log: p.Log(), handle: f.handle}
+	f := &forwarder{log: p.Log(), dialer: d, stopping: p.Stopping(), streams: p.Draining()}
+	a := newAcceptor(ln, p.Log(), f.handle)
 	p.Say("Forwarding %s through %s", ln.Addr(), s.tunnel.URL)
 	a.serve(p.Stopping(), func(open int64) {
 		p.Say("Stopping: waiting up to %v for %d open connections. A second signal ends them at once.", p.DrainTime(), open)
@@ -36,27 +40,67 @@ func runForward(p *ptproc.Process, s settings) int {
 	return exitOK
 }
 
+const (
+	// namesInterval is how often a name is looked up that DNS could not tell, and
+	// namesLimit is how long: a machine that starts has its network by then.
+	namesInterval = time.Second
+	namesLimit    = 2 * time.Minute
+)
+
 // A forwarder turns connections into streams.
 type forwarder struct {
-	process *ptproc.Process
-	dialer  dialer
-	streams context.Context // ends them
+	log      *slog.Logger
+	dialer   dialer
+	stopping context.Context // ends the wait for DNS
+	streams  context.Context // ends them
+
+	reached atomic.Bool // a stream was opened: DNS was there once
+	waiting sync.Once   // guards the log line about DNS
 }
 
 // handle forwards one connection.
 func (f *forwarder) handle(conn *net.TCPConn) {
-	// The server may be the one to speak first, so the stream is opened
-	// without waiting for a byte of the client.
 	local := relay.TCPConn{TCPConn: conn}
-	stream, err := f.dialer.DialEarly(f.streams)
+	stream, err := f.dial()
 	if err == nil {
 		err = relay.Join(f.streams, local, stream)
 	} else {
 		local.Reset() // the application shall not take it for an empty answer
 	}
 	if err != nil {
-		f.process.Log().Warn("connection cut", "err", err)
+		f.log.Warn("connection cut", "err", err)
 	}
+}
+
+// dial opens a stream. The server may be the one to speak first, so that is done
+// without waiting for a byte of the client. A program that is started with its
+// machine may be there before DNS is: until it was there once, it is waited for.
+func (f *forwarder) dial() (stream, error) {
+	for start := time.Now(); ; {
+		stream, err := f.dialer.DialEarly(f.streams)
+		if err == nil {
+			f.reached.Store(true)
+			return stream, nil
+		}
+		if !isWithoutDNS(err) || f.reached.Load() || time.Since(start) >= namesLimit {
+			return nil, err
+		}
+		f.waiting.Do(func() {
+			f.log.Warn("DNS does not answer yet: waiting for it", "limit", namesLimit, "err", err)
+		})
+		select {
+		case <-time.After(namesInterval):
+		case <-f.stopping.Done():
+			return nil, err
+		}
+	}
+}
+
+// isWithoutDNS tells whether DNS could not be asked. That a name does not exist
+// is an answer.
+func isWithoutDNS(err error) bool {
+	dnsErr, ok := errors.AsType[*net.DNSError](err)
+	return ok && !dnsErr.IsNotFound
 }
 
 // listenError says what is wrong with a LISTEN argument, and what to do.

@@ -103,7 +103,7 @@ type socksServer struct {
 // serve answers the requests that come to ln until stopping is done, and
 // returns when the streams have ended.
 func (s *socksServer) serve(ln net.Listener) {
-	a := &acceptor{ln: ln, log: s.log, handle: s.handle}
+	a := newAcceptor(ln, s.log, s.handle)
 	a.serve(s.stopping, func(open int64) {
 		s.log.Info("stopping", "why", context.Cause(s.stopping), "open", open)
 	})

@@ -199,7 +199,7 @@ type service struct {
 
 // newService checks set and makes what it asks for.
 func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, err error) {
-	s := &service{set: set, process: p, limits: newBudget(descriptorLimit())}
+	s := &service{set: set, process: p, limits: newBudget(ptproc.DescriptorLimit())}
 	defer func() {
 		if err != nil {
 			s.close()

@@ -1,12 +1,12 @@
 //go:build unix
 
-package main
+package ptproc
 
 import "syscall"
 
-// descriptorLimit is how many descriptors the process may have. Go has raised
+// DescriptorLimit is how many descriptors the process may have; 0 is no limit. Go has raised
 // the soft limit to the hard one before main (package os).
-func descriptorLimit() uint64 {
+func DescriptorLimit() uint64 {
 	var limit syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
 		return 0
