@@ -136,7 +136,7 @@ func TestKeyWithoutLinks(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, keyFile)
 	var wg sync.WaitGroup
-	keys := make([]string, 16)
+	keys := make([]string, 4)
 	for i := range keys {
 		wg.Go(func() {
 			err := makeKey(dir, path, func(string, string) error { return syscall.EPERM })
