@@ -48,6 +48,7 @@ type answering struct {
 	displaced chan struct{} // closed when too many others have come to wait after this one
 
 	// Owned by the goroutine that answers.
+	unit   int           // the largest record that it may have, in bytes
 	wait   time.Duration // the longest that it waits between two writes
 	reads  time.Time     // the connection's read deadline
 	writes time.Time     // and its write deadline

@@ -78,7 +78,35 @@ const (
 	// minBody is the size in bytes of the smallest limit that a body can have:
 	// one record and its head.
 	minBody = wire.MaxUnit + headRoom
+
+	// smallUnit is the size in bytes of the largest record where it is not known
+	// yet that large bodies pass, or known that they do not: a record that has a
+	// number cannot be made smaller. It is sealed in a buffer of 2 KB. smallBody is
+	// that of the smallest limit that is tried: a path that carries less does not
+	// carry a first message.
+	smallUnit = 2<<10 - unitScratch
+	smallBody = 4 << 10
+
+	// unitScratch is what a buffer has beyond a unit that is sealed in it.
+	unitScratch = wire.SealRoom - (wire.Overhead - wire.HeaderSize)
 )
+
+// roomFor is what a body of at most limit bytes has for records, if these are at
+// most as large as unit. Where units are small, so are heads.
+func roomFor(limit, unit int) int {
+	if unit < wire.MaxUnit {
+		return limit - min(headRoom, limit/4)
+	}
+	return limit - headRoom
+}
+
+// unitOf is the size of the largest record that a head asks for.
+func unitOf(h *wire.Head) int {
+	if h.Unit == 0 {
+		return wire.MaxUnit
+	}
+	return min(max(h.Unit, smallUnit/4), wire.MaxUnit)
+}
 
 // A Transport makes exchanges by way of a front that it chooses, and is the one
 // authority on how fronts fare: a session judges only itself. Safe for concurrent

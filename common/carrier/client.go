@@ -101,7 +101,7 @@ type Client struct {
 	carrying  carrying
 	receiving receiving
 	serial    serial
-	bodies    bodies
+	up, down  bodies
 	polling   polling
 }
 
@@ -214,6 +214,17 @@ func (fs flights) cancelHeld(now time.Time) {
 	}
 }
 
+// cancelSwallowed breaks off the large uploads that were sent long ago. Their ends
+// come as results.
+func (fs flights) cancelSwallowed(ago time.Duration) {
+	for _, f := range fs {
+		sent := time.Duration(f.sent.Load())
+		if f.kind == upload && f.size > smallBody && sent > 0 && f.first.Load() == 0 && time.Since(f.started)-sent > ago {
+			f.cancel(errSwallowed)
+		}
+	}
+}
+
 // carry tells whether one of them carries records.
 func (fs flights) carry() bool {
 	for _, f := range fs {
@@ -249,7 +260,6 @@ func NewClient(cfg ClientConfig) *Client {
 		exchanges: 1,                                              // 0 is the handshake
 		flights:   make(flights),
 		receiving: receiving{mode: cfg.Mode, streams: cfg.Mode == Stream},
-		bodies:    bodies{limit: MaxBody},
 	}
 	for _, g := range []*gate{&c.ready, &c.ending, &c.done} {
 		g.c = make(chan struct{})
@@ -344,6 +354,7 @@ func (c *Client) carry() error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	c.receiving.begin(c.way())
+	c.up.limit, c.down.limit = c.way().up.known(MaxBody), c.way().down.known(largestBody)
 	var closed time.Time // when the server said that it has ended the session
 	for {
 		wait := c.launch(time.Now())
@@ -367,6 +378,9 @@ func (c *Client) carry() error {
 		}
 		if !closed.IsZero() && (c.link.complete() || time.Since(closed) > farewellTime) {
 			return c.endedByServer()
+		}
+		if idle, err := c.carrying.muted(time.Now()); err != nil {
+			c.log.Warn("nothing comes through to the server, large or small", "for", idle.Round(time.Second), "err", err)
 		}
 		if idle, err := c.carrying.lost(time.Now()); err != nil {
 			return fmt.Errorf("%w: nothing came through for %v: %w", ErrLost, idle.Round(time.Second), err)
@@ -439,6 +453,9 @@ func (c *Client) act(p *plan, now time.Time) {
 	if p.heldBack != "" {
 		c.say(c.receiving.heldBack(now, p.heldBack, c.way()))
 	}
+	if p.swallow {
+		c.flights.cancelSwallowed(swallowed * c.last.late())
+	}
 	if p.suspend {
 		c.serial.suspend(now)
 	}
@@ -454,9 +471,17 @@ func (c *Client) act(p *plan, now time.Time) {
 			c.flights.cancel(k)
 		}
 		for range p.start[k] {
-			c.start(k)
+			c.start(k, p.little)
 		}
 	}
+}
+
+// unitField is a size of units as a head asks for it.
+func unitField(size int) int {
+	if size == wire.MaxUnit {
+		return 0
+	}
+	return size
 }
 
 // say logs what a detector reports, if it reports anything.
@@ -474,21 +499,35 @@ func (c *Client) newFlight(number uint64, k kind) *flight {
 }
 
 // start makes an exchange in a goroutine of its own, which run waits for.
-func (c *Client) start(k kind) {
+func (c *Client) start(k kind, little bool) {
 	c.link.telling()
 	f := c.newFlight(c.exchanges, k)
 	c.exchanges++
 	hold, quiet, age := c.way().lengths()
 	_, downloads := room(c.last.slots, 0)
-	f.asked.Limit = bodyBelow(maxAnswers / downloads)
+	way := c.way()
+	most := c.down.next(&way.down)
+	f.asked.Limit, f.asked.Unit = bodyBelow(min(maxAnswers/downloads, most)), unitField(c.down.unit(&way.down))
+	if f.most = c.up.next(&way.up); little {
+		f.most = smallBody
+	}
+	c.link.setUnit(c.up.unit(&way.up))
 	switch k {
 	case poll:
-		f.asked.Hold = hold
+		if f.asked.Hold = hold; c.down.doubtful(&way.down) {
+			f.asked.Hold = 0 // it has no room for a large record, and shows what it shows at once
+		}
 	case stream:
-		f.asked.Limit, f.asked.Stream, f.asked.Quiet = bodyBelow(maxStream), age, quiet
+		f.asked.Stream, f.asked.Quiet = age, quiet
+		if f.asked.Limit = bodyBelow(maxStream); c.down.limited(&way.down) {
+			f.asked.Limit = bodyBelow(most)
+		}
 		if !c.receiving.streams {
 			// No room for records: they would come late if the path holds back.
 			f.probe, f.asked.Stream, f.asked.Limit = true, below(probeAge, probeAge/4), minBody/2
+			if f.asked.Unit > 0 {
+				f.asked.Limit = f.asked.Unit / 2
+			}
 		}
 	case combined:
 		c.combined = f.started.Add(-mathrand.N(crowdPause / 4)) // no period
@@ -501,7 +540,8 @@ func (c *Client) start(k kind) {
 		f.asked.Close = wire.CloseDone
 	}
 	if k == upload || k == combined || k == farewell {
-		f.records = c.link.take(f.number, c.bodies.next(), c.last.lanes())
+		f.records = c.link.take(f.number, roomFor(bodyBelow(f.most), c.up.unit(&way.up)), c.last.lanes())
+		f.size = sizeOf(f.records)
 		if len(f.records) > 0 {
 			c.spoke = f.started
 		}
@@ -534,8 +574,14 @@ func (c *Client) observe(res *result) {
 	}
 	c.polling.observe(res)
 	way.observe(now, res)
-	if c.bodies.observe(res, uploads, most, way) {
-		c.log.Info("the path refuses large requests: sending smaller ones", "bytes", c.bodies.limit)
+	if s, shows := res.request(c.up.limit); shows {
+		s.full = s.full && (c.up.limit < MaxBody || uploads >= most)
+		if c.up.observe(now, f.started, s, &way.up) {
+			c.log.Info("the path refuses large requests: sending smaller ones", "bytes", c.up.limit)
+		}
+	}
+	if s, shows := res.answer(now); shows && c.down.observe(now, f.started, s, &way.down) {
+		c.log.Info("the path refuses large answers: asking for smaller ones", "bytes", c.down.limit)
 	}
 }
 
@@ -544,7 +590,7 @@ func (c *Client) observe(res *result) {
 func (c *Client) sayFarewell() {
 	ctx, cancel := context.WithTimeout(c.ctx, farewellTime)
 	defer cancel()
-	c.start(farewell)
+	c.start(farewell, false)
 	said := false
 	for {
 		select {
@@ -565,7 +611,7 @@ func (c *Client) sayFarewell() {
 			if said && c.link.demand(time.Now(), c.last.lanes()).due < 0 {
 				return // the server has no room for the rest
 			}
-			c.start(farewell)
+			c.start(farewell, false)
 		case <-ctx.Done():
 			return
 		}

@@ -3,6 +3,7 @@ package carrier
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -85,6 +86,30 @@ func TestConditions(t *testing.T) {
 		{"all but the smallest bodies refused", func(n *network) {
 			n.set(bodyLimit(near, minBody))
 		}, 30 * time.Second},
+		{"requests above 64 KB answered 403", func(n *network) {
+			n.set(bodiesAbove(near, 64<<10, func(f *fate) { f.instead = page(http.StatusForbidden) }))
+		}, 10 * time.Second},
+		{"requests above 8 KB answered 403", func(n *network) {
+			n.set(bodiesAbove(near, 8<<10, func(f *fate) { f.instead = page(http.StatusForbidden) }))
+		}, 30 * time.Second},
+		{"requests above 17000 bytes answered 502", func(n *network) {
+			n.set(bodiesAbove(near, 17000, func(f *fate) { f.instead = page(http.StatusBadGateway) }))
+		}, 30 * time.Second},
+		{"requests above 6 KB reset", func(n *network) {
+			n.set(bodiesAbove(near, 6<<10, func(f *fate) { f.refuse = true }))
+		}, 30 * time.Second},
+		{"requests above 64 KB swallowed", func(n *network) {
+			n.set(bodiesAbove(near, 64<<10, func(f *fate) { f.vanish = true }))
+		}, 2 * time.Minute},
+		{"requests above 8 KB swallowed", func(n *network) {
+			n.set(bodiesAbove(near, 8<<10, func(f *fate) { f.vanish = true }))
+		}, 2 * time.Minute},
+		{"answers above 100000 bytes become 502", func(n *network) {
+			n.set(answersAbove(near, 100000))
+		}, 2 * time.Minute},
+		{"answers above 8000 bytes become 502", func(n *network) {
+			n.set(answersAbove(near, 8000))
+		}, 2 * time.Minute},
 		{"too many requests", func(n *network) {
 			n.set(sometimes(n, 0.1, near, func(f *fate) { f.instead = page(http.StatusTooManyRequests, "Retry-After", "1") }))
 		}, 2 * time.Minute},
@@ -143,6 +168,9 @@ func TestConditions(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%s", c.name, mode), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld(t)
+					if strings.Contains(c.name, " above ") {
+						c.start(w.net) // nothing larger has ever passed
+					}
 					client, session := w.pair(mode)
 					c.start(w.net)
 					w.net.cutAll() // the poll or stream that is open
@@ -165,6 +193,23 @@ func TestConditions(t *testing.T) {
 			})
 		}
 	}
+}
+
+// bodiesAbove does something to requests of more than limit bytes.
+func bodiesAbove(f fate, limit int64, bad func(*fate)) func(*request) fate {
+	return func(r *request) fate {
+		f := f
+		if r.ContentLength > limit {
+			bad(&f)
+		}
+		return f
+	}
+}
+
+// answersAbove is a gateway that takes no answer of more than limit bytes.
+func answersAbove(f fate, limit int) func(*request) fate {
+	f.buffered, f.largest = true, limit
+	return always(f)
 }
 
 // bodyLimit refuses bodies that are larger.

@@ -3,6 +3,8 @@ package carrier
 import (
 	"errors"
 	"time"
+
+	"turbotunnel/common/wire"
 )
 
 // What a client learns of its path. Each detector learns one thing: observe
@@ -27,17 +29,29 @@ type carrying struct {
 	last     time.Time                 // the last one
 	until    time.Time                 // until then nothing is started
 	err      error                     // why an exchange has failed last
+	shakenAt time.Time                 // when it was said last that one has failed
+	mute     bool                      // it was said that nothing comes through
 }
 
+const (
+	// shakenEvery is how often it is said at most that an exchange has failed: where
+	// a limit is looked for, one fails after every one that passes.
+	shakenEvery = time.Minute
+
+	// muteAfter is for how long nothing comes through, large or small, before that is
+	// said.
+	muteAfter = 10 * time.Second
+)
+
 // observe learns from how an exchange ended. shaken says that it is the first of
-// failures in a row. back is how long the path had been failing when this exchange
+// failures in a row, and worth a line in the log. back is how long the path had been failing when this exchange
 // came through, and 0 if the path was not failing.
 func (c *carrying) observe(now time.Time, res *result) (shaken bool, back time.Duration) {
 	if res.good {
 		if c.failing() {
 			back = now.Sub(c.since)
 		}
-		c.failures, c.foreigns, c.until = 0, 0, time.Time{}
+		c.failures, c.foreigns, c.until, c.mute = 0, 0, time.Time{}, false
 	}
 	if res.err == nil || errors.Is(res.err, errUnneeded) {
 		return false, back
@@ -59,7 +73,20 @@ func (c *carrying) observe(now time.Time, res *result) (shaken bool, back time.D
 	if c.failing() {
 		c.until = now.Add(backoff(c.failures-1, now.Sub(c.since)))
 	}
-	return c.failures == 1, back
+	if shaken = c.failures == 1 && (c.shakenAt.IsZero() || now.Sub(c.shakenAt) >= shakenEvery); shaken {
+		c.shakenAt = now
+	}
+	return shaken, back
+}
+
+// muted tells, once, that the path carries nothing at all, for how long it has not,
+// and why.
+func (c *carrying) muted(now time.Time) (idle time.Duration, err error) {
+	if idle = now.Sub(c.since); !c.failing() || c.mute || idle < muteAfter {
+		return 0, nil
+	}
+	c.mute = true
+	return idle, c.err
 }
 
 func (c *carrying) failing() bool { return c.failures > 1 }
@@ -199,27 +226,108 @@ func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
 	return report
 }
 
-// bodies learns how large a body the path takes. It grows to twice the size
-// where full bodies use all exchanges that there can be, and shrinks to half of
-// one that was refused, of which the way remembers the size.
-type bodies struct{ limit int } // bytes
+// bodies learns how large a body the path takes in one direction, from whatever it
+// does to larger ones. What only seems to be a matter of size is tried with a small
+// one: an outage lets nothing pass.
+//
+//	      two that are not small fail               a small one fails, too
+//	open -------------------------> doubtful -------------------------------> open
+//	  ^                                | it passes, or the answer said why
+//	  |  full ones pass: twice         v
+//	  +----------------------- half of what has failed
+//
+// Where there is a limit already, one failure is enough. Several that fail together
+// count once. What has failed is tried again after a while, which grows.
+type bodies struct {
+	limit  int       // bytes
+	failed int       // bytes of the smallest that has failed since then; 0: none
+	times  int       // how often in a row
+	last   time.Time // when it did last
+}
 
-// observe learns from how an exchange ended, of uploads that were under way, of
-// which there can be most. It tells whether the path has refused a body.
-func (b *bodies) observe(res *result, uploads, most int, w *way) (refused bool) {
+// A sample is what an exchange has shown of bodies in one direction.
+type sample struct {
+	size   int // bytes; of an answer that has failed, what was asked for
+	passed bool
+	why    bool // it has failed, and the answer has said that it was for its size
+	likely bool // smaller ones passed meanwhile, which is enough where it costs no records
+	full   bool // it would have been larger if it could
+	idle   bool // there was little to say: what failed before was not large either
+}
+
+// observe learns from a sample, of an exchange that was started at a time, and tells
+// whether the limit has become less.
+func (b *bodies) observe(now, started time.Time, s sample, w *sizes) (less bool) {
 	switch {
-	case res.flight.kind == upload && res.good && uploads >= most && int(res.size) > b.limit*3/4 && w.takesBody(2*b.limit):
-		b.limit *= 2
-	case res.err != nil && !errors.Is(res.err, errUnneeded) && res.refusesBody():
-		b.limit = max(minBody, min(b.limit, int(res.size/2)))
-		w.refusedBody(int(res.size))
-		return true
+	case s.passed && s.idle && b.doubtful(w):
+		b.failed, b.times = 0, 0
+	case s.passed && b.doubtful(w) && !started.Before(b.last):
+		return b.halve(now, w)
+	case s.passed:
+		if s.size >= b.failed*3/4 {
+			b.failed, b.times = 0, 0
+		}
+		w.passed(s.size)
+		if s.full && b.limit < largestBody && w.worth(now, 2*b.limit) {
+			b.limit *= 2
+		}
+	case s.size <= smallBody:
+		b.failed, b.times = 0, 0 // it is not the size
+	case s.why, s.likely && !(s.size <= 2*minBody && w.takesLarge()):
+		b.failed = s.size
+		return b.halve(now, w)
+	default:
+		if b.failed == 0 || s.size < b.failed {
+			b.failed = s.size
+		}
+		if started.After(b.last) {
+			b.times++
+			b.last = now
+		}
 	}
 	return false
 }
 
-// next is the limit of a body's records.
-func (b *bodies) next() int { return bodyBelow(b.limit) - headRoom }
+// halve makes the limit half of what has failed.
+func (b *bodies) halve(now time.Time, w *sizes) bool {
+	before := b.limit
+	b.limit = max(smallBody, min(b.limit, b.failed/2))
+	w.refuses(now, b.failed, b.limit)
+	b.failed, b.times = 0, 0
+	return b.limit < before
+}
+
+// doubtful tells whether a small body is to be tried.
+func (b *bodies) doubtful(w *sizes) bool {
+	switch {
+	case b.failed == 0:
+		return false
+	case b.failed <= 2*minBody && w.takesLarge():
+		return b.times >= 5 // it costs records to be wrong, see outgoing.setUnit
+	case w.limited():
+		return b.times >= 2
+	}
+	return b.times >= 3
+}
+
+// next is the limit of a body.
+func (b *bodies) next(w *sizes) int {
+	if b.doubtful(w) {
+		return smallBody
+	}
+	return b.limit
+}
+
+// limited tells whether bodies must be smaller than they might be.
+func (b *bodies) limited(w *sizes) bool { return b.doubtful(w) || w.limited() || b.limit < maxAnswer }
+
+// unit is the size of the largest record that may be made for the bodies.
+func (b *bodies) unit(w *sizes) int {
+	if b.limit < minBody || !w.takesLarge() {
+		return smallUnit
+	}
+	return wire.MaxUnit
+}
 
 // polling learns how many answers it is worth to wait for: one in silence, and as
 // many as there can be in a transfer. A plan may want more in a conversation.

@@ -38,11 +38,12 @@ func TestCarrying(t *testing.T) {
 		{"what was not wanted did not fail", []step{{0, ms, func(r *result) { r.err = errUnneeded }, false}}, false, false},
 		{"nor what brought something", []step{{0, ms, func(r *result) { r.good, r.err = true, errReset }, false}}, false, false},
 		{"nor what was too large", []step{{0, ms, func(r *result) { r.err, r.tooLarge, r.size = errReset, true, MaxBody }, false}}, false, false},
-		{"unless nothing smaller can be tried", []step{{0, ms, func(r *result) { r.err, r.tooLarge, r.size = errReset, true, minBody }, true}}, false, false},
+		{"unless nothing smaller can be tried", []step{{0, ms, func(r *result) { r.err, r.tooLarge, r.size = errReset, true, smallBody }, true}}, false, false},
 		{"two foreign answers are not enough", []step{{0, ms, isForeign, true}, {time.Second, ms, isForeign, false}}, true, false},
 		{"three are: the server does not know the session", []step{{0, ms, isForeign, true}, {time.Second, ms, isForeign, false}, {time.Second, ms, isForeign, false}}, true, true},
 		{"others between them do not hide it", []step{{0, ms, isForeign, true}, {time.Second, ms, fails, false}, {time.Second, ms, isForeign, false}, {time.Second, ms, isForeign, false}}, true, true},
-		{"an answer of the server's does", []step{{0, ms, isForeign, true}, {time.Second, ms, isForeign, false}, {time.Second, ms, succeeds, false}, {time.Second, ms, isForeign, true}}, false, false},
+		{"an answer of the server's does", []step{{0, ms, isForeign, true}, {time.Second, ms, isForeign, false}, {time.Second, ms, succeeds, false}, {shakenEvery, ms, isForeign, true}}, false, false},
+		{"what fails again and again is said once a minute", []step{{0, ms, fails, true}, {time.Second, ms, succeeds, false}, {time.Second, ms, fails, false}}, false, false},
 	} {
 		var d carrying
 		now := time.Now()
@@ -76,6 +77,19 @@ func TestCarryingRests(t *testing.T) {
 		if got := d.next(now.Add(c.after), c.rest); max(0, got) != c.want {
 			t.Errorf("%v after a failure, asked for %v: %v, want %v", c.after, c.rest, got, c.want)
 		}
+	}
+	if _, err := d.muted(now.Add(muteAfter)); err != nil {
+		t.Error("one failure is no silence")
+	}
+	d.observe(now.Add(2*ms), ended(now.Add(2*ms), upload, ms, fails))
+	if _, err := d.muted(now.Add(muteAfter - 1)); err != nil {
+		t.Error("mute too soon")
+	}
+	if idle, err := d.muted(now.Add(muteAfter)); idle != muteAfter || !errors.Is(err, errReset) {
+		t.Errorf("after %v: %v", idle, err)
+	}
+	if _, err := d.muted(now.Add(time.Minute)); err != nil {
+		t.Error("said twice")
 	}
 	if _, err := d.lost(now.Add(Lifetime)); err != nil {
 		t.Error("lost too soon")
@@ -161,32 +175,63 @@ func TestSerial(t *testing.T) {
 }
 
 func TestBodies(t *testing.T) {
-	full := func(size int64) func(*result) { return func(r *result) { r.good, r.size = true, size } }
-	refused := func(size int64) func(*result) {
-		return func(r *result) { r.err, r.tooLarge, r.size = errReset, true, size }
-	}
+	const kb = 1 << 10
+	passes := func(size int) sample { return sample{size: size, passed: true, full: true} }
+	fails := func(size int) sample { return sample{size: size} }
+	why := func(size int) sample { return sample{size: size, why: true} }
 	for _, c := range []struct {
-		why          string
-		how          func(*result)
-		uploads, max int
-		tooLarge     int // for the way, as known before
-		want         int
+		reason  string
+		samples []sample
+		limit   int
+		small   bool // a small one is to be tried
 	}{
-		{"full bodies in all slots", full(MaxBody), 2, 2, 0, 2 * MaxBody},
-		{"there are more slots", full(MaxBody), 1, 2, 0, MaxBody},
-		{"bodies are not full", full(MaxBody / 2), 2, 2, 0, MaxBody},
-		{"the way has refused such a one", full(MaxBody), 2, 2, 2 * MaxBody, MaxBody},
-		{"one was refused", refused(200 << 10), 1, 2, 0, 100 << 10},
-		{"a small one was", refused(minBody + 1), 1, 2, 0, minBody},
-		{"the smallest one was", refused(minBody), 1, 2, 0, MaxBody},
+		{"full ones pass", []sample{passes(960 * kb)}, 1920 * kb, false},
+		{"one failure may be chance", []sample{fails(900 * kb)}, 960 * kb, false},
+		{"after three a small one is tried", []sample{fails(900 * kb), fails(800 * kb), fails(800 * kb)}, 960 * kb, true},
+		{"if it passes, it is the size", []sample{fails(900 * kb), fails(800 * kb), fails(850 * kb), {size: 100, passed: true}}, 400 * kb, false},
+		{"unless there was little to say", []sample{fails(900 * kb), fails(800 * kb), fails(850 * kb), {size: 100, passed: true, idle: true}}, 960 * kb, false},
+		{"if it fails, it is not", []sample{fails(900 * kb), fails(800 * kb), fails(800 * kb), fails(100)}, 960 * kb, false},
+		{"nor if one as large passes", []sample{fails(900 * kb), fails(900 * kb), {size: 700 * kb, passed: true}, fails(900 * kb)}, 960 * kb, false},
+		{"an answer that says why is believed", []sample{why(900 * kb)}, 450 * kb, false},
+		{"one that was swallowed while others passed is enough", []sample{{size: 900 * kb, likely: true}}, 450 * kb, false},
+		{"not if records would be given up for it", []sample{passes(30 * kb), {size: 30 * kb, likely: true}}, 1920 * kb, false},
+		{"a second limit is believed sooner", []sample{why(900 * kb), fails(450 * kb), fails(450 * kb), {size: 100, passed: true}}, 225 * kb, false},
+		{"what is known to fail is not tried at once", []sample{why(900 * kb), passes(450 * kb)}, 450 * kb, false},
+		{"nothing is smaller than a small body", []sample{why(smallBody + 1)}, smallBody, false},
+		{"where large ones have passed it takes more", []sample{passes(900 * kb), fails(30 * kb), fails(30 * kb), fails(30 * kb)}, 1920 * kb, false},
 	} {
-		now, w := time.Now(), new(Path).way("")
-		w.tooLarge = c.tooLarge
+		now, w := time.Now(), new(sizes)
 		b := bodies{limit: MaxBody}
-		b.observe(ended(now, upload, time.Second, c.how), c.uploads, c.max, w)
-		if b.limit != c.want {
-			t.Errorf("%s: %d, want %d", c.why, b.limit, c.want)
+		for _, s := range c.samples {
+			now = now.Add(100 * ms)
+			b.observe(now, now.Add(-ms), s, w)
 		}
+		if b.limit != c.limit || (b.next(w) == smallBody) != (c.small || c.limit == smallBody) {
+			t.Errorf("%s: limit %d, next %d; want %d, small %v", c.reason, b.limit, b.next(w), c.limit, c.small)
+		}
+	}
+}
+
+// What has failed is tried again later, and each time after longer. Other sessions
+// begin with what is known.
+func TestSizes(t *testing.T) {
+	now, w := time.Now(), new(sizes)
+	for i, wait := range []time.Duration{firstSize, 2 * firstSize, 4 * firstSize} {
+		w.refuses(now, 64<<10, 32<<10)
+		if w.worth(now.Add(wait), 64<<10) || !w.worth(now.Add(wait+1), 64<<10) || !w.worth(now, 63<<10) {
+			t.Errorf("%d: tried again at another time than after %v", i, wait)
+		}
+		now = now.Add(wait + 1)
+	}
+	if got := w.known(1 << 20); got != 32<<10 {
+		t.Errorf("another session begins with %d", got)
+	}
+	w.passed(64 << 10)
+	if w.limited() || !w.takesLarge() {
+		t.Error("what passes is not too large")
+	}
+	if w.refuses(now, 8<<10, 4<<10); w.takesLarge() || w.known(1) != smallBody {
+		t.Error("large ones do not pass any more")
 	}
 }
 

@@ -46,8 +46,10 @@ const (
 type flight struct {
 	number  uint64 // constant, like what follows up to started
 	kind    kind
+	most    int // bytes of the request's body, by its limit
 	asked   wire.Head
 	records []*sentRecord
+	size    int  // bytes of the records
 	probe   bool // made to see whether the path streams
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
@@ -69,6 +71,7 @@ func (f *flight) glance(now time.Time) glance {
 		probe:  f.probe,
 		hold:   f.asked.Hold,
 		stream: f.asked.Stream,
+		size:   f.size,
 		age:    now.Sub(f.started),
 		begun:  time.Duration(f.begun.Load()),
 		sent:   time.Duration(f.sent.Load()),
@@ -79,6 +82,9 @@ func (f *flight) glance(now time.Time) glance {
 
 // errUnneeded ends an exchange that is not wanted any more.
 var errUnneeded = errors.New("not wanted any more")
+
+// errSwallowed ends an exchange that is not answered while smaller ones are.
+var errSwallowed = errors.New("not answered, while smaller requests are")
 
 // result is how an exchange ended.
 type result struct {
@@ -91,11 +97,59 @@ type result struct {
 	tooLarge bool  // the body was, of size bytes
 	size     int64
 	closed   bool // the server has ended the session
+	answered counter
+}
+
+// counter is the body of an answer, and how much of it has come.
+type counter struct {
+	r     io.Reader // nil: no answer of the server's has begun
+	bytes int
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.bytes += n
+	return n, err
 }
 
 // refusesBody tells whether the path has refused the exchange for its size. Of
 // the smallest body that says nothing: no smaller one can be tried.
-func (r *result) refusesBody() bool { return r.tooLarge && r.size > minBody }
+func (r *result) refusesBody() bool { return r.tooLarge && r.size > smallBody }
+
+// request is what the exchange has shown of how large requests may be.
+func (r *result) request(limit int) (s sample, shows bool) {
+	k := r.flight.kind
+	return sample{
+		size:   int(r.size),
+		passed: r.good,
+		why:    r.refusesBody(),
+		likely: errors.Is(r.err, errSwallowed),
+		full:   int(r.size) > limit*5/8,
+	}, (k == upload || k == combined) && !(!r.good && errors.Is(r.err, errUnneeded))
+}
+
+// answer is what the exchange has shown of how large answers may be. One that was
+// cut after it had brought records has made progress, and one that was cut after a
+// wait, or sooner than a small one ends, was not cut for its size.
+func (r *result) answer(now time.Time) (s sample, shows bool) {
+	f := r.flight
+	waited := now.Sub(f.started) >= minLearned
+	s = sample{size: min(f.asked.Limit, maxAnswer), passed: r.good && r.err == nil}
+	if s.passed {
+		s.size = r.received
+		s.full = r.received > f.asked.Limit/2
+		s.idle = r.received+r.backlog <= smallBody
+	}
+	switch {
+	case f.probe || f.kind == greeting || f.kind == farewell || errors.Is(r.err, errUnneeded):
+		return s, false
+	case r.size > smallBody && r.err != nil:
+		return s, false // the request may be to blame
+	case r.answered.r != nil && r.answered.bytes <= smallBody && !s.passed:
+		return s, false
+	}
+	return s, s.passed || r.received == 0 && !waited
+}
 
 // body is a request's body: a head and records, of known length. The records
 // are sealed when they are read.
@@ -187,7 +241,7 @@ func (c *Client) exchange(f *flight) {
 	watchdog := time.AfterFunc(wait, func() {
 		f.cancel(fmt.Errorf("no answer within %v: %w", wait.Round(time.Second), os.ErrDeadlineExceeded))
 	})
-	pad := c.blur.pad(sizeOf(f.records))
+	pad := min(c.blur.pad(sizeOf(f.records)), max(0, f.most*3/4-sizeOf(f.records)))
 	b := newBody(c.link.head(f.number, f.asked, pad), f.records, c.link.send, func(last bool) {
 		watchdog.Reset(wait)
 		f.mark(&f.begun)
@@ -268,7 +322,8 @@ func somebodyElses(resp *http.Response, err error) bool {
 
 // takeIn takes in the units of an answer.
 func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved func()) error {
-	r := bufio.NewReaderSize(body, 64) // enough to look at the beginning of a unit
+	res.answered.r = body
+	r := bufio.NewReaderSize(&res.answered, 64) // enough to look at the beginning of a unit
 	var buf *buffer
 	defer func() {
 		if buf != nil {
@@ -276,6 +331,7 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 		}
 	}()
 	var head wire.Head
+	large := false
 	for {
 		if buf != nil && r.Buffered() == 0 {
 			buf.release() // a long wait may begin
@@ -305,7 +361,10 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 		if u.Kind == wire.RecordKind {
 			buf.b = u.Payload
 			res.good = true
-			res.received += len(u.Payload)
+			if res.received += len(u.Payload); !large && res.received >= minBody {
+				large = true
+				c.way().down.passed(res.received) // a stream may not end soon
+			}
 			c.blur.moved(len(u.Payload))
 			if c.link.received(u.Number, buf) {
 				buf = nil

@@ -112,6 +112,9 @@ func (c *Client) ask() wire.Head {
 		_, asked.Quiet, asked.Stream = way.lengths()
 		asked.Limit = bodyBelow(maxStream)
 	}
+	if w := &way.down; !w.takesLarge() {
+		asked.Unit, asked.Limit = smallUnit, min(asked.Limit, bodyBelow(w.known(maxAnswers)))
+	}
 	return asked
 }
 

@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -49,6 +50,7 @@ type incoming struct {
 	delivered uint64             // number of the record that ready waits for
 	gapSince  time.Time          // when the gap before the early ones began; zero: there is none
 	cameAt    time.Time          // when a record came last
+	part      *buffer            // what has come of a datagram that goes on in the next record, after room for its length; nil: nothing
 	ready     []*buffer          // records in order, to be read by the engine; plaintext
 	hello     bool               // the first of them is no record but the first message's
 	offset    int                // bytes of ready[0] that were read
@@ -120,9 +122,10 @@ func (i *incoming) deliver(now time.Time) {
 	for i.delivered < i.got.Low {
 		if b := i.early[i.delivered]; b != nil {
 			delete(i.early, i.delivered)
-			i.ready = append(i.ready, b)
+			i.ready = append(i.ready, i.join(b))
 		} else {
 			i.givenUp.Add(1)
+			i.dropPart() // what follows would not fit
 		}
 		i.delivered++
 		moved = true
@@ -133,6 +136,48 @@ func (i *incoming) deliver(now time.Time) {
 	}
 	if len(i.got.Spans) > 0 && i.gapSince.IsZero() {
 		i.gapSince = now
+	}
+}
+
+// join puts a datagram together whose parts stand in several records, of which b is
+// the next one, and returns what the engine shall read in b's place: b without what
+// is not complete, or the datagram with what follows it in b.
+func (i *incoming) join(b *buffer) *buffer {
+	p, rest, err := wire.CutPart(b.b)
+	if err != nil || !p.Continues {
+		i.dropPart()
+	}
+	if err != nil || !p.Continues && !p.GoesOn {
+		return b
+	}
+	if !p.Continues {
+		i.part = newBuffer()
+		i.part.b = i.part.b[:2]
+		i.held.add(i.part.cost() + incomingCost)
+	}
+	if i.part != nil && len(i.part.b)+len(p.Bytes)+len(rest) > 2+wire.RecordRoom {
+		i.dropPart() // larger than any datagram
+	}
+	if i.part != nil {
+		i.part.b = append(i.part.b, p.Bytes...)
+	}
+	if p.GoesOn || i.part == nil {
+		b.b = b.b[:copy(b.b, rest)]
+		return b
+	}
+	whole := i.part
+	i.part = nil
+	binary.BigEndian.PutUint16(whole.b, uint16(len(whole.b)-2))
+	whole.b = append(whole.b, rest...)
+	i.giveBack(b)
+	return whole
+}
+
+// dropPart gives up a datagram of which the rest does not come.
+func (i *incoming) dropPart() {
+	if i.part != nil {
+		i.giveBack(i.part)
+		i.part = nil
 	}
 }
 
@@ -279,6 +324,7 @@ func (i *incoming) drop() {
 	for _, b := range i.early {
 		i.giveBack(b)
 	}
+	i.dropPart()
 	i.ready, i.early, i.hello = nil, nil, false
 	i.held.dropSpans(&i.got)
 	i.closed = true

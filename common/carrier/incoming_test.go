@@ -148,3 +148,75 @@ func TestIncomingOwed(t *testing.T) {
 		r.drop()
 	}
 }
+
+// Datagrams whose parts stand in several records are read whole, or not at all, and
+// what is kept of them is given back.
+func TestIncomingJoins(t *testing.T) {
+	type part = wire.Part
+	whole := func(text string) part { return part{Bytes: []byte(text)} }
+	begins := func(text string) part { return part{Bytes: []byte(text), GoesOn: true} }
+	middle := func(text string) part { return part{Bytes: []byte(text), Continues: true, GoesOn: true} }
+	ends := func(text string) part { return part{Bytes: []byte(text), Continues: true} }
+	large := string(make([]byte, wire.RecordRoom/2))
+	for _, c := range []struct {
+		why     string
+		records [][]part
+		want    string
+	}{
+		{"two parts", [][]part{{begins("a")}, {ends("b")}}, "ab "},
+		{"many parts", [][]part{{begins("a")}, {middle("b")}, {middle("c")}, {ends("d")}}, "abcd "},
+		{"with datagrams before and behind", [][]part{{whole("x")}, {begins("a")}, {ends("b")}, {whole("y")}}, "x ab y "},
+		{"with one behind in the same record", [][]part{{begins("a")}, {ends("b"), whole("y")}}, "ab y "},
+		{"an end without a beginning", [][]part{{ends("b"), whole("y")}}, "y "},
+		{"a beginning without an end", [][]part{{begins("a")}, {whole("y")}}, "y "},
+		{"two beginnings", [][]part{{begins("a")}, {begins("b")}, {ends("c")}}, "bc "},
+		{"a part is lost", [][]part{{begins("a")}, {}, {ends("c"), whole("y")}}, "y "},
+		{"nothing but an end is lost", [][]part{{begins("a")}, {}, {whole("y")}}, "y "},
+		{"larger than a datagram can be", [][]part{{begins(large)}, {middle(large)}, {ends("c"), whole("y")}}, "y "},
+		{"a beginning behind a datagram", [][]part{{whole("x"), begins("a")}, {ends("b"), whole("y")}}, "x y "},
+	} {
+		r := newReceiver()
+		for n, parts := range c.records {
+			if len(parts) == 0 { // it does not come
+				continue
+			}
+			b := newBuffer()
+			for _, p := range parts {
+				b.b = wire.AppendPart(b.b, p)
+			}
+			if !r.receive(uint64(n), b, r.now) {
+				b.release()
+			}
+		}
+		// What is missing is given up while others keep coming.
+		r.later(minGap - ms)
+		if b := newBuffer(); !r.receive(uint64(len(c.records)), b, r.now) {
+			b.release()
+		}
+		r.later(2 * ms)
+		if got := r.read(); got != c.want {
+			t.Errorf("%s: %q, want %q", c.why, got, c.want)
+		}
+		r.drop()
+		if r.part != nil || r.held.bytes() != 0 {
+			t.Errorf("%s: %d bytes are held in the end", c.why, r.held.bytes())
+		}
+	}
+}
+
+// A part that waits for the rest is counted and goes with the session.
+func TestIncomingDropsPart(t *testing.T) {
+	r := newReceiver()
+	b := newBuffer()
+	b.b = wire.AppendPart(b.b, wire.Part{Bytes: []byte("a"), GoesOn: true})
+	if !r.receive(0, b, r.now) {
+		b.release()
+	}
+	r.read()
+	if r.held.bytes() < unitCost {
+		t.Errorf("a part counts %d bytes", r.held.bytes())
+	}
+	if r.drop(); r.held.bytes() != 0 {
+		t.Errorf("%d bytes are held in the end", r.held.bytes())
+	}
+}

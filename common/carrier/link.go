@@ -121,6 +121,13 @@ func (l *link) isUnheard(e uint64) bool {
 	return l.out.unheard.Has(e)
 }
 
+// setUnit says how large a record may be from now on.
+func (l *link) setUnit(size int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.out.setUnit(size)
+}
+
 // wrote says that all of exchange e's records have been written.
 func (l *link) wrote(e uint64) {
 	l.mu.Lock()
@@ -172,6 +179,9 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 		l.heads.trip.sample(rtt)
 	}
 	l.in.owe(h.Sent, now)
+	if newest && l.strict {
+		l.out.setUnit(unitOf(h))
+	}
 	l.out.opened(h, newest, now)
 	l.judge(now)
 	if newest {

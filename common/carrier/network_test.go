@@ -71,6 +71,7 @@ type fate struct {
 	after       time.Duration
 	second      bool                          // it is the second copy's answer that comes back
 	buffered    bool                          // the answer comes when it is complete
+	largest     int                           // of a buffered answer that is larger, 502 is made; 0: of none
 	swapped     bool                          // the answer is another exchange's
 	stale       bool                          // the answer is an old one
 	instead     func(*request) *http.Response // somebody else answers
@@ -292,6 +293,16 @@ func (n *network) exchange(ctx context.Context, r *request, f fate) (*http.Respo
 	case <-a.began:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
+	}
+	if f.largest > 0 {
+		<-a.ended
+		a.mu.Lock()
+		size := len(a.all)
+		a.mu.Unlock()
+		if size > f.largest {
+			a.discard()
+			return page(http.StatusBadGateway)(r), nil
+		}
 	}
 	if f.swapped || f.stale {
 		<-a.ended

@@ -108,6 +108,8 @@ type outgoing struct {
 	taken   time.Time // when some were taken last
 	blocked bool      // a WriteTo waits for room
 
+	unit int // size of the largest record that is made, in bytes
+
 	// Numbered.
 	next     uint64        // number of the next record
 	base     uint64        // the lowest number that is not acknowledged
@@ -141,6 +143,7 @@ func newOutgoing(held *account, wake, writable chan<- struct{}, now time.Time) o
 		held:     held,
 		wake:     wake,
 		writable: writable,
+		unit:     wire.MaxUnit,
 		grant:    windowRecords,
 		window:   newWindow(),
 		silence:  silence{lastAck: now, part: drawPart()},
@@ -255,10 +258,12 @@ func (o *outgoing) take(e uint64, limit int, now time.Time, in lanes) (taken []*
 	}
 	for len(o.queue) > 0 && o.mayGrow() {
 		b := o.queue[0]
-		r := &sentRecord{number: o.next, size: len(b.b) + wire.Overhead - wire.HeaderSize, buf: b}
-		if r.size > limit {
+		size := min(len(b.b)+wire.Overhead-wire.HeaderSize, o.unit)
+		if size > limit {
 			break
 		}
+		b = o.nextRecord(size)
+		r := &sentRecord{number: o.next, size: len(b.b) + wire.Overhead - wire.HeaderSize, buf: b}
 		if small := b.fitting(wire.SealRoom); small != nil {
 			r.buf = small
 			o.held.add(small.cost() - b.cost())
@@ -268,9 +273,6 @@ func (o *outgoing) take(e uint64, limit int, now time.Time, in lanes) (taken []*
 		o.sent = append(o.sent, r)
 		o.missing.add(r.number)
 		o.retained += r.size
-		o.queued -= len(r.buf.b) - wire.HeaderSize
-		o.queue[0] = nil
-		o.queue = o.queue[1:]
 		limit -= r.size
 		taken = append(taken, o.load(r, e, now))
 	}
@@ -283,6 +285,65 @@ func (o *outgoing) take(e uint64, limit int, now time.Time, in lanes) (taken []*
 		signal(o.wake)
 	}
 	return taken
+}
+
+// nextRecord takes the first record of at most size bytes out of the queue, where
+// there is one: a datagram that is larger is cut into parts.
+func (o *outgoing) nextRecord(size int) *buffer {
+	b, room := o.queue[0], size-wire.Overhead
+	head, rest, _ := wire.CutPart(b.b[wire.HeaderSize:])
+	alone := head.Continues && len(rest) > 0 // the other side has no room for more behind a datagram's end
+	if len(b.b)-wire.HeaderSize <= room && !alone {
+		o.queued -= len(b.b) - wire.HeaderSize
+		o.queue[0] = nil
+		o.queue = o.queue[1:]
+		return b
+	}
+	plain, n := b.b[wire.HeaderSize:], 0
+	for {
+		p, _, err := wire.CutPart(plain[n:])
+		if err != nil || n+2+len(p.Bytes) > room {
+			break
+		}
+		if n += 2 + len(p.Bytes); alone {
+			break
+		}
+	}
+	first := newBufferOf(size + unitScratch)
+	first.b = append(first.b[:wire.HeaderSize], plain[:n]...)
+	if n == 0 {
+		p, _, _ := wire.CutPart(plain) // of our own making
+		n = room - 2
+		first.b = wire.AppendPart(first.b, wire.Part{Bytes: p.Bytes[:n], Continues: p.Continues, GoesOn: true})
+		// The rest's length stands where the end of what was taken was.
+		wire.AppendPart(plain[:n], wire.Part{Bytes: p.Bytes[n:], Continues: true, GoesOn: p.GoesOn})
+	}
+	b.b = b.b[:wire.HeaderSize+copy(plain, plain[n:])]
+	o.queued -= n
+	o.held.add(first.cost() + outgoingCost)
+	return first
+}
+
+// setUnit says how large a record may be from now on. Larger ones that exist are
+// sent no more when they are lost: a number never seals two plaintexts. The other
+// side gives them up, and the engine repairs that.
+func (o *outgoing) setUnit(size int) {
+	if size < o.unit {
+		for _, r := range o.sent {
+			if r != nil && !r.acked && r.lost && r.size > size {
+				o.abandon(r)
+			}
+		}
+	}
+	o.unit = size
+}
+
+// abandon gives up a lost record.
+func (o *outgoing) abandon(r *sentRecord) {
+	r.acked = true
+	o.missing.remove(r.number)
+	o.retained -= r.size
+	o.giveBack(r.buf)
 }
 
 // load puts a record on exchange e, which becomes an owner of its buffer.
@@ -345,6 +406,11 @@ func (o *outgoing) lose(n, e uint64) {
 	}
 	r.lost = true
 	o.flying -= r.size
+	if r.size > o.unit {
+		o.abandon(r)
+		signal(o.wake)
+		return
+	}
 	i, _ := slices.BinarySearch(o.lost, n)
 	o.lost = slices.Insert(o.lost, i, n)
 	signal(o.wake)

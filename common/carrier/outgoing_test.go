@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"testing"
@@ -217,5 +218,82 @@ func TestOutgoingTakes(t *testing.T) {
 			t.Errorf("%s: %d records, want %d", c.why, len(taken), c.want)
 		}
 		s.drop()
+	}
+}
+
+// What was queued while large records were made leaves in small ones when it must,
+// in order and whole, and the other half puts it together. An end of a datagram that
+// was cut stands alone in its record.
+func TestSmallRecords(t *testing.T) {
+	for _, sizes := range [][]int{
+		{1},
+		{100, 200, 300},
+		{smallUnit - wire.Overhead - 2},
+		{smallUnit - wire.Overhead - 1},
+		{smallUnit},
+		{8192, 8192, 8192},
+		{1400, 1400, 1400, 1400, 1400, 1400},
+		{8000, 5, 8000, 5, 5, 8000},
+		{wire.RecordRoom, 1, wire.RecordRoom},
+	} {
+		for _, unit := range []int{smallUnit, smallUnit / 4, wire.MaxUnit} {
+			s, r := newSender(), newReceiver()
+			s.setUnit(unit)
+			var want []string
+			for i, n := range sizes {
+				p := bytes.Repeat([]byte{byte('a' + i)}, n)
+				want = append(want, string(p))
+				if !s.put(p) {
+					t.Fatalf("%v: no room", sizes)
+				}
+			}
+			for s.queued > 0 {
+				s.now = s.now.Add(ms)
+				for _, rec := range s.take(1, largestBody, s.now, lanes{}) {
+					if rec.size > unit || cap(rec.buf.b) < rec.size+unitScratch {
+						t.Errorf("%v by %d: a record of %d bytes in a buffer of %d", sizes, unit, rec.size, cap(rec.buf.b))
+					}
+					if unit < wire.MaxUnit && rec.buf.cost() == unitCost {
+						t.Errorf("%v by %d: a record of %d bytes takes a large buffer", sizes, unit, rec.size)
+					}
+					b := newBuffer()
+					b.b = append(b.b, rec.buf.b[wire.HeaderSize:]...)
+					rec.buf.release()
+					if !r.receive(rec.number, b, r.now) {
+						b.release()
+					}
+				}
+				s.acked(s.next)
+			}
+			buf := make([]byte, wire.RecordRoom)
+			for i, w := range want {
+				if n, ok := r.get(buf, r.now); !ok || string(buf[:n]) != w {
+					t.Errorf("%v by %d: datagram %d is not what was put", sizes, unit, i)
+				}
+			}
+			if _, ok := r.get(buf, r.now); ok {
+				t.Errorf("%v by %d: more came than was put", sizes, unit)
+			}
+			if s.held.bytes() != 0 || len(s.queue) > 0 {
+				t.Errorf("%v by %d: %d bytes are held when all is acknowledged", sizes, unit, s.held.bytes())
+			}
+		}
+	}
+}
+
+// A record that has become too large is given up when it is lost, or at once if it is
+// lost already; what is in flight may still come.
+func TestTooLargeRecords(t *testing.T) {
+	s := newSender().send(1, 1).send(2, 1)
+	s.endExchange(1)
+	s.setUnit(smallUnit)
+	if got := s.state(); got != "[1] []" {
+		t.Errorf("%s", got)
+	}
+	if got := s.carry(3).state(); got != "[1] []" {
+		t.Errorf("what was given up is sent again: %s", got)
+	}
+	if s.endExchange(2); s.state() != "[] []" || s.unfinished() || s.held.bytes() != 0 {
+		t.Errorf("%s, and %d bytes are held", s.state(), s.held.bytes())
 	}
 }

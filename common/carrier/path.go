@@ -27,6 +27,10 @@ const (
 	// latest. Each time it still does not, the next look is twice as far away.
 	firstProbe = 30 * time.Second
 	lastProbe  = 30 * time.Minute
+
+	// firstSize is when a body is tried again that was too large. Each time it still
+	// is, the next try is twice as far away.
+	firstSize = 2 * time.Second
 )
 
 // A Path is what sessions have learned of the ways to their server, by the
@@ -53,7 +57,8 @@ type way struct {
 	quiet      time.Duration
 	age        time.Duration
 	cutAt      time.Duration // the age at which a stream was cut last
-	tooLarge   int           // bytes of the smallest body that was refused; 0: none
+
+	up, down sizes // of requests and answers
 }
 
 func (p *Path) way(front string) *way {
@@ -171,18 +176,67 @@ func share(d time.Duration) time.Duration {
 	return max(time.Duration(float64(d)*cutShare), minLearned*3/4).Truncate(time.Millisecond)
 }
 
-// refusedBody notes that a body of size bytes was too large.
-func (w *way) refusedBody(size int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.tooLarge == 0 || size < w.tooLarge {
-		w.tooLarge = size
+// sizes is what is known of how large a body the way takes in one direction. The
+// zero value knows nothing. Safe for concurrent use.
+type sizes struct {
+	mu       sync.Mutex
+	large    bool          // a body of minBody has passed; guarded by mu, like what follows
+	tooLarge int           // bytes of the smallest that has failed for its size; 0: none
+	until    time.Time     // then it is tried again
+	wait     time.Duration // how long that was
+}
+
+// passed notes that a body of size bytes has come through.
+func (s *sizes) passed(size int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.large = s.large || size >= minBody
+	if s.tooLarge > 0 && size >= s.tooLarge {
+		s.tooLarge, s.wait = 0, 0
 	}
 }
 
-// takesBody tells whether bodies of size bytes are worth a try.
-func (w *way) takesBody(size int) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return size <= largestBody && (w.tooLarge == 0 || size < w.tooLarge)
+// refuses notes that a body of size bytes was too large, and what is the limit now.
+func (s *sizes) refuses(now time.Time, size, limit int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tooLarge == 0 || size <= s.tooLarge {
+		s.tooLarge = size
+	}
+	if limit < minBody {
+		s.large = false
+	}
+	if now.After(s.until) {
+		s.wait = min(max(firstSize, 2*s.wait), lastProbe)
+	}
+	s.until = now.Add(s.wait)
+}
+
+// worth tells whether bodies of size bytes are worth a try.
+func (s *sizes) worth(now time.Time, size int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tooLarge == 0 || size < s.tooLarge || now.After(s.until)
+}
+
+func (s *sizes) takesLarge() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.large
+}
+
+func (s *sizes) limited() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tooLarge > 0
+}
+
+// known is the limit that is known, at most most.
+func (s *sizes) known(most int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.tooLarge > 0 && most >= s.tooLarge && most > smallBody {
+		most /= 2
+	}
+	return max(most, smallBody)
 }

@@ -16,6 +16,10 @@ const (
 	// conversation: what the client wants to say waits meanwhile.
 	combinedHold = 50 * time.Millisecond
 
+	// swallowed is how many times as late as it may be an answer is that is not
+	// waited for any more, if smaller requests are answered.
+	swallowed = 2
+
 	// crowdPause is how long a session that has nothing to say keeps out of the
 	// way where sessions share too few exchanges.
 	crowdPause = 2 * time.Second
@@ -33,6 +37,7 @@ const (
 type glance struct {
 	kind   kind
 	probe  bool          // see flight
+	size   int           // bytes of its records
 	hold   time.Duration // as asked
 	stream time.Duration // likewise
 	age    time.Duration // since it was started
@@ -125,6 +130,7 @@ func (s *situation) lanes() lanes {
 // A plan is what a client does in a situation.
 type plan struct {
 	start      [kinds]int    // exchanges, by kind
+	little     bool          // an upload that is started is to be small
 	cancel     [kinds]bool   // exchanges under way, by kind
 	cancelHeld bool          // those that are held, whatever their kind
 	polls      int           // so many are wanted to be under way; 0: polls are not the way to receive now
@@ -132,6 +138,7 @@ type plan struct {
 
 	// What the exchanges under way show of the path.
 	heldBack string // why answers do not come as they are written; empty: it does not show
+	swallow  bool   // large uploads are not answered while smaller ones are
 	suspend  bool   // uploads may wait for the answers that are open
 	resume   bool   // they do not
 }
@@ -169,7 +176,9 @@ func decide(s *situation) (p plan) {
 			return p
 		}
 		s.judgeStreams(&p)
-		s.judgeUploads(&p)
+		if !s.judgeSizes(&p) {
+			s.judgeUploads(&p)
+		}
 		s.hear(&p)
 	}
 	return p
@@ -247,6 +256,36 @@ func (s *situation) judgeStreams(p *plan) {
 
 // renewal is the age at which the stream that follows this one is asked for.
 func (g *glance) renewal() time.Duration { return time.Duration(float64(g.stream) * overlap) }
+
+// judgeSizes draws from the large uploads that wait for their answers whether they
+// are swallowed for their size: smaller ones that were started later are answered.
+// It tells whether that is to be waited for.
+func (s *situation) judgeSizes(p *plan) (wait bool) {
+	late, oldest, little := s.late(), (*glance)(nil), time.Duration(-1)
+	for i := range s.flights {
+		switch f := &s.flights[i]; {
+		case f.kind != upload || f.first > 0:
+		case f.size <= smallBody:
+			little = max(little, f.age)
+		case f.sent > 0 && (oldest == nil || f.since(f.sent) > oldest.since(oldest.sent)):
+			oldest = f
+		}
+	}
+	switch {
+	case oldest == nil || s.suspended:
+	case oldest.since(oldest.sent) <= swallowed*late:
+		p.within(swallowed*late - oldest.since(oldest.sent))
+	case s.answered < oldest.since(oldest.sent):
+		p.swallow = true
+	case little < 0:
+		p.start[upload], p.little = 1, true
+		return true
+	case little <= late:
+		p.within(late - little)
+		return true
+	}
+	return false
+}
 
 // judgeUploads draws from the uploads that wait for their answers whether they
 // may be waiting for a stream or a poll that is open. If they pass as soon as

@@ -2,6 +2,8 @@ package carrier
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,8 +26,9 @@ func (p *plan) text() string {
 	if p.cancelHeld {
 		does = append(does, "cancel what is held")
 	}
-	for what, yes := range map[string]bool{"held back": p.heldBack != "", "suspend": p.suspend, "resume": p.resume} {
-		if yes {
+	said := map[string]bool{"held back": p.heldBack != "", "little": p.little, "swallow": p.swallow, "suspend": p.suspend, "resume": p.resume}
+	for _, what := range slices.Sorted(maps.Keys(said)) {
+		if said[what] {
 			does = append(does, what)
 		}
 	}
@@ -49,6 +52,13 @@ func TestPlans(t *testing.T) {
 	streamed := glance{kind: stream, stream: time.Minute, age: time.Second, begun: ms, sent: 2 * ms, first: 102 * ms, heard: 102 * ms}
 	written := glance{kind: upload, age: 50 * ms, begun: ms, sent: 2 * ms}
 	writing := glance{kind: upload, age: 50 * ms, begun: ms}
+	// A large upload that has waited for its answer for a time, and a little one.
+	large := func(waits time.Duration) glance {
+		return glance{kind: upload, size: 100 << 10, age: waits + 2*ms, begun: ms, sent: 2 * ms}
+	}
+	little := func(age time.Duration) glance {
+		return glance{kind: upload, size: 100, age: age, begun: ms, sent: 2 * ms}
+	}
 	for _, c := range []struct {
 		why   string
 		do    func(s *situation)
@@ -135,6 +145,35 @@ func TestPlans(t *testing.T) {
 			slow.age = time.Minute
 			s.flights = []glance{polled, slow}
 		}, "", 0},
+		{"a large upload that waits may be late", func(s *situation) {
+			s.answered, s.flights = 0, []glance{polled, large(swallowed*late - 3*ms)}
+		}, "", 3 * ms},
+		{"then a little one asks whether it is its size", func(s *situation) {
+			s.answered, s.flights = time.Minute, []glance{polled, large(swallowed*late + 3*ms)}
+		}, "start 1 upload, little", 0},
+		{"which has time to be answered", func(s *situation) {
+			s.answered, s.flights = time.Minute, []glance{polled, large(3 * late), little(late / 2)}
+		}, "", late / 2},
+		{"if it is not, either may wait for the poll", func(s *situation) {
+			s.answered, s.flights = time.Minute, []glance{polled, large(3 * late), little(late + ms)}
+		}, "cancel poll, cancel stream, cancel combined, suspend", late},
+		{"what is sent later and answered shows that the large one is swallowed", func(s *situation) {
+			s.answered, s.flights = late, []glance{polled, large(swallowed*late + 3*ms)}
+		}, "swallow", 0},
+		{"not what was sent before it", func(s *situation) {
+			s.answered, s.flights = 4*late, []glance{polled, large(3 * late)}
+		}, "start 1 upload, little", 0},
+		{"a large one that is being answered is not swallowed", func(s *situation) {
+			answered := large(3 * late)
+			answered.first = 2 * late
+			s.answered, s.flights = late, []glance{polled, answered}
+		}, "", 0},
+		{"nor one whose body is under way", func(s *situation) {
+			slow := large(3 * late)
+			slow.sent = 0
+			s.answered, s.flights = late, []glance{polled, slow}
+		}, "", 0},
+
 		{"while answers are ended none is asked for", func(s *situation) { s.suspended, s.suspendedFor = true, 100*ms }, "", late - 100*ms},
 		{"for a while", func(s *situation) { s.suspended, s.suspendedFor = true, late+1 }, "start 1 poll, resume", ms},
 

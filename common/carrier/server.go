@@ -265,6 +265,7 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 	if ask.Parse(hello.Ask) != nil { // or nothing is asked
 		ask = wire.Head{}
 	}
+	l.setUnit(unitOf(&ask))
 	name := strconv.FormatUint(s.named.Add(1), 10)
 	sess = &Session{
 		server:    s,

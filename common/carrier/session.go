@@ -191,7 +191,7 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 	s.mu.Unlock()
 	if repeated {
 		head.Hold, head.Stream = 0, 0
-		head.Limit = headRoom
+		head.Limit = 1 // no record
 	}
 	if s.reply(r.Context(), w, a, nil, head.Exchange, head) == nil {
 		s.note(netip.Addr{}) // it lived while it was answered
@@ -280,12 +280,14 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, a *answering
 	if limit == 0 {
 		limit = maxAnswer
 	}
-	limit -= headRoom
+	a.unit = unitOf(&ask)
+	most := limit
+	limit = roomFor(limit, a.unit)
 	if ask.Stream > 0 || ask.Hold > 0 {
 		a.waits()
 	}
 	if ask.Stream > 0 {
-		if limit >= wire.MaxUnit { // no probe
+		if limit >= a.unit { // no probe
 			s.relieve()
 		}
 		a.wait = min(max(ask.Quiet, minQuiet), maxHold)
@@ -294,7 +296,7 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, a *answering
 	in := lanes{polls: maxAnswers / max(limit, minBody)} // as the client divides it
 	records := s.await(ctx, a, e, limit, in, min(ask.Hold, maxHold), s.relief())
 	size := len(prefix) + sizeOf(records)
-	head := s.link.head(e, s.fields(), s.blur.pad(size))
+	head := s.link.head(e, s.fields(), s.padWithin(size, most, a.unit))
 	header.Set("Content-Length", strconv.Itoa(size+len(head)))
 	// An answer that cannot be written is an exchange that has failed: the
 	// client reports it, and what was in it is repaired.
@@ -302,6 +304,16 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, a *answering
 	w.Write(prefix) //nolint:errcheck
 	w.Write(head)   //nolint:errcheck
 	return s.write(w, a, e, records)
+}
+
+// padWithin is the padding for an answer of size bytes besides its head. Where units
+// are small, it keeps to the limit.
+func (s *Session) padWithin(size, limit, unit int) int {
+	pad := s.blur.pad(size)
+	if unit < wire.MaxUnit {
+		pad = min(pad, max(0, limit*3/4-size))
+	}
+	return pad
 }
 
 // write writes records as exchange e's last ones so far.
@@ -340,7 +352,7 @@ func (s *Session) await(ctx context.Context, a *answering, e uint64, limit int, 
 	timer := time.NewTimer(hold)
 	defer timer.Stop()
 	taker := s.taker
-	if limit < wire.MaxUnit {
+	if limit < a.unit {
 		taker = nil // this one takes nothing: it must not keep others from it
 	}
 	select {
@@ -440,8 +452,8 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, a *answerin
 		return err
 	}
 	// A client that leaves no room for a record wants to see heads.
-	room := limit >= wire.MaxUnit
-	for !room || limit >= wire.MaxUnit {
+	room := limit >= a.unit
+	for !room || limit >= a.unit {
 		left := time.Until(end)
 		if left <= 0 {
 			return nil

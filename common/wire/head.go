@@ -41,6 +41,7 @@ type Head struct {
 	Close   uint64        // both: the sender has ended the session, for this reason
 	Rate    int           // answer: bytes a second that the path carries to the client, as the server has just found; first message: as one has found before
 	More    bool          // beside Rate: the path may carry more
+	Unit    int           // request, first message: the largest unit of the answers, in bytes; 0: MaxUnit
 	Trip    time.Duration // first message: the path's shortest round trip of late
 }
 
@@ -58,6 +59,7 @@ const (
 	fieldRate    = 9  // bytes a second
 	fieldTrip    = 10 // milliseconds
 	fieldMore    = 11 // 1: yes
+	fieldUnit    = 12 // bytes
 )
 
 // Reasons to close a session.
@@ -98,7 +100,7 @@ func (h *Head) Append(b []byte) []byte {
 	if h.More {
 		b = appendField(b, fieldMore, 1)
 	}
-	return b
+	return appendField(b, fieldUnit, uint64(h.Unit))
 }
 
 // Pad appends n bytes of padding to a head's plaintext, at least 1.
@@ -159,7 +161,7 @@ func (h *Head) Parse(b []byte) error {
 		if v, b, err = cutUvarint(b, 1<<63); err != nil {
 			return err
 		}
-		if kind <= fieldMore && v > maxField {
+		if kind <= fieldUnit && v > maxField {
 			return fmt.Errorf("%w: field %d is %d", ErrMalformed, kind, v)
 		}
 		switch kind {
@@ -185,6 +187,8 @@ func (h *Head) Parse(b []byte) error {
 			h.Trip = duration(v)
 		case fieldMore:
 			h.More = v > 0
+		case fieldUnit:
+			h.Unit = int(v)
 		}
 	}
 	return nil

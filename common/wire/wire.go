@@ -28,7 +28,9 @@
 //
 // A record's plaintext is a sequence of datagrams, each a 16-bit big-endian
 // length and as many bytes. Length 0 ends the record; what follows is padding
-// and ignored. See Head for the plaintext of a head.
+// and ignored. The length's two highest bits say that this is a part of a datagram,
+// which follows the part at the end of the record before (0x4000), or goes on at the
+// beginning of the next record (0x8000). See Head for the plaintext of a head.
 package wire
 
 import (
@@ -217,4 +219,48 @@ func CutDatagram(b []byte) (p, rest []byte, err error) {
 		return nil, nil, fmt.Errorf("%w: a datagram of %d bytes in %d", ErrMalformed, n, len(b)-2)
 	}
 	return b[2 : 2+n], b[2+n:], nil
+}
+
+const (
+	partContinues = 0x4000
+	partGoesOn    = 0x8000
+)
+
+// A Part is a datagram, or what one record carries of it.
+type Part struct {
+	Bytes     []byte
+	Continues bool // it follows a part in the record before
+	GoesOn    bool // the next record has more of it
+}
+
+// AppendPart appends a part to a record's plaintext.
+func AppendPart(b []byte, p Part) []byte {
+	n := uint16(len(p.Bytes))
+	if p.Continues {
+		n |= partContinues
+	}
+	if p.GoesOn {
+		n |= partGoesOn
+	}
+	return append(binary.BigEndian.AppendUint16(b, n), p.Bytes...)
+}
+
+// CutPart is CutDatagram that knows parts, for which CutDatagram returns
+// ErrMalformed.
+func CutPart(b []byte) (p Part, rest []byte, err error) {
+	if len(b) < 2 {
+		p.Bytes, rest, err = CutDatagram(b)
+		return p, rest, err
+	}
+	n := binary.BigEndian.Uint16(b)
+	p.Continues, p.GoesOn = n&partContinues != 0, n&partGoesOn != 0
+	size := int(n &^ (partContinues | partGoesOn))
+	switch {
+	case n == 0:
+		return Part{}, nil, io.EOF
+	case size == 0 || size > len(b)-2:
+		return Part{}, nil, fmt.Errorf("%w: %d bytes of a datagram in %d", ErrMalformed, size, len(b)-2)
+	}
+	p.Bytes = b[2 : 2+size]
+	return p, b[2+size:], nil
 }

@@ -291,3 +291,41 @@ func BenchmarkNext(b *testing.B) {
 		}
 	}
 }
+
+// FuzzParts: what is cut off and put together again is the same plaintext, up to the
+// padding, and a plaintext without parts is cut as CutDatagram does.
+func FuzzParts(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte{0, 1, 9, 0, 2, 8, 7})
+	f.Add([]byte{0x80, 1, 9})
+	f.Add([]byte{0x40, 1, 9, 0, 2, 8, 7})
+	f.Add([]byte{0xc0, 2, 9, 9, 0, 0, 5})
+	f.Add([]byte{0x40, 0, 0})
+	f.Add([]byte{0xff, 0xff, 0})
+	f.Fuzz(func(t *testing.T, plain []byte) {
+		var again []byte
+		rest := plain
+		for {
+			p, next, err := CutPart(rest)
+			whole, after, errWhole := CutDatagram(rest)
+			if part := p.Continues || p.GoesOn; !part && err == nil && (errWhole != nil || !bytes.Equal(whole, p.Bytes) || !bytes.Equal(after, next)) {
+				t.Fatalf("%x: a part %x, but a datagram %x, %v", rest, p.Bytes, whole, errWhole)
+			} else if part && errWhole == nil {
+				t.Fatalf("%x: a part is taken for a datagram", rest)
+			}
+			if err != nil {
+				if err != io.EOF && !errors.Is(err, ErrMalformed) {
+					t.Fatal(err)
+				}
+				break
+			}
+			if len(p.Bytes) == 0 {
+				t.Fatal("an empty part")
+			}
+			again, rest = AppendPart(again, p), next
+		}
+		if !bytes.Equal(again, plain[:len(plain)-len(rest)]) {
+			t.Fatalf("%x became %x", plain, again)
+		}
+	})
+}
