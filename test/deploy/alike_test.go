@@ -3,6 +3,7 @@ package deploy
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -147,7 +148,9 @@ func answers(t *testing.T, addr, host, request string) string {
 func answers2(t *testing.T, addr, host, method, path, body string) string {
 	t.Helper()
 	tr := &http.Transport{
-		DialTLS:           func(string, string) (net.Conn, error) { return connect(t, addr, host, "h2"), nil },
+		DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
+			return connect(t, addr, host, "h2"), nil
+		},
 		ForceAttemptHTTP2: true, DisableCompression: true,
 		Protocols: new(http.Protocols),
 	}
