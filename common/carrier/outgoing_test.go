@@ -297,3 +297,31 @@ func TestTooLargeRecords(t *testing.T) {
 		t.Errorf("%s, and %d bytes are held", s.state(), s.held.bytes())
 	}
 }
+
+// What is put behind the rest of the largest datagram does not share a record with
+// its end: together they would have no room at the other side.
+func TestEndStandsAlone(t *testing.T) {
+	s, r := newSender(), newReceiver()
+	s.setUnit(smallUnit)
+	s.put(make([]byte, wire.RecordRoom))
+	for more := true; s.queued > 0; more = false {
+		for _, rec := range s.take(1, smallUnit, s.now, lanes{}) {
+			b := newBuffer()
+			b.b = append(b.b, rec.buf.b[wire.HeaderSize:]...)
+			rec.buf.release()
+			if !r.receive(rec.number, b, r.now) {
+				b.release()
+			}
+		}
+		s.acked(s.next)
+		if more {
+			s.put(make([]byte, 100))
+		}
+	}
+	buf := make([]byte, wire.RecordRoom)
+	for _, want := range []int{wire.RecordRoom, 100} {
+		if n, _ := r.get(buf, r.now); n != want {
+			t.Errorf("a datagram of %d bytes, want %d", n, want)
+		}
+	}
+}
