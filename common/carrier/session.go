@@ -126,8 +126,7 @@ func (s *Session) confirm() {
 	if s.started {
 		v.settle(s)
 	} else if !v.closed && v.sessions.byID[s.id] == s {
-		s.started = true
-		v.wg.Go(s.run)
+		v.run(s)
 	}
 }
 

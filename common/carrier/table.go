@@ -226,8 +226,7 @@ func (s *Server) admit(sess *Session, start func()) bool {
 	if !sess.refused && s.unconfirmed < s.limits.unconfirmed {
 		start()
 		s.unconfirmed++
-		sess.started = true
-		s.wg.Go(sess.run)
+		s.run(sess)
 	}
 	s.mu.Unlock()
 	if victim != nil {
@@ -236,6 +235,13 @@ func (s *Server) admit(sess *Session, start func()) bool {
 			"sessions", s.limits.sessions, "so far", s.evicted.Add(1))
 	}
 	return true
+}
+
+// run has a session's engine run. mu is held.
+func (s *Server) run(sess *Session) {
+	sess.started = true
+	sess.link.held.add(runCost)
+	s.wg.Go(sess.run)
 }
 
 // remove takes a session out of the table. mu is held.
