@@ -114,8 +114,9 @@ var (
 )
 
 // dress adds to h the headers of a request to origin that the caller did not
-// set: an empty slice under a name keeps that header away.
-func (b *browser) dress(h http.Header, origin *url.URL) {
+// set: an empty slice under a name keeps that header away. An empty bodyType
+// stands for none.
+func (b *browser) dress(h http.Header, origin *url.URL, bodyType string) {
 	set := func(name string, values ...string) {
 		if _, taken := h[name]; !taken {
 			h[name] = values
@@ -137,7 +138,9 @@ func (b *browser) dress(h http.Header, origin *url.URL) {
 	// The page whose script this would be is the site's first.
 	set("Referer", origin.Scheme+"://"+origin.Host+"/")
 	set("Origin", origin.Scheme+"://"+origin.Host)
-	set("Content-Type", "application/octet-stream")
+	if bodyType != "" {
+		set("Content-Type", bodyType)
+	}
 }
 
 // A fieldOrder gives each header of a browser, by its name in small letters,

@@ -16,6 +16,7 @@
 //	 ├ race        connects fronts side by side, and the first one carries
 //	 ├ health      whether one front works, and since when it does not: the only judge of that
 //	 └ Front       exchanges through one front, dressed as a browser's
+//	    ├ bodyTypes   of which type the bodies are said to be, so that they pass
 //	    └ pool     connections and who waits for one
 //	       ├ dials the dials under way: how many, how often another one beside them
 //	       │  ├ addresses   to which address, and which have failed
@@ -51,6 +52,7 @@ type Front struct {
 	origin  *url.URL // scheme and host, the host without a default port
 	browser *browser
 	pool    *pool
+	types   bodyTypes
 }
 
 // New checks cfg, with the errors of Config.Check, and returns a Front. It does
@@ -64,7 +66,7 @@ func New(cfg Config) (*Front, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Front{origin: r.origin, browser: r.browser(), pool: newPool(r.name, c)}, nil
+	return &Front{origin: r.origin, browser: r.browser(), pool: newPool(r.name, c), types: newBodyTypes()}, nil
 }
 
 // Name is the front's domain, for logs and errors.
@@ -124,12 +126,16 @@ func (f *Front) exchange(ctx context.Context, req *http.Request, body io.ReadClo
 	if out.Header == nil {
 		out.Header = make(http.Header)
 	}
-	f.browser.dress(out.Header, f.origin)
 	p, err := f.pool.take(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return p.roundTrip(out)
+	f.browser.dress(out.Header, f.origin, f.types.current())
+	resp, err := p.roundTrip(out)
+	if err == nil {
+		f.types.answered(out.Header.Get("Content-Type"), resp.StatusCode)
+	}
+	return resp, err
 }
 
 // Close ends every connection, with the exchanges on it and the dials under

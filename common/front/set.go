@@ -164,6 +164,7 @@ func (s *Set) Foreign(resp *http.Response) {
 	}
 	if m, _ := resp.Request.Context().Value(memberKey{}).(*member); m != nil {
 		m.health.foreign()
+		m.front.types.refused(resp.Request.Header.Get("Content-Type"))
 	}
 }
 

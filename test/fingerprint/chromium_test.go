@@ -37,7 +37,7 @@ var (
 const bodySize = 2000 // bytes
 
 const page = `<!doctype html><title>x</title><link rel=icon href=data:><script>
-const post = path => fetch(path, {method: 'POST', body: new Uint8Array(2000), headers: {'Content-Type': 'application/octet-stream'}});
+const post = path => fetch(path, {method: 'POST', body: new Uint8Array(2000)});
 (async () => {
 	await post('/a')
 	await post('/b')
