@@ -28,10 +28,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -44,7 +42,7 @@ const (
 	program = "turbotunnel-client"
 
 	// method is the transport's name in bridge lines and CMETHOD lines.
-	method = "turbo"
+	method = tunnel.Transport
 )
 
 // Exit codes. Two is what the flag package and most Unix tools use for a wrong
@@ -129,24 +127,8 @@ func parse(args []string) (settings, error) {
 		return s, fmt.Errorf("%d arguments, but there are none under tor and two otherwise, LISTEN and URL, after all flags", flags.NArg())
 	}
 	var err error
-	s.tunnel, err = override(s.tunnel, given)
+	s.tunnel, err = s.tunnel.With(given)
 	return s, err
-}
-
-// override returns c with the fields that args name set to its values.
-func override(c config, args map[string]string) (config, error) {
-	if _, both := args["front"]; both {
-		if _, both := args["fronts"]; both {
-			return c, errors.New("front and fronts are both given; name all domains in fronts")
-		}
-	}
-	// In a fixed order, so that of several errors the same is always shown.
-	for _, name := range slices.Sorted(maps.Keys(args)) {
-		if err := c.Set(name, args[name]); err != nil {
-			return c, err
-		}
-	}
-	return c, nil
 }
 
 func main() { os.Exit(run(os.Args[1:])) }

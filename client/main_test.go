@@ -31,7 +31,7 @@ func TestArgumentsOverrideFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := override(s.tunnel, map[string]string{"front": "d.example", "engine": "kcp"})
+	got, err := s.tunnel.With(map[string]string{"front": "d.example", "engine": "kcp"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -239,16 +239,11 @@ func configure(defaults config, args pt.Args) (config, error) {
 		}
 		given[name] = values[0]
 	}
-	cfg, err := override(defaults, given)
-	switch {
-	case err != nil:
-		return cfg, fmt.Errorf("bridge line: %w", err)
-	case cfg.URL == "":
-		return cfg, errors.New("the bridge line needs url=, the URL of the server")
-	case cfg.Key == "":
-		return cfg, errors.New("the bridge line needs key=, the server's public key, which turbo_bridgeline.txt in its state directory holds")
+	cfg, err := defaults.With(given)
+	if err == nil {
+		err = cfg.CheckBridge()
 	}
-	if err := cfg.Check(); err != nil {
+	if err != nil {
 		return cfg, fmt.Errorf("bridge line: %w", err)
 	}
 	return cfg, nil

@@ -126,7 +126,7 @@ func inManyHomed(t *testing.T, addresses int, o serverOptions, test func(t *test
 		s := serve(t, o, holding)
 		f := newFront(t, s, func(c *Config) {
 			c.UTLS = "none"
-			c.Addr, c.Dialer, c.lookup = "", m.dial, m.lookup
+			c.Addr, c.Dialer, c.Lookup = "", m.dial, m.lookup
 		})
 		defer f.endWith(s)
 		test(t, f, m)
@@ -317,7 +317,7 @@ func TestProxyWithManyAddresses(t *testing.T) {
 		var dialled []string
 		f := newFront(t, &server{addr: "192.0.2.1:443"}, func(c *Config) {
 			c.Proxy = &url.URL{Scheme: "socks5", Host: "proxy.example:1"}
-			c.lookup = func(_ context.Context, host string) ([]netip.Addr, error) {
+			c.Lookup = func(_ context.Context, host string) ([]netip.Addr, error) {
 				if host != "proxy.example" {
 					t.Errorf("asked for %q", host)
 				}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"syscall"
 
 	"turbotunnel/common/proxy"
 
@@ -45,8 +46,13 @@ type Config struct {
 	// resolver gives for them, each in its turn.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	// lookup resolves names for the Dialer of a test.
-	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Lookup gives the addresses of a name. Nil: the system's resolver does, or
+	// the Dialer where there is one.
+	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+
+	// Control is called for each socket before it connects, as in net.Dialer,
+	// unless there is a Dialer.
+	Control func(network, addr string, c syscall.RawConn) error
 }
 
 // Check tells whether New would make a Front of c. Its error begins with the

@@ -26,9 +26,12 @@ type connector struct {
 
 // newConnector returns one for the route that cfg says.
 func newConnector(cfg Config, r *route) (*connector, error) {
-	c := &connector{addr: r.addr, dial: cfg.Dialer, lookup: cfg.lookup}
+	c := &connector{addr: r.addr, dial: cfg.Dialer, lookup: cfg.Lookup}
 	if c.dial == nil {
-		c.dial, c.lookup = (&net.Dialer{KeepAlive: keepAlive}).DialContext, resolve
+		c.dial = (&net.Dialer{KeepAlive: keepAlive, Control: cfg.Control}).DialContext
+		if c.lookup == nil {
+			c.lookup = resolve
+		}
 	}
 	if cfg.Proxy != nil {
 		var err error

@@ -1,11 +1,23 @@
-// Package tunnel is turbotunnel as a library: a Dialer opens byte streams to a
-// server through HTTP, and a Server, which is an http.Handler, accepts them.
+// Package tunnel is turbotunnel as a library, and its API: what other programs
+// import. A Dialer opens byte streams to a server through HTTP; a Server, which is
+// an http.Handler, accepts them. Config is how the server is reached, which
+// ParseBridgeLine reads and Config.With completes; Options are what concerns this
+// side only.
 //
-// It knows neither Tor nor flags nor sockets to listen on.
+// The streams are net.Conns, Dialer.DialContext fits where a net.Dialer's does,
+// and Server.Listener is a net.Listener, so that what speaks over TCP speaks
+// through a tunnel. See the examples.
+//
+// The package writes nothing but to the Log that it is given, ends no process,
+// and has no state but in its Dialers and Servers, of which there may be many;
+// what is closed leaves no goroutine and no descriptor behind. It knows neither
+// Tor nor flags nor sockets to listen on. What it needs of the packages below it
+// stands in its own types; those packages may change with any version.
 package tunnel
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +25,7 @@ import (
 	"net/url"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"turbotunnel/common/carrier"
@@ -31,8 +44,9 @@ var (
 	ErrSessionLost = carrier.ErrLost        // the session ended under the stream
 )
 
-// What streams return whose session the server has forgotten.
+// Why sessions are lost that the server has ended, or forgotten.
 var (
+	errEnded     = fmt.Errorf("%w: ended by the server", ErrSessionLost)
 	errForgotten = fmt.Errorf("%w: the server does not know it any more, as after a restart", ErrSessionLost)
 	errExpired   = fmt.Errorf("%w: the server has forgotten it, because nothing came through for more than %v", ErrSessionLost, carrier.Lifetime)
 )
@@ -68,9 +82,55 @@ type Options struct {
 	// scheme is http, socks4a or socks5.
 	Proxy *url.URL
 
+	// Dial makes the TCP connections to the front, or to the proxy, and resolves
+	// their names. Nil: a net.Dialer does, and the system's resolver.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	// Control is called for each socket before it connects, as in net.Dialer: for
+	// those who bind it to an interface, or keep it out of a VPN of their own. It
+	// has no effect beside Dial.
+	Control func(network, addr string, c syscall.RawConn) error
+
+	// RootCAs verify the front's certificate. Nil: the system's.
+	RootCAs *x509.CertPool
+
+	// Events is told what becomes of the way to the server. Nil: nobody is. It
+	// may be called by several goroutines at once, and must neither wait for the
+	// network nor close the Dialer.
+	Events func(Event)
+
 	// Log receives what happens. Nil: nothing is logged. Messages hold no
 	// secret; network addresses stand in errors and attributes only.
 	Log *slog.Logger
+}
+
+// An Event is something that a program may want to show its user, in the words of
+// its Kind and of Err.
+type Event struct {
+	Kind EventKind
+	Err  error // why; nil when Connected
+}
+
+// EventKind is what has happened.
+type EventKind int
+
+// The events of a session, of which a Dialer has one at a time as a rule.
+const (
+	Connected EventKind = iota + 1 // the server has answered under its key
+	Failed                         // no session could be had; Err is what Dial returns
+	Lost                           // a session has ended under its streams; the next stream begins another one
+)
+
+func (k EventKind) String() string {
+	switch k {
+	case Connected:
+		return "connected"
+	case Failed:
+		return "failed"
+	case Lost:
+		return "lost"
+	}
+	return fmt.Sprintf("event %d", int(k))
 }
 
 // A Dialer opens streams to one server. Streams share a session where the
@@ -82,6 +142,7 @@ type Dialer struct {
 	share  share
 	known  carrier.Path
 	log    *slog.Logger
+	events func(Event)     // never nil
 	ctx    context.Context // ends when the Dialer is closed
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // watchers of sessions
@@ -116,13 +177,17 @@ func NewDialer(cfg Config, opts Options) (*Dialer, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	for i := range p.fronts {
-		p.fronts[i].Proxy = opts.Proxy
+		f := &p.fronts[i]
+		f.Proxy, f.Dialer, f.Control, f.RootCAs = opts.Proxy, opts.Dial, opts.Control, opts.RootCAs
 	}
 	fronts, err := front.NewSet(p.fronts, log)
 	if err != nil {
 		return nil, err
 	}
-	d := &Dialer{cfg: p, engine: e, log: log}
+	d := &Dialer{cfg: p, engine: e, log: log, events: opts.Events}
+	if d.events == nil {
+		d.events = func(Event) {}
+	}
 	d.share.Set = fronts
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d, nil
@@ -167,6 +232,17 @@ func (d *Dialer) DialEarly(ctx context.Context) (Stream, error) {
 		return nil, err
 	}
 	return d.open(ctx, s)
+}
+
+// DialContext is Dial for those who want a net.Dialer's method, such as
+// http.Transport. A tunnel leads to one place, which its server knows: network and
+// addr choose nothing.
+func (d *Dialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	s, err := d.Dial(ctx)
+	if err != nil {
+		return nil, err // not s, which would be no nil net.Conn
+	}
+	return s, nil
 }
 
 // Close ends all streams and sessions, tells the server as far as it can be
@@ -263,28 +339,58 @@ func (d *Dialer) watch(s *session) {
 		d.share.sessions.Add(-1)
 	}()
 	var retry <-chan time.Time // when it may be tried to be replaced again; nil: now
+	ready := s.client.Ready()  // nil: that was told
 	for {
 		v, news := s.client.Verdict()
 		if v.Forgotten && retry == nil {
 			if d.replace(s) {
+				d.events(Event{Lost, *s.replaced.Load()})
 				return
 			}
 			retry = time.After(replaceEvery)
 		}
 		select {
 		case <-s.client.Done():
-			if err := s.client.Err(); err != nil && isClosed(s.client.Ready()) {
-				d.log.Warn("session ended", "err", err)
-			} // else Dial, or the stream, has said why
+			if ready != nil && isClosed(ready) {
+				d.events(Event{Kind: Connected})
+			}
+			d.tellEnd(s)
 			return
 		case <-s.engine.Done():
+			if d.inUse(s) {
+				d.events(Event{Lost, errEnded})
+			}
 			return
 		case <-d.ctx.Done():
 			return
+		case <-ready:
+			d.events(Event{Kind: Connected})
+			ready = nil
 		case <-news:
 		case <-retry:
 			retry = nil
 		}
+	}
+}
+
+// inUse tells whether the engine's end is a loss: this side ends a session in which
+// there are many streams when it has none.
+func (d *Dialer) inUse(s *session) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !d.closed && d.engine.Multiplexes() && s.streams > 0
+}
+
+// tellEnd says why a session has ended by itself.
+func (d *Dialer) tellEnd(s *session) {
+	err := s.client.Err()
+	switch {
+	case err == nil:
+	case isClosed(s.client.Ready()):
+		d.log.Warn("session ended", "err", err)
+		d.events(Event{Lost, err})
+	case !s.untimely(): // else another one is begun, which knows the time
+		d.events(Event{Failed, err}) // in the log stands what Dial, or the stream, has said
 	}
 }
 

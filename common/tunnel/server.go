@@ -240,6 +240,25 @@ func (s *Server) Accept() (*ServerStream, error) {
 	}
 }
 
+// Listener is Accept as a net.Listener: each connection that it accepts is a
+// *ServerStream. Closing it closes the Server.
+func (s *Server) Listener() net.Listener { return listener{s} }
+
+type listener struct{ server *Server }
+
+func (l listener) Accept() (net.Conn, error) {
+	s, err := l.server.Accept()
+	if err != nil {
+		return nil, err // not s, which would be no nil net.Conn
+	}
+	return s, nil
+}
+
+func (l listener) Close() error { return l.server.Close() }
+
+// Addr names nothing: streams come by HTTP.
+func (l listener) Addr() net.Addr { return carrier.Addr("turbotunnel") }
+
 // Shutdown is Close after what was written to the streams has reached the
 // clients, as far as ctx allows.
 func (s *Server) Shutdown(ctx context.Context) error {

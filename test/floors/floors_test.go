@@ -45,6 +45,7 @@ var floors = [][]string{
 	{"common/front"},
 	{"common/engine", "common/engines"}, // below it only by the rules further down
 	{"common/tunnel"},
+	{"common/mobile"},
 	{"client", "server"},
 	{"test"}, // the other module
 }
@@ -80,6 +81,7 @@ var rules = []rule{
 		who: "", except: []string{"common/engine/internal/mux", "common/engine/kcpsmux"}, not: "github.com/xtaci/smux",
 		why: "one package multiplexes; the tests of kcp-smux play a plain smux",
 	},
+	{who: "common/tunnel", not: "flag", why: "a library has no command line"},
 	{who: "client", not: "server", why: "the programs share packages of common/"},
 	{who: "server", not: "client", why: "the programs share packages of common/"},
 }
@@ -254,6 +256,8 @@ func TestCheck(t *testing.T) {
 		{"server", "client", "share packages"},
 		{"common/util", "net", "no floor"},
 		{"common/wire/util", "net", "says nothing"},
+		{"common/mobile", "common/tunnel", ""},
+		{"common/tunnel", "common/mobile", "stands above"},
 		{"tools", "net", "no floor"},
 	} {
 		imports := test.imports

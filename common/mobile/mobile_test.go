@@ -1,0 +1,94 @@
+package mobile
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"turbotunnel/common/tunnel"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, goleak.IgnoreCurrent()) }
+
+// listener is an Observer that says what it is told.
+type listener chan string
+
+func (l listener) OnConnected()        { l <- "connected" }
+func (l listener) OnFailed(why string) { l <- "failed: " + why }
+func (l listener) OnLost(why string)   { l <- "lost: " + why }
+
+func TestTunnel(t *testing.T) {
+	key := tunnel.NewKey()
+	server := tunnel.NewServer(tunnel.ServerConfig{Key: key})
+	web := httptest.NewServer(server)
+	defer web.Close()
+	defer server.Close()
+	told := make(listener, 16)
+	tun, err := Start(fmt.Sprintf("Bridge turbo 192.0.2.1:443 url=%s/secret key=%s", web.URL, key.Public()), 0, told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", tun.Port()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	remote, err := server.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(remote, "220 ready")
+	remote.CloseWrite()
+	if text, err := io.ReadAll(conn); err != nil || string(text) != "220 ready" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if what := <-told; what != "connected" {
+		t.Error(what)
+	}
+	if _, err := Start("url="+web.URL+" key="+key.Public(), tun.Port(), nil); err == nil || strings.Contains(err.Error(), "127.0.0.1") {
+		t.Errorf("a second tunnel on one port: %v", err)
+	}
+	tun.Stop()
+	tun.Stop()
+	var unmade Tunnel
+	if unmade.Stop(); unmade.Port() != 0 {
+		t.Error("a tunnel that was not started has a port")
+	}
+	if c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", tun.Port())); err == nil {
+		c.Close()
+		t.Error("a stopped tunnel listens")
+	}
+}
+
+// What fails is told without addresses.
+func TestFailures(t *testing.T) {
+	web := httptest.NewServer(nil)
+	defer web.Close()
+	told := make(listener, 16)
+	key := tunnel.NewKey().Public()
+	tun, err := Start("url="+web.URL+"/secret key="+key, 0, told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Stop()
+	conn, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", tun.Port()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	what := <-told
+	if !strings.HasPrefix(what, "failed: ") || strings.Contains(what, "127.0.0.1") || strings.Contains(what, "secret") {
+		t.Error(what)
+	}
+	if err := CheckBridgeLine("url=" + web.URL + "/secret"); err == nil || !strings.Contains(err.Error(), "key=") || strings.Contains(err.Error(), "secret") {
+		t.Error(err)
+	}
+	if err := CheckBridgeLine("url=" + web.URL + " key=" + key); err != nil {
+		t.Error(err)
+	}
+}
