@@ -255,3 +255,39 @@ func TestRequestsCount(t *testing.T) {
 		}
 	})
 }
+
+// A first message that comes at a wrong time, which anybody can send who has recorded
+// one, makes nobody known as a client and takes nothing of what sessions may hold,
+// though its answer is not taken.
+func TestUntimelyHoldsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		var known atomic.Int64
+		cfg := w.config()
+		cfg.Known = func(*http.Request) { known.Add(1) }
+		w.server.Close()
+		w.server = NewServer(cfg)
+		time.Sleep(time.Hour)
+		dial, stop := w.serveWeb()
+		defer stop()
+		hello := w.hello()
+		hello.Time = hello.Time.Add(-time.Hour)
+		hello.Ask = (&wire.Head{Stream: maxAge, Quiet: maxHold}).Append(nil)
+		old := w.raw(hello)
+		const many = 20
+		for range many {
+			conn := dial()
+			defer conn.Close()
+			request2(t, conn, "/"+old.id.String(), old.first)
+		}
+		synctest.Wait()
+		if n := w.server.Stats(); n.Untimely != many || n.Memory != 0 || known.Load() != 0 {
+			t.Errorf("%d messages came at a wrong time, %d bytes of sessions' memory are held, and %d clients are known; want %d, 0 and 0",
+				n.Untimely, n.Memory, known.Load(), many)
+		}
+		c := w.raw(w.hello())
+		c.greet()
+		if known.Load() == 0 {
+			t.Error("a client is not known by a first message that is admitted")
+		}
+	})
+}

@@ -200,8 +200,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, control *http.Res
 		if sess == nil {
 			return false
 		}
-		s.known(r)
-		if ask.Stream == 0 || sess.refused {
+		if sess.refused {
+			ask.Stream, ask.Quiet = 0, 0
+		}
+		if ask.Stream == 0 {
 			ask.Stream = firstStream + rand.N(firstStream/2)
 		}
 		body.freed(control)
@@ -229,7 +231,8 @@ func (s *Server) known(r *http.Request) {
 
 // hello opens a session if msg is its first message, and returns what that asks
 // of the answer. What only comes at a wrong time is answered by a session that
-// nobody else ever sees.
+// nobody else ever sees. Whoever has recorded a message can send that, so it makes
+// nobody known, and counts in no session's account.
 func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Session, ask wire.Head) {
 	responder, hello, err := handshake.Respond(s.cfg.Key, id, msg)
 	if err != nil {
@@ -260,7 +263,11 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 		s.log.Error("no answer to a first message", "err", err)
 		return nil, ask
 	}
-	l := newLink(&s.budget.held)
+	held := &s.budget.held
+	if admitted != nil {
+		held = nil // no session may end for it; its connection pays
+	}
+	l := newLink(held)
 	l.send, l.receive = keys.Send, keys.Receive
 	if ask.Parse(hello.Ask) != nil { // or nothing is asked
 		ask = wire.Head{}
@@ -299,6 +306,7 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 		l.drop()
 		return nil, ask
 	}
+	s.known(r)
 	return sess, ask
 }
 
