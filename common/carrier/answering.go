@@ -38,7 +38,7 @@ type answers struct {
 	mu      sync.Mutex
 	all     map[*answering]struct{} // guarded by mu, like what follows
 	waiting []*answering            // those that wait for something to say, or stream; in order
-	over    bool                    // the session is forgotten
+	over    bool                    // the session is forgotten, or was ended for what it holds
 }
 
 // An answering is a request that is being answered.
@@ -74,12 +74,12 @@ func (s *answers) count() int {
 	return len(s.all)
 }
 
-// hurry has all of them end soon, whether the client takes them or not, and, if the
-// session is over, those that begin later, too.
-func (s *answers) hurry(over bool) {
+// hurry says that the session is over: all of them end soon, whether the client takes
+// them or not, and those that begin later, too.
+func (s *answers) hurry() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.over = s.over || over
+	s.over = true
 	last := time.Now().Add(lastWords)
 	for a := range s.all {
 		if a.last.IsZero() {

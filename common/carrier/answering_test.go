@@ -250,6 +250,20 @@ func TestRequestsCount(t *testing.T) {
 		if n := session.answers.count(); n != 0 {
 			t.Errorf("%d requests are left", n)
 		}
+		for range 5 { // nobody counts what these take
+			conn := dial()
+			conns = append(conns, conn)
+			body := c.body(wire.Head{}, "the beginning")
+			fmt.Fprintf(conn, "POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n%s", c.id, body)
+		}
+		synctest.Wait()
+		if n := session.answers.count(); n != 5 {
+			t.Errorf("%d requests of a session that has ended; want 5", n)
+		}
+		time.Sleep(2 * lastWords)
+		if n := session.answers.count(); n != 0 {
+			t.Errorf("%d later requests are left", n)
+		}
 		for _, conn := range conns {
 			conn.Close()
 		}

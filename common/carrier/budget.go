@@ -172,7 +172,8 @@ func neighbours(a netip.Addr) netip.Prefix {
 }
 
 // endForRoom ends a session that holds too much. Its client hears why for a while,
-// unless there is no room even for that.
+// unless there is no room even for that. From now on its account counts nothing, so
+// that no request of it may last.
 func (s *Server) endForRoom(sess *Session) {
 	if sess.isEnded() {
 		sess.forget()
@@ -183,7 +184,7 @@ func (s *Server) endForRoom(sess *Session) {
 		"session", sess.Name(), "bytes", sess.link.held.bytes(), "all", s.budget.held.bytes())
 	sess.end(wire.CloseRoom)
 	sess.link.drop()
-	sess.answers.hurry(false)
+	sess.answers.hurry()
 }
 
 // seldom warns of each thing once in a while. The zero value has warned of

@@ -529,7 +529,7 @@ func (s *Session) forget() {
 	s.mu.Unlock()
 	v.mu.Unlock()
 	s.link.drop()
-	s.answers.hurry(true)
+	s.answers.hurry()
 }
 
 // isOld tells whether the session's time has come.
