@@ -6,8 +6,9 @@
 // A datagram is a QUIC packet, or several coalesced ones, of at most 1452
 // bytes; or the single byte 0, which no QUIC packet begins with. It says that
 // the sender has ended the session, is sent once and may be lost. Both sides
-// use connection IDs of length 0: a session has a PacketConn of its own, there
-// is nothing to tell apart. The application protocol (ALPN) is "turbotunnel".
+// use connection IDs of length 0: a session has a PacketConn of its own and one
+// connection, there is nothing to tell apart, and the server refuses a second
+// handshake. The application protocol (ALPN) is "turbotunnel".
 //
 // Streams are bidirectional and opened by the client. The first byte of each
 // client's direction is 0 and not content: a QUIC stream begins to exist for

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -556,6 +557,44 @@ func TestTooManyStreams(t *testing.T) {
 		if err := <-opened; !errors.Is(err, errOpening) {
 			t.Errorf("Open on a session that ends: %v", err)
 		}
+	})
+}
+
+// TestOneConnection: a session takes one connection of the library's, of whatever
+// number the client begins the handshake. Each would take 100 KB until it ends.
+func TestOneConnection(t *testing.T) {
+	enginetest.Bubble(t, func(t *testing.T) {
+		var packets [][]byte
+		for range 50 {
+			x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+			client := newClient(x)
+			p := make([]byte, engine.MaxDatagram)
+			n, _, err := y.ReadFrom(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			packets = append(packets, p[:n])
+			client.Close()
+			y.Close()
+		}
+		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		server, err := newServer(y)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x.WriteTo(packets[0], x.RemoteAddr())
+		synctest.Wait()
+		before := runtime.NumGoroutine()
+		for _, p := range packets[1:] {
+			x.WriteTo(p, x.RemoteAddr())
+			time.Sleep(time.Millisecond)
+		}
+		synctest.Wait()
+		if n := runtime.NumGoroutine() - before; n > 2 {
+			t.Errorf("%d goroutines for %d handshakes more", n, len(packets)-1)
+		}
+		server.Close()
+		x.Close()
 	})
 }
 

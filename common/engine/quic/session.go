@@ -20,6 +20,7 @@ const farewellTime = 100 * time.Millisecond
 var (
 	errServerOpen = errors.New("quic: only the client opens streams")
 	errClient     = errors.New("quic: only the server accepts streams")
+	errSecond     = errors.New("quic: a session has one connection")
 )
 
 // session implements engine.Session. It is safe for concurrent use.
@@ -90,7 +91,11 @@ func newClient(pc engine.Carrier) *session {
 
 func newServer(pc engine.Carrier) (*session, error) {
 	s := newSession(pc, false)
+	var begun atomic.Bool
 	s.transport.ConnContext = func(ctx context.Context, _ *quic.ClientInfo) (context.Context, error) {
+		if begun.Swap(true) {
+			return nil, errSecond
+		}
 		s.watch(ctx) // Accept says nothing of a handshake that fails
 		return ctx, nil
 	}
