@@ -67,11 +67,14 @@ func (s *answers) begin(control *http.ResponseController) *answering {
 	return &answering{of: s, control: control, displaced: make(chan struct{})}
 }
 
-// count is how many there are.
-func (s *answers) count() int {
+// written is how many are being written: they show that the session lives, as a
+// client that takes nothing lets none be written for long. Those that wait or stream
+// show nothing. What these say is so little that a connection of which nobody reads
+// takes it for hours.
+func (s *answers) written() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.all)
+	return len(s.all) - len(s.waiting)
 }
 
 // hurry says that the session is over: all of them end soon, whether the client takes
@@ -100,6 +103,11 @@ func (a *answering) done() {
 	}
 	s.held.add(-requestCost)
 	delete(s.all, a)
+	s.waitsNoMore(a)
+}
+
+// waitsNoMore takes one out of those that wait. mu is held.
+func (s *answers) waitsNoMore(a *answering) {
 	if i := slices.Index(s.waiting, a); i >= 0 {
 		s.waiting = slices.Delete(s.waiting, i, i+1)
 	}
@@ -118,6 +126,13 @@ func (a *answering) waits() {
 		close(s.waiting[0].displaced)
 		s.waiting = slices.Delete(s.waiting, 0, 1)
 	}
+}
+
+// waited says that it waits no more, and is written.
+func (a *answering) waited() {
+	a.of.mu.Lock()
+	defer a.of.mu.Unlock()
+	a.of.waitsNoMore(a)
 }
 
 // mayRead gives the client, whose unit has come, time to send more.

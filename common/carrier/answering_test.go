@@ -113,6 +113,36 @@ func TestStuckClient(t *testing.T) {
 	}
 }
 
+// A connection takes for hours what a silent answer says, though nobody reads it. A
+// session from which no other request comes ends in its time all the same.
+func TestSilentAnswer(t *testing.T) {
+	for name, ask := range map[string]wire.Head{
+		"streamed": {Stream: time.Hour, Quiet: minQuiet, Limit: 1 << 20},
+		"polled":   {Hold: time.Hour, Limit: 1 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				time.Sleep(time.Second)
+				dial, stop := w.serveWeb()
+				defer stop()
+				c := w.raw(w.hello())
+				c.greet()
+				conn := dial()
+				defer conn.Close()
+				body := c.body(ask)
+				fmt.Fprintf(conn, "POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", c.id, len(body), body)
+				go io.Copy(io.Discard, conn)
+				time.Sleep(Lifetime - 2*janitorEvery)
+				if n := w.server.Stats().Sessions; n != 1 {
+					t.Errorf("%d sessions before its time has come", n)
+				}
+				time.Sleep(4 * janitorEvery)
+				w.empty("after its time")
+			})
+		})
+	}
+}
+
 // An answer of which a little is taken now and then goes on.
 func TestSlowClient(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
@@ -247,7 +277,7 @@ func TestRequestsCount(t *testing.T) {
 			t.Errorf("%d requests hold %d bytes of %d", len(conns), session.link.held.bytes(), share)
 		}
 		time.Sleep(2 * lastWords)
-		if n := session.answers.count(); n != 0 {
+		if n := session.answers.written(); n != 0 {
 			t.Errorf("%d requests are left", n)
 		}
 		for range 5 { // nobody counts what these take
@@ -257,11 +287,11 @@ func TestRequestsCount(t *testing.T) {
 			fmt.Fprintf(conn, "POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n%s", c.id, body)
 		}
 		synctest.Wait()
-		if n := session.answers.count(); n != 5 {
+		if n := session.answers.written(); n != 5 {
 			t.Errorf("%d requests of a session that has ended; want 5", n)
 		}
 		time.Sleep(2 * lastWords)
-		if n := session.answers.count(); n != 0 {
+		if n := session.answers.written(); n != 0 {
 			t.Errorf("%d later requests are left", n)
 		}
 		for _, conn := range conns {

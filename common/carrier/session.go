@@ -25,9 +25,14 @@ const (
 	firstStream = 60 * time.Millisecond
 
 	// maxHold and maxAge bound what a client may ask for: how long an answer may wait
-	// or be silent, and stay open.
+	// or be silent, and stay open: for less than a session lives of which only that is
+	// heard. Clients ask for a minute.
 	maxHold = 2 * time.Minute
-	maxAge  = 10 * time.Minute
+	maxAge  = 4 * time.Minute
+
+	// takenAtOnce is how long an answer may take to write that shows nothing: the
+	// operating system may have taken it, and nobody reads.
+	takenAtOnce = time.Second
 
 	// minQuiet bounds how often a silent streamed answer says something.
 	minQuiet = time.Second
@@ -192,9 +197,7 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 		head.Hold, head.Stream = 0, 0
 		head.Limit = 1 // no record
 	}
-	if s.reply(r.Context(), w, a, nil, head.Exchange, head) == nil {
-		s.note(netip.Addr{}) // it lived while it was answered
-	}
+	s.reply(r.Context(), w, a, nil, head.Exchange, head) //nolint:errcheck // it comes again
 	return true
 }
 
@@ -299,10 +302,16 @@ func (s *Session) reply(ctx context.Context, w http.ResponseWriter, a *answering
 	header.Set("Content-Length", strconv.Itoa(size+len(head)))
 	// An answer that cannot be written is an exchange that has failed: the
 	// client reports it, and what was in it is repaired.
+	a.waited()
 	a.mayWrite()
+	began := time.Now()
 	w.Write(prefix) //nolint:errcheck
 	w.Write(head)   //nolint:errcheck
-	return s.write(w, a, e, records)
+	err = s.write(w, a, e, records)
+	if err == nil && time.Since(began) > takenAtOnce {
+		s.note(netip.Addr{}) // on a slow path there may be no request beside it
+	}
+	return err
 }
 
 // padWithin is the padding for an answer of size bytes besides its head. Where units
@@ -541,7 +550,7 @@ func (s *Session) isOld(now time.Time) bool {
 		return true
 	case !s.confirmed:
 		return now.Sub(s.lastSeen) > unconfirmedLife
-	case s.answers.count() > 0:
+	case s.answers.written() > 0:
 		return false
 	}
 	return now.Sub(s.lastSeen) > Lifetime
