@@ -42,6 +42,10 @@ const (
 	settingSize = 6
 	maxFrame    = 16 << 10 // of which an HTTP/2 connection has a buffer anyway
 
+	// maxQueued is how many bytes of frames of our own may wait for a client that
+	// takes nothing: a few hundred times that it has ignored its window.
+	maxQueued = 4 << 10
+
 	// strangersRequests is how many requests of a stranger's connection are
 	// answered at a time. Others wait: net/http's 250, which is what is told, are
 	// for a client's.
@@ -415,11 +419,18 @@ func toldSettings() (p []byte) {
 }
 
 // say writes frames of our own, at once or after the frame that is being
-// written. It does not wait.
+// written, for which it does not wait. Who has too many to take is cut off.
 func (c *http2Conn) say(frames []byte) {
 	c.out.queueMu.Lock()
-	c.out.queue = append(c.out.queue, frames...)
+	full := len(c.out.queue)+len(frames) > maxQueued
+	if !full {
+		c.out.queue = append(c.out.queue, frames...)
+	}
 	c.out.queueMu.Unlock()
+	if full {
+		c.Conn.Close()
+		return
+	}
 	c.flush() //nolint:errcheck // the reader and the next Write hear of it
 }
 

@@ -403,6 +403,40 @@ func TestFloods(t *testing.T) {
 	})
 }
 
+// Who ignores its window, and takes nothing of what is said to that, is cut off.
+func TestWindowIgnored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, _ := newLog()
+		ln := newPipeListener()
+		web := newWebServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }), nil, log)
+		done := make(chan error)
+		go func() { done <- serveWeb(web, ln) }()
+		defer func() {
+			web.Close()
+			<-done
+		}()
+		conn := ln.dial()
+		defer conn.Close()
+		io.WriteString(conn, http2.ClientPreface)
+		s := &h2Stranger{conn: conn, framer: http2.NewFramer(conn, conn)}
+		s.hpack = hpack.NewEncoder(&s.heads)
+		s.framer.WriteSettings()
+		s.post(1, "/")
+		for range toldWindow / maxFrame {
+			s.framer.WriteData(1, false, make([]byte, maxFrame))
+		}
+		ignored := 0
+		for ; ignored < 1000; ignored++ {
+			if s.framer.WriteData(1, false, make([]byte, 1)) != nil {
+				break
+			}
+		}
+		if ignored < 100 || ignored == 1000 {
+			t.Errorf("it ignored its window %d times", ignored)
+		}
+	})
+}
+
 // A bufferedPipe is an end of a connection in memory whose writes do not wait.
 type bufferedPipe struct {
 	in, out *pipeBuffer
