@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -201,6 +203,53 @@ func TestManyHoldLittle(t *testing.T) {
 		if c.d.spared.Load() != 0 {
 			t.Error("more than the limit may be held though nobody holds anything")
 		}
+	})
+}
+
+// Heads that are not whole are counted at what they take, and who has most of that
+// goes; when a request is there it is counted no more.
+func TestHeadsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, 100)
+		c.d.mostHeld = 4 << 20
+		log, _ := newLog()
+		web := newWebServer(http.NotFoundHandler(), nil, log)
+		done := make(chan error)
+		go func() { done <- serveWeb(web, c.d) }()
+		var all []net.Conn
+		dial := func() net.Conn {
+			near, far := net.Pipe()
+			c.ln.conns <- addrConn{far, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}}
+			all = append(all, near)
+			return near
+		}
+		for range 50 {
+			go io.WriteString(dial(), "GET / HTTP/1.1\r\nHost: a\r\n"+strings.Repeat("x", 30<<10))
+			synctest.Wait()
+		}
+		if held, open := c.d.held.Load(), c.d.open(); held > c.d.mostHeld || held < c.d.mostHeld/2 || open != int(held/(headCost*30<<10)) {
+			t.Errorf("%d connections have %d bytes of heads", open, held)
+		}
+		for _, conn := range all {
+			conn.Close()
+		}
+		synctest.Wait()
+		conn := dial()
+		for _, body := range []string{"", strings.Repeat("x", 100<<10)} {
+			go fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil || resp.StatusCode != http.StatusNotFound {
+				t.Fatal(resp, err)
+			}
+			io.Copy(io.Discard, resp.Body)
+		}
+		synctest.Wait()
+		if held := c.d.held.Load(); held != 0 {
+			t.Errorf("%d bytes are held after requests that were answered", held)
+		}
+		conn.Close()
+		web.Close()
+		<-done
 	})
 }
 

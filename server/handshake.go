@@ -55,6 +55,9 @@ func (h *handshaker) handshake(conn net.Conn) {
 	c := tls.Server(conn, h.config)
 	c.HandshakeContext(h.ctx)     //nolint:errcheck // see above
 	conn.SetDeadline(time.Time{}) //nolint:errcheck // likewise
+	if v := visitorBelow(conn); v != nil {
+		v.begins(false)
+	}
 	if !h.give(accepted{conn: c}) {
 		conn.Close()
 	}

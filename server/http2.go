@@ -151,6 +151,7 @@ func newHTTP2Conn(c net.Conn, v *visitor, preface bool) *http2Conn {
 	}
 	if v != nil {
 		v.http2.Store(h)
+		v.begins(false)
 		if v.known.Load() {
 			h.grow()
 		}

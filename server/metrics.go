@@ -57,7 +57,7 @@ func (s *service) register() *prometheus.Registry {
 	counter("stream_bytes_total", bytesHelp, prometheus.Labels{"direction": "down"}, func() float64 { return float64(s.streams.down.Load()) })
 	gauge("connections", "Connections that were accepted and are open.", func() float64 { return float64(s.door.open()) })
 	gauge("connections_limit", "Connections that there may be, by the limit of open files.", func() float64 { return float64(s.door.most) })
-	gauge("http2_bytes", "Bytes that HTTP/2 holds for connections.", func() float64 { return float64(s.door.held.Load()) })
+	gauge("http2_bytes", "Bytes that HTTP/2 holds for connections, and over HTTP/1 heads that are not whole.", func() float64 { return float64(s.door.held.Load()) })
 	counter("connections_closed_total", "Connections that were closed to make room for others.", nil, func() float64 { return float64(s.door.closed.Load()) })
 	counter("accept_errors_total", "Connections that could not be accepted.", nil, func() float64 { return float64(s.door.failed.Load()) })
 	counter("http_requests_total", "HTTP requests, those of strangers included.", nil, func() float64 { return float64(s.requests.Load()) })

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -28,6 +29,12 @@ const (
 	// maxHeader is the size in bytes of the head of a request. It is what
 	// nginx takes (4 buffers of 8 KB).
 	maxHeader = 32 << 10
+
+	// maxFields is how many fields the head of a request may have (that is the
+	// default of Apache's LimitRequestFields). However short they are, each takes
+	// some 80 bytes: heads of 36 KB, which is what net/http reads for maxHeader,
+	// took 520 KB each, for as long as their bodies did not come.
+	maxFields = 100
 )
 
 // newWebServer returns the HTTP server: HTTP/1.0, HTTP/1.1 and HTTP/2, this one
@@ -37,8 +44,9 @@ const (
 // that it serves differ in them.
 func newWebServer(h http.Handler, config *tls.Config, log *slog.Logger) *http.Server {
 	s := &http.Server{
-		Handler:           oneOfMany(h),
+		Handler:           withFewFields(oneOfMany(h)),
 		ConnContext:       knowVisitor,
+		ConnState:         rested,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
@@ -67,13 +75,46 @@ func newWebServer(h http.Handler, config *tls.Config, log *slog.Logger) *http.Se
 
 // knowVisitor puts into the context of a connection's requests whose they are.
 func knowVisitor(ctx context.Context, c net.Conn) context.Context {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
-	}
-	if v, ok := c.(*visitor); ok {
+	if v := visitorBelow(c); v != nil {
 		ctx = context.WithValue(ctx, visitorKey{}, v)
 	}
 	return ctx
+}
+
+// rested says that what is left of a request over HTTP/1 has been read, too.
+func rested(c net.Conn, state http.ConnState) {
+	if v := visitorBelow(c); v != nil && state == http.StateIdle {
+		v.begins(false)
+	}
+}
+
+// visitorBelow is whose connection c is, or nil where there is no door.
+func visitorBelow(c net.Conn) *visitor {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	v, _ := c.(*visitor)
+	return v
+}
+
+// withFewFields refuses requests with too many fields at once, whatever their path,
+// as net/http does those whose heads are too long.
+func withFewFields(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n := 0
+		for _, values := range r.Header {
+			n += len(values)
+		}
+		if n <= maxFields {
+			h.ServeHTTP(w, r)
+			return
+		}
+		http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // else net/http would wait for the body
+		w.Header().Set("Connection", "close")
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(http.StatusRequestHeaderFieldsTooLarge)
+		io.WriteString(w, "431 Request Header Fields Too Large") //nolint:errcheck // a peer that is gone has no use for it
+	})
 }
 
 // oneOfMany has a request of a stranger's HTTP/2 connection wait while too many
@@ -87,6 +128,8 @@ func oneOfMany(h http.Handler) http.Handler {
 		}
 		c := v.http2.Load()
 		if c == nil {
+			v.begins(true)
+			defer v.begins(false)
 			h.ServeHTTP(w, r)
 			return
 		}

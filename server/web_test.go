@@ -97,6 +97,47 @@ func TestLargeHeadIsRefused(t *testing.T) {
 	})
 }
 
+// Heads of many fields, which take far more memory than they have bytes, are
+// refused before their bodies come; those of as many as browsers and proxies send
+// are not.
+func TestManyFieldsAreRefused(t *testing.T) {
+	for fields, want := range map[int]int{maxFields: http.StatusNotFound, maxFields + 1: http.StatusRequestHeaderFieldsTooLarge, 6000: http.StatusRequestHeaderFieldsTooLarge} {
+		t.Run(fmt.Sprint(fields), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, _ := newLog()
+				ln := newPipeListener()
+				web := newWebServer(http.NotFoundHandler(), nil, log)
+				done := make(chan error)
+				go func() { done <- serveWeb(web, ln) }()
+				conn := ln.dial()
+				head := "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n"
+				for i := range fields - 1 { // beside Content-Length; Host is none of them
+					head += fmt.Sprintf("%x:\r\n", i)
+				}
+				if head += "\r\n"; want == http.StatusNotFound {
+					head += strings.Repeat("x", 1000)
+				}
+				go io.WriteString(conn, head)
+				start := time.Now()
+				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if resp.StatusCode != want {
+					t.Errorf("got %s for %d fields", resp.Status, fields)
+				}
+				if want != http.StatusNotFound && (time.Since(start) > 0 || !resp.Close) {
+					t.Errorf("refused after %v, and the connection goes on: %v", time.Since(start), !resp.Close)
+				}
+				conn.Close()
+				time.Sleep(time.Second) // net/http waits for the other side to close
+				web.Close()
+				<-done
+			})
+		})
+	}
+}
+
 // A pipeListener accepts the server's ends of in-memory connections.
 type pipeListener struct {
 	conns  chan net.Conn
