@@ -31,6 +31,15 @@ const (
 	// were clients' when none of anybody else can be closed.
 	crowdParts = 8
 
+	// proxiedTime is how long a request over HTTP/1 through a trusted proxy may not
+	// show that a client makes it, where there is no other connection to close.
+	// Behind a proxy that passes bodies on as they come, whoever sends none has a
+	// connection for each of his requests.
+	proxiedTime = 5 * time.Second
+
+	// lookEvery is how often is looked whether one can be closed meanwhile.
+	lookEvery = time.Second
+
 	// fullInterval is the least time between two log lines about what is full:
 	// strangers decide how often that happens.
 	fullInterval = time.Minute
@@ -155,7 +164,7 @@ func isShortage(err error) bool {
 }
 
 // enter makes room for a connection. It waits only while all others are
-// clients' or proxies'.
+// clients', or proxies' that are idle or at work for clients.
 func (d *door) enter(c net.Conn) (net.Conn, error) {
 	v := &visitor{Conn: c, door: d}
 	v.active.Store(time.Now().UnixNano())
@@ -183,6 +192,7 @@ func (d *door) enter(c net.Conn) (net.Conn, error) {
 		}
 		select {
 		case <-d.left:
+		case <-time.After(lookEvery):
 		case <-d.ctx.Done():
 			c.Close()
 			return nil, net.ErrClosed
@@ -190,13 +200,19 @@ func (d *door) enter(c net.Conn) (net.Conn, error) {
 	}
 }
 
-// choose returns who goes for others: strangers, or when there are none those
-// of an address that has more than its part. mu is held.
+// choose returns who goes for others: strangers, or when there are none those of
+// strangers behind a proxy, or else of an address that has more than its part. mu is
+// held.
 func (d *door) choose() []*visitor {
 	strangers, clients := make(map[netip.Prefix][]*visitor), make(map[netip.Prefix][]*visitor)
+	var proxied []*visitor
+	before := time.Now().Add(-proxiedTime).UnixNano()
 	for v := range d.visitors {
 		switch {
 		case v.exempt.Load():
+			if at := v.asked.Load(); at != 0 && at < before {
+				proxied = append(proxied, v)
+			}
 		case v.known.Load():
 			clients[v.network] = append(clients[v.network], v)
 		default:
@@ -205,6 +221,10 @@ func (d *door) choose() []*visitor {
 	}
 	if all := rank(strangers, 0); len(all) > 0 {
 		return all[:min(max(d.most/roomParts, 1), (len(all)+1)/2)]
+	}
+	if len(proxied) > 0 {
+		slices.SortFunc(proxied, func(a, b *visitor) int { return cmp.Compare(a.asked.Load(), b.asked.Load()) })
+		return proxied[:min(max(d.most/roomParts, 1), (len(proxied)+1)/2)]
 	}
 	all := rank(clients, max(d.most/crowdParts, 1))
 	return all[:min(max(d.most/roomParts, 1), len(all))]
@@ -279,6 +299,7 @@ type visitor struct {
 	known  atomic.Bool  // a client's request has come
 	exempt atomic.Bool  // it is a trusted proxy's own
 	active atomic.Int64 // when something passed, in nanoseconds since 1970
+	asked  atomic.Int64 // when a request over HTTP/1 came that is being answered and is not known to be a client's, likewise; 0: there is none
 	served atomic.Bool  // a request over HTTP/1 is being answered: what comes is no head
 	head   atomic.Int64 // bytes that are counted of a head over HTTP/1, or of TLS's handshake
 	placed atomic.Bool  // network is set
@@ -346,6 +367,11 @@ func (v *visitor) reads(n int) {
 // request or HTTP/2: what has come is no head, or one that is whole.
 func (v *visitor) begins(body bool) {
 	v.served.Store(body)
+	if body {
+		v.asked.Store(time.Now().UnixNano())
+	} else {
+		v.asked.Store(0)
+	}
 	v.hold(-v.head.Swap(0) * headCost)
 }
 
@@ -402,6 +428,7 @@ func (v *visitor) holds() int64 {
 
 // isKnown says that a client's request has come: he is no stranger.
 func (v *visitor) isKnown() {
+	v.asked.Store(0)
 	if !v.known.Swap(true) {
 		if c := v.http2.Load(); c != nil {
 			c.grow()

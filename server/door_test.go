@@ -206,6 +206,38 @@ func TestManyHoldLittle(t *testing.T) {
 	})
 }
 
+// Whoever keeps the connections of a trusted proxy busy with requests that show no
+// client keeps nobody out: those that have been so for the longest go.
+func TestStrangersBehindProxy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, 4)
+		c.d.trusted = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+		defer c.d.Close()
+		_, idle := c.come("10.0.0.1")
+		_, client := c.come("10.0.0.1")
+		client.begins(true)
+		client.isKnown()
+		_, first := c.come("10.0.0.1")
+		first.begins(true)
+		_, second := c.come("10.0.0.1")
+		second.begins(true)
+		start := time.Now()
+		c.come("10.0.0.1")
+		if took := time.Since(start); took < proxiedTime-time.Second || took > proxiedTime+2*lookEvery {
+			t.Errorf("a newcomer waits for %v", took)
+		}
+		if c.is(first) || !c.is(second) || !c.is(idle) || !c.is(client) {
+			t.Errorf("kept: of strangers the first %v, the second %v; the idle one %v, the client's %v",
+				c.is(first), c.is(second), c.is(idle), c.is(client))
+		}
+		second.begins(false)
+		time.Sleep(time.Hour)
+		if all := c.d.choose(); len(all) != 0 {
+			t.Errorf("%d idle connections of the proxy would go", len(all))
+		}
+	})
+}
+
 // Heads that are not whole are counted at what they take, and who has most of that
 // goes; when a request is there it is counted no more.
 func TestHeadsAreCounted(t *testing.T) {
