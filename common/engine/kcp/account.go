@@ -9,15 +9,17 @@ import (
 // What things take in memory, in bytes.
 const (
 	// bufferCost is a buffer of kcp-go's for a segment, however short that is: the
-	// runtime rounds 1472 up. segmentCost is that and the segment's place in one of
-	// KCP's queues (64 bytes), which grow by a tenth or a quarter, and in its map of
-	// what came early. The queues never shrink: a megabyte that stays after a
-	// transfer at full speed stands in no account.
+	// runtime rounds 1472 up. placeCost is a segment's place in one of KCP's queues
+	// (64 bytes), which grow by a tenth or a quarter, and do not shrink until the
+	// conversation rests. segmentCost is both, and a place in its map of what came early.
 	bufferCost  = 1536
-	segmentCost = bufferCost + 64 + 64/4 + 12
+	placeCost   = 64 + 64/4
+	segmentCost = bufferCost + placeCost + 12
 
-	// sessionCost is what a session takes that holds nothing (TestSessionCost): the
-	// stacks of its goroutines, KCP's queues, and what it fills in a flush.
+	// restCost and sessionCost are what a session takes that holds nothing, at rest
+	// and else (TestSessionCost): the stacks of its goroutines, and then KCP's queues
+	// and what it fills in a flush.
+	restCost    = 18 << 10
 	sessionCost = 38 << 10
 
 	// datagramCost is a datagram, rounded up as well.
@@ -143,7 +145,11 @@ func (*received) place(sn uint32) (at uint32, bit uint64) {
 // is held.
 func (d *driver) count() {
 	segments := int(d.given-d.flight.una) + d.came.queued + d.came.early
-	held := sessionCost + segments*segmentCost + len(d.packed.list)*datagramCost + 8*len(d.came.which)
+	d.most = max(d.most, segments)
+	held := restCost
+	if d.kcp != nil {
+		held = sessionCost + segments*segmentCost + (d.most-segments)*placeCost + len(d.packed.list)*datagramCost + 8*len(d.came.which)
+	}
 	if held != d.held {
 		d.pc.Hold(held - d.held)
 		d.held = held

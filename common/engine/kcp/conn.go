@@ -148,6 +148,25 @@ func (c *Conn) read(p []byte, by interface{ Done() <-chan struct{} }) (int, erro
 	}
 }
 
+// Wait returns true when Read would not wait, or false if quit is closed before.
+func (c *Conn) Wait(quit <-chan struct{}) bool {
+	for !c.comes() {
+		select {
+		case <-c.readable:
+		case <-quit:
+			return false
+		}
+	}
+	return true
+}
+
+// comes tells whether Read would not wait.
+func (c *Conn) comes() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err != nil || c.in.closed || c.in.end != nil || len(c.in.rest) > 0 || c.ready() >= 0
+}
+
 // recv moves what has arrived into p.
 func (c *Conn) recv(p []byte, passed <-chan struct{}) (n int, err error) {
 	c.mu.Lock()
@@ -164,7 +183,7 @@ func (c *Conn) recv(p []byte, passed <-chan struct{}) (n int, err error) {
 			m := copy(p[n:], c.in.rest)
 			c.in.rest = c.in.rest[m:]
 			n += m
-		} else if size := c.kcp.PeekSize(); size < 0 {
+		} else if size := c.ready(); size < 0 {
 			break
 		} else if size <= len(p)-n {
 			c.take(p[n:])
@@ -379,9 +398,15 @@ func (c *Conn) arrived(marks byte) {
 // window stays open until it has stopped.
 func (c *Conn) discard() {
 	c.in.rest = nil
-	for c.kcp.PeekSize() >= 0 {
+	for c.ready() >= 0 {
 		c.take(c.buffer())
 	}
+}
+
+// isStill tells whether nothing waits to be sent or to be read.
+func (c *Conn) isStill() bool {
+	staged, _ := c.staged()
+	return !staged && len(c.in.rest) == 0
 }
 
 // over tells whether the stream is: each direction has ended, and all of it has

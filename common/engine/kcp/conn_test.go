@@ -24,7 +24,14 @@ type pipe struct {
 }
 
 func newPipe(pc engine.Carrier, client bool) *pipe {
-	p := &pipe{Conn: NewConn(pc, client)}
+	p := &pipe{Conn: prepare(pc, client)}
+	p.start()
+	return p
+}
+
+func (p *pipe) start() {
+	p.group.Go(p.readDatagrams)
+	p.group.Go(p.drive)
 	p.group.Go(func() {
 		buf := make([]byte, 64<<10)
 		for {
@@ -38,7 +45,6 @@ func newPipe(pc engine.Carrier, client bool) *pipe {
 			}
 		}
 	})
-	return p
 }
 
 func (p *pipe) send(b []byte) { p.Append(0, b) }

@@ -61,7 +61,7 @@ var farewell = []byte{0}
 // A driver moves datagrams between KCP and the carrier, and keeps the time. One
 // goroutine reads, and while something is due another one writes. It knows of the
 // Conn above it that it has something to send (staged, push), takes note of marks
-// that come (arrived), may wait for room, and will end (over).
+// that come (arrived), may wait for room, is still (isStill), and will end (over).
 type driver struct {
 	conn  *Conn // never changes, like what follows
 	pc    engine.Carrier
@@ -69,13 +69,17 @@ type driver struct {
 	group sync.WaitGroup
 
 	mu   sync.Mutex // guards what follows, and all of the Conn that says so
-	kcp  *kcp.KCP
-	peer net.Addr // where to write to; nil until it is known
-	err  error    // why the session has ended; nil: it has not
+	kcp  *kcp.KCP   // nil: the conversation rests
+	peer net.Addr   // where to write to; nil until it is known
+	err  error      // why the session has ended; nil: it has not
 
-	flight  flight
-	came    received
-	given   uint32 // messages that KCP was given
+	flight flight
+	came   received
+	given  uint32 // messages that KCP was given
+	most   int    // segments that KCP has held at once
+
+	sentBefore, cameBefore uint32 // segments each way before kcp was made
+
 	packed  packed
 	backlog backlog
 	held    int       // bytes that the carrier was told of
@@ -105,12 +109,8 @@ func (d *driver) init(c *Conn, pc engine.Carrier) {
 		defer d.mu.Unlock()
 		d.wake()
 	})
-	d.kcp = kcp.NewKCP(conversation, d.output)
-	d.kcp.SetMtu(headerSize + SegmentSize) // output makes whole datagrams
-	d.kcp.NoDelay(1, 0, 2, 1)
-	d.kcp.WndSize(Window, Window)
 	d.flight = flight{newest: clock(), wnd: Window, burst: firstBurst}
-	d.kcp.Input(d.flight.patience(), kcp.IKCP_PACKET_REGULAR, false)
+	d.control()
 	d.count()
 }
 
@@ -165,6 +165,7 @@ func (d *driver) input(p []byte) {
 		return
 	}
 	d.heard = time.Now()
+	d.control()
 	if d.flight.acknowledged(sum, d.heard) {
 		d.conn.push() // KCP flushes when its window moves
 	}
@@ -181,7 +182,7 @@ func (d *driver) input(p []byte) {
 	if sum.acks {
 		p = append(p, d.flight.patience()...)
 	}
-	d.kcp.Input(p, kcp.IKCP_PACKET_REGULAR, false)
+	d.inform(p)
 	if sum.data {
 		d.conn.arrived(sum.marks)
 	}
@@ -190,7 +191,7 @@ func (d *driver) input(p []byte) {
 
 // send gives KCP a message.
 func (d *driver) send(message []byte) {
-	d.kcp.Send(message)
+	d.control().Send(message)
 	d.given++
 }
 
@@ -205,6 +206,7 @@ func (d *driver) take(p []byte) {
 
 // output receives what KCP wants to send, whole segments at a time.
 func (d *driver) output(buf []byte, size int) {
+	translate(buf[:size], d.sentBefore, d.cameBefore)
 	for p := buf[:size]; len(p) > 0; {
 		s, rest, _ := cut(p)
 		if s.cmd == kcp.IKCP_CMD_ACK {
@@ -274,6 +276,10 @@ func (d *driver) step(p *datagram, took time.Duration) (next *datagram, ended bo
 			d.finish(engine.ErrClosed)
 			break
 		}
+		if d.isStill() && !d.restAt().After(now) {
+			d.rest()
+			continue
+		}
 		d.flush(now)
 	}
 	d.timer.Stop()
@@ -285,7 +291,7 @@ func (d *driver) flush(now time.Time) {
 	d.backlog.grow(now)
 	d.conn.push()
 	d.tell = false
-	d.flight.allow(d.kcp, now)
+	d.flight.allow(d.control(), now)
 	flush(d.kcp, kcp.IKCP_FLUSH_FULL)
 	d.lastRun = now
 	d.packed.urgent = len(d.packed.list) > 0
@@ -324,6 +330,9 @@ func (d *driver) due() (at time.Time, ok bool) {
 	}
 	if d.conn.over() {
 		want(d.lingerEnd())
+	}
+	if d.isStill() {
+		want(d.restAt())
 	}
 	return at, ok
 }
