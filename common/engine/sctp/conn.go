@@ -37,7 +37,8 @@ type conn struct {
 	stream   *sctp.Stream
 	spare    *sctp.Stream   // never sent on, see wake
 	done     chan struct{}  // closed when the session has ended
-	writable chan struct{}  // has room for one token: there is room again
+	readable chan struct{}  // has room for one token: a message has come, or the session has ended
+	writable chan struct{}  // the same: there is room again
 	writing  chan struct{}  // held while pc.WriteTo is called, but for the farewell
 	group    sync.WaitGroup // what says farewell
 
@@ -75,6 +76,7 @@ func newConn(pc engine.Carrier, client bool) (*conn, error) {
 	c := &conn{
 		pc:       pc,
 		done:     make(chan struct{}),
+		readable: make(chan struct{}, 1),
 		writable: make(chan struct{}, 1),
 		writing:  make(chan struct{}, 1),
 		out:      outgoing{una: firstTSN, sent: firstTSN, next: firstTSN},
@@ -147,6 +149,25 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	c.took(size)
 	return n, nil
+}
+
+// Wait waits for the next message to come; the library has it soon.
+func (c *conn) Wait(quit <-chan struct{}) bool {
+	for !c.comes() {
+		select {
+		case <-c.readable:
+		case <-quit:
+			return false
+		}
+	}
+	return true
+}
+
+// comes tells whether Read would return soon.
+func (c *conn) comes() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err != nil || len(c.rest) > 0 || c.came[c.read%seen/64]>>(c.read%64)&1 != 0
 }
 
 // take moves what is left of a message into p.
@@ -285,6 +306,7 @@ func (c *conn) finish(err error) {
 	c.err = err
 	close(c.done)
 	c.ack.timer.Stop()
+	signal(c.readable)
 	signal(c.writable)
 	peer := c.peer
 	c.group.Go(func() {

@@ -217,6 +217,7 @@ func (c *conn) file(p []byte) {
 			c.pc.Hold(inCost(len(chunk) - dataHeaderSize))
 		}
 	}
+	signal(c.readable)
 	if scattered {
 		c.parts = bytes.Clone(p[packetHeaderSize:])
 	}

@@ -82,3 +82,31 @@ func BenchmarkPing(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkRest lets smux of a session with one stream go, and makes it again.
+func BenchmarkRest(b *testing.B) {
+	x, y := connect(64 << 10)
+	client, err := New(x, true)
+	if err != nil {
+		b.Fatal(err)
+	}
+	server, err := New(y, false)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := client.Open(context.Background()); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := server.Accept(context.Background()); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		for !isResting(server) {
+			server.pause()
+		}
+		server.resume()
+	}
+	client.Close()
+	server.Close()
+}

@@ -62,6 +62,18 @@ func (m *memory) Read(p []byte) (int, error) {
 	}
 }
 
+func (m *memory) Wait(quit <-chan struct{}) bool {
+	for m.in.Len() == 0 && m.Err() == nil {
+		select {
+		case <-m.in.readable:
+		case <-m.done:
+		case <-quit:
+			return false
+		}
+	}
+	return true
+}
+
 func (m *memory) Append(_ time.Duration, parts ...[]byte) error {
 	if err := m.Err(); err != nil {
 		return err

@@ -70,7 +70,8 @@ func TestHeldIsMemory(t *testing.T) {
 	}
 }
 
-// TestSessionCost: what an idle session takes is what its price says.
+// TestSessionCost: what an idle session takes is what its price says, and so it is at
+// rest.
 func TestSessionCost(t *testing.T) {
 	const sessions = 100
 	memory := func() int64 {
@@ -80,16 +81,26 @@ func TestSessionCost(t *testing.T) {
 		return n + int64(m.StackInuse)
 	}
 	before := memory()
+	var all []*Session
 	for range sessions {
 		a, b := connect(1 << 20)
-		start(t, b, false)
+		all = append(all, start(t, b, false))
 		a.Write(frame(cmdNOP, 0))
 	}
-	each := (memory() - before) / sessions
-	t.Logf("%d bytes for each of %d idle sessions", each, sessions)
-	if f := float64(each) / sessionCost; f < 0.75 || f > 1.25 {
-		t.Errorf("%d bytes for each session; want %d", each, sessionCost)
+	expect := func(what string, cost float64) {
+		each := (memory() - before) / sessions
+		t.Logf("%d bytes for each of %d %s sessions", each, sessions, what)
+		if f := float64(each) / cost; f < 0.75 || f > 1.25 {
+			t.Errorf("%d bytes for each %s session; want %.0f", each, what, cost)
+		}
 	}
+	expect("idle", sessionCost)
+	for _, s := range all {
+		for !isResting(s) {
+			s.pause()
+		}
+	}
+	expect("resting", restCost)
 }
 
 // heap is what the heap holds, but for pools.

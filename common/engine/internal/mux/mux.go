@@ -31,6 +31,11 @@
 // the stream has ended; on that it waits, with deadlines, and calls smux when
 // the call does not block. SYN, FIN and UPD never wait for room.
 //
+// # At rest
+//
+// A server's session on which nothing is said lets smux go, and makes it again when
+// it is needed; see rest.go.
+//
 // # Bounds
 //
 // A client has at most maxStreams streams a session. A server has room for twice
@@ -52,6 +57,7 @@ import (
 	"math"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/xtaci/smux"
@@ -118,6 +124,15 @@ const (
 	openDelay = 2 * time.Millisecond
 )
 
+// config is smux's, the same for all.
+var config = smux.Config{
+	Version:           2,
+	KeepAliveDisabled: true, // the carrier knows whether the other side is there
+	MaxFrameSize:      frameSize,
+	MaxReceiveBuffer:  math.MaxInt32, // maxHeld counts better
+	MaxStreamBuffer:   2 * updateEvery,
+}
+
 var (
 	errFormat     = errors.New("smux: malformed frame")
 	errWindow     = errors.New("smux: the other side ignores a window")
@@ -133,6 +148,10 @@ type Channel interface {
 	// Read waits for bytes. When the channel has ended it returns what came
 	// before, and then Err.
 	Read(p []byte) (int, error)
+
+	// Wait returns true when Read would not wait, or not for long; or false, if quit
+	// is closed before. It is for Read's one caller.
+	Wait(quit <-chan struct{}) bool
 
 	// Append writes parts one after the other, whether there is room or not,
 	// and does not keep them. They may wait for more until hold has passed.
@@ -167,14 +186,22 @@ type Channel interface {
 
 // Session implements engine.Session. It is safe for concurrent use.
 type Session struct {
-	channel Channel // never changes, like what follows
-	client  bool
-	smux    *smux.Session
-	tap     *tap
-
+	channel  Channel // never changes, like what follows
+	client   bool
+	timer    *time.Timer   // of pause; a client's never runs
 	turn     chan struct{} // held by the Write whose frame goes next; who waits for it does so in order
 	accepted chan struct{} // has room for one token: there may be a stream to accept
 	drained  chan struct{} // the same: unread frames were read
+
+	life     sync.RWMutex  // held for reading while smux is called, which it keeps; guards what follows
+	smux     *smux.Session // nil: the session rests
+	tap      *tap
+	quit     chan struct{} // closed to end watch
+	watching chan struct{} // closed when watch does not look at the channel any more
+	seen     uint32        // frames, when pause has looked last
+
+	frames  atomic.Uint32 // that have come or gone
+	putting sync.Mutex    // held while frames are put into the channel, one after the other
 
 	mu      sync.Mutex         // guards what follows, and in each Stream what says so
 	streams map[uint32]*Stream // those that this side has not closed, by number
@@ -194,20 +221,13 @@ func New(c Channel, client bool) (*Session, error) {
 		drained:  make(chan struct{}, 1),
 		streams:  make(map[uint32]*Stream),
 	}
-	s.tap = &tap{s: s}
-	start := smux.Server
+	s.timer = time.AfterFunc(restAfter, s.pause)
 	if client {
-		start = smux.Client
+		s.timer.Stop()
 	}
-	var err error
-	s.smux, err = start(s.tap, &smux.Config{
-		Version:           2,
-		KeepAliveDisabled: true, // the carrier knows whether the other side is there
-		MaxFrameSize:      frameSize,
-		MaxReceiveBuffer:  math.MaxInt32, // maxHeld counts better
-		MaxStreamBuffer:   2 * updateEvery,
-	})
-	if err != nil {
+	s.life.Lock()
+	defer s.life.Unlock()
+	if err := s.begin(nil); err != nil {
 		c.Close()
 		return nil, err
 	}
@@ -241,6 +261,8 @@ func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
 	if many {
 		return nil, engine.ErrTooMany
 	}
+	s.use()
+	defer s.life.RUnlock()
 	str, err := s.smux.OpenStream() // the tap registers it
 	if err != nil {
 		return nil, s.failure(err)
@@ -270,9 +292,11 @@ func (s *Session) Accept(ctx context.Context) (engine.Stream, error) {
 
 // take reserves a stream that waits to be accepted.
 func (s *Session) take() bool {
+	s.life.RLock()
+	defer s.life.RUnlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.pending == 0 || s.smux.IsClosed() {
+	if s.pending == 0 || s.smux.IsClosed() { // with one pending it does not rest
 		return false
 	}
 	if s.pending--; s.pending > 0 {
@@ -284,14 +308,23 @@ func (s *Session) take() bool {
 // accept takes from smux the stream that take has reserved: it is there, or
 // about to be put there by the goroutine that called the tap.
 func (s *Session) accept() (engine.Stream, error) {
-	var err error
+	s.use()
+	defer s.life.RUnlock()
+	str, err := s.next()
+	if err != nil {
+		return nil, s.failure(err)
+	}
+	return s.attach(str), nil
+}
+
+// next takes a stream from smux. life is held.
+func (s *Session) next() (str *smux.Stream, err error) {
 	for range 64 { // its select takes any of what is ready, the session's end among it
-		var str *smux.Stream
 		if str, err = s.smux.AcceptStream(); err == nil {
-			return s.attach(str), nil
+			return str, nil
 		}
 	}
-	return nil, s.failure(err)
+	return nil, err
 }
 
 // attach gives a stream that the tap has registered what smux has made for it.
@@ -318,9 +351,12 @@ func (s *Session) Done() <-chan struct{} { return s.channel.Done() }
 // when Close returns they do not touch the channel again and are about to end.
 func (s *Session) Close() error {
 	err := s.channel.Close()
+	s.timer.Stop()
 	s.wake()
 	s.turn <- struct{}{} // no caller's bytes are in smux's queue
+	s.use()              // from now on it rests no more
 	s.smux.Close()
+	s.life.RUnlock()
 	<-s.turn
 	return err
 }
@@ -340,7 +376,7 @@ func (s *Session) wake() {
 
 // notice tells the other side what smux has no word for.
 func (s *Session) notice(what byte, id uint32) {
-	s.tap.put(0, header(cmdPSH, noticeSize, 0), noticeBody(what, id))
+	s.put(0, header(cmdPSH, noticeSize, 0), noticeBody(what, id))
 }
 
 // signal puts a token into a channel that has room for one.

@@ -29,7 +29,7 @@ var stages = sync.Pool{New: func() any { return new([gatherSize]byte) }}
 type Stream struct {
 	session *Session // never changes, like id
 	id      uint32
-	smux    *smux.Stream // set before the Stream is handed out
+	smux    *smux.Stream // set before the Stream is handed out; guarded by the session's life
 
 	readable, writable chan struct{} // have room for one token each: something has changed
 	readBy, writeBy    *deadline.Deadline
@@ -43,25 +43,28 @@ type Stream struct {
 
 // incoming is what is known of the direction towards this side.
 type incoming struct {
-	unread int      // bytes that have come, and Read has not returned
-	frames []uint16 // the bodies that they came in, in bytes, what is read of the first included
-	begun  int      // bytes of the first frame that Read has returned
-	cost   int      // the memory that the frames take, in bytes
-	fin    bool     // the other side has ended its direction
-	reset  bool     // the other side's end is a failure
-	ate    bool     // Read has returned the end of file: that no failure undoes
+	unread     int      // bytes that have come, and Read has not returned
+	frames     []uint16 // the bodies that they came in, in bytes, what is read of the first included
+	begun      int      // bytes of the first frame that Read has returned
+	taken      uint32   // bytes that Read has returned, modulo 2^32
+	readBefore uint32   // of them before the session's last rest
+	cost       int      // the memory that the frames take, in bytes
+	fin        bool     // the other side has ended its direction
+	reset      bool     // the other side's end is a failure
+	ate        bool     // Read has returned the end of file: that no failure undoes
 }
 
 // outgoing is what is known of the direction away from this side.
 type outgoing struct {
-	sent     uint32 // bytes given to smux, modulo 2^32
-	consumed uint32 // of them read by the other side, as far as it has said
-	window   uint32 // bytes that may be sent beyond consumed
-	staged   []byte // small writes that have not been given to smux, from the pool; nil: none
-	flushing bool   // flush runs
-	answers  bool   // Read has returned bytes, and nothing was written since
-	stopped  bool   // the other side reads no more
-	ended    bool   // this side has ended its direction
+	sent       uint32 // bytes given to smux, modulo 2^32
+	sentBefore uint32 // of them before the session's last rest
+	consumed   uint32 // of them read by the other side, as far as it has said
+	window     uint32 // bytes that may be sent beyond consumed
+	staged     []byte // small writes that have not been given to smux, from the pool; nil: none
+	flushing   bool   // flush runs
+	answers    bool   // Read has returned bytes, and nothing was written since
+	stopped    bool   // the other side reads no more
+	ended      bool   // this side has ended its direction
 }
 
 // add makes a stream. The mutex is held.
@@ -129,8 +132,10 @@ func (st *Stream) look(passed <-chan struct{}, want int) (ready bool, err error)
 // read reads what has come. smux has it, or is about to: the goroutine that
 // called the tap puts it there.
 func (st *Stream) read(p []byte) (int, error) {
-	n, err := st.smux.Read(p)
 	s := st.session
+	s.use()
+	n, err := st.smux.Read(p)
+	s.life.RUnlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -144,6 +149,7 @@ func (st *Stream) read(p []byte) (int, error) {
 	}
 	st.answers = true
 	st.unread -= n
+	st.taken += uint32(n)
 	for st.begun += n; len(st.frames) > 0 && st.begun >= int(st.frames[0]); st.frames = st.frames[1:] {
 		st.begun -= int(st.frames[0])
 		freed := cost(int(st.frames[0]))
@@ -275,6 +281,8 @@ func (st *Stream) send(p []byte, changed, passed <-chan struct{}) (int, error) {
 	}
 	st.sending.Lock()
 	defer st.sending.Unlock()
+	s.use()
+	defer s.life.RUnlock()
 	if st.push() && len(p) <= smallWrite {
 		return 0, nil // it can gather again
 	}
@@ -292,7 +300,7 @@ func (st *Stream) send(p []byte, changed, passed <-chan struct{}) (int, error) {
 	return n, err
 }
 
-// push gives smux what is staged, if anything is. sending is held.
+// push gives smux what is staged, if anything is. sending and life are held.
 func (st *Stream) push() bool {
 	s := st.session
 	s.mu.Lock()
@@ -327,6 +335,8 @@ func (st *Stream) CloseWrite() error {
 	case closed:
 		return engine.ErrClosed
 	case !ended:
+		s.use()
+		defer s.life.RUnlock()
 		st.push()
 		st.smux.CloseWrite() // fails with the session only
 	}
@@ -361,6 +371,8 @@ func (st *Stream) close(how byte) error {
 	s.mu.Unlock()
 	st.readBy.Set(time.Time{})
 	st.writeBy.Set(time.Time{})
+	s.use()
+	defer s.life.RUnlock()
 	st.push()
 	if notify {
 		s.notice(how, st.id) // before the FIN, which would be an end of file

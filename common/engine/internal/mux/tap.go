@@ -2,10 +2,10 @@ package mux
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 	"math"
 	"math/bits"
-	"sync"
 	"time"
 )
 
@@ -54,18 +54,24 @@ func updateBody(consumed uint32) []byte {
 	return binary.LittleEndian.AppendUint32(p, streamWindow)
 }
 
+// errRests is what smux reads that is let go.
+var errRests = errors.New("smux: the session rests")
+
 // A tap is what smux takes for its connection: the channel, and an eye on every
 // frame that passes. It refuses what smux would take from a peer that breaks the
 // rules, and never blocks a frame that smux sends.
 type tap struct {
-	s *Session
+	s     *Session
+	quit  chan struct{} // closed when it is dismissed
+	ended chan struct{} // closed when its reader does not look at the channel any more
 
 	// For the one goroutine of smux that reads:
 	buf   [headerSize + updateSize]byte // a head, and the body of what is not data
-	ready []byte                        // of buf: what smux has not read yet
+	ready []byte                        // of buf, or from resume: what smux has not read yet
 	left  int                           // bytes of data that have not come
 
-	mu sync.Mutex // one frame after the other goes into the channel
+	waits     bool // for the first byte of a frame; guarded by the session's mutex, like what follows
+	dismissed bool // smux is let go
 }
 
 // Read implements io.Reader for smux, which is given no part of a head before
@@ -86,7 +92,11 @@ func (t *tap) Read(p []byte) (n int, err error) {
 			t.s.came(binary.LittleEndian.Uint32(t.buf[4:]), int(binary.LittleEndian.Uint16(t.buf[2:])))
 		}
 	}
-	if err != nil {
+	switch err {
+	case nil:
+	case errRests:
+		close(t.ended)
+	default:
 		t.s.channel.Fail(err)
 		t.s.wake()
 	}
@@ -96,6 +106,10 @@ func (t *tap) Read(p []byte) (n int, err error) {
 // next reads the next frame, but for data only its head.
 func (t *tap) next() error {
 	t.s.wait()
+	if !t.comes() {
+		return errRests
+	}
+	t.s.frames.Add(1)
 	head := t.buf[:headerSize]
 	if _, err := io.ReadFull(t.s.channel, head); err != nil {
 		return err
@@ -117,6 +131,22 @@ func (t *tap) next() error {
 	return t.frame(cmd, id, body)
 }
 
+// comes waits for a frame, or the channel's end. It returns false when there is
+// nothing more to wait for, because smux is let go.
+func (t *tap) comes() bool {
+	t.setWaits(true)
+	t.s.channel.Wait(t.quit)
+	return t.setWaits(false)
+}
+
+// setWaits tells whether the tap is not dismissed.
+func (t *tap) setWaits(waits bool) bool {
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	t.waits = waits
+	return !t.dismissed
+}
+
 // frame handles a frame that is not data.
 func (t *tap) frame(cmd byte, id uint32, body []byte) error {
 	if cmd == cmdSYN {
@@ -136,6 +166,9 @@ func (t *tap) frame(cmd byte, id uint32, body []byte) error {
 	st := s.streams[id]
 	if st == nil || st.closed {
 		return nil // it was closed here, and smux ignores the frame
+	}
+	if cmd == cmdUPD {
+		binary.LittleEndian.PutUint32(body, consumed-st.sentBefore) // as this smux counts
 	}
 	switch cmd {
 	case cmdFIN:
@@ -212,10 +245,10 @@ func (t *tap) open(id uint32) error {
 	}
 	if !ok {
 		t.buf[1] = cmdNOP
-		return t.put(0, header(cmdPSH, noticeSize, 0), noticeBody(noticeReset, id), header(cmdFIN, 0, id))
+		return t.s.put(0, header(cmdPSH, noticeSize, 0), noticeBody(noticeReset, id), header(cmdFIN, 0, id))
 	}
 	signal(t.s.accepted)
-	return t.put(0, header(cmdUPD, updateSize, id), updateBody(0))
+	return t.s.put(0, header(cmdUPD, updateSize, id), updateBody(0))
 }
 
 // register makes the stream of a SYN, if there is room for it.
@@ -256,17 +289,19 @@ func (s *Session) noticed(what byte, id uint32) error {
 func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 	head, body := v[0], v[1]
 	id := binary.LittleEndian.Uint32(head[4:])
+	t.s.frames.Add(1)
 	var err error
 	switch head[1] {
 	case cmdSYN:
 		t.s.mu.Lock()
 		t.s.add(id)
 		t.s.mu.Unlock()
-		err = t.put(openDelay, head, header(cmdUPD, updateSize, id), updateBody(0))
+		err = t.s.put(openDelay, head, header(cmdUPD, updateSize, id), updateBody(0))
 	case cmdUPD:
-		err = t.put(0, head, updateBody(binary.LittleEndian.Uint32(body)))
+		consumed := binary.LittleEndian.Uint32(body) + t.s.readBefore(id)
+		err = t.s.put(0, head, updateBody(consumed))
 	default:
-		err = t.put(0, head, body)
+		err = t.s.put(0, head, body)
 	}
 	if err != nil {
 		return 0, err
@@ -274,27 +309,42 @@ func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 	return len(head) + len(body), nil
 }
 
-// put appends a frame, or two, to the channel.
-func (t *tap) put(hold time.Duration, parts ...[]byte) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.s.channel.Waiting() > maxAnswers {
-		t.s.channel.Fail(errFlood)
+// readBefore is how many bytes of a stream were read before this smux was made.
+func (s *Session) readBefore(id uint32) uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.streams[id]; st != nil {
+		return st.readBefore
 	}
-	err := t.s.channel.Append(hold, parts...)
+	return 0
+}
+
+// put appends a frame, or two, to the channel.
+func (s *Session) put(hold time.Duration, parts ...[]byte) error {
+	s.putting.Lock()
+	defer s.putting.Unlock()
+	if s.channel.Waiting() > maxAnswers {
+		s.channel.Fail(errFlood)
+	}
+	err := s.channel.Append(hold, parts...)
 	if err != nil {
-		t.s.channel.Fail(err) // it may take no more and live on: a session is both ways
+		s.channel.Fail(err) // it may take no more and live on: a session is both ways
 	}
 	return err
 }
 
 // Write implements io.Writer. smux does not call it where there is WriteBuffers.
 func (t *tap) Write(p []byte) (int, error) {
-	if err := t.put(0, p); err != nil {
+	if err := t.s.put(0, p); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// Close implements io.Closer.
-func (t *tap) Close() error { return t.s.channel.Close() }
+// Close implements io.Closer. A session at rest lives on.
+func (t *tap) Close() error {
+	if isClosed(t.quit) {
+		return nil
+	}
+	return t.s.channel.Close()
+}
