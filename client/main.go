@@ -70,7 +70,9 @@ How to reach the server (arguments of a bridge line override these):
   -addr HOST:PORT   dial this instead of resolving the front
   -engine NAME      reliable transport inside: %s
   -mode MODE        use of HTTP: auto, poll, stream
-  -utls NAME        TLS ClientHello to imitate: chrome, firefox, safari, none
+  -utls NAMES       TLS ClientHello to imitate: chrome, firefox, safari, randomized,
+                    none; of several, as in chrome,firefox, the next one is tried
+                    where TLS fails
 
 Running:
   -drain TIME       how long streams may go on when the program is told to end

@@ -41,7 +41,7 @@ const (
 	// addresses.
 	maxRacing = 10
 
-	// minBad is how long an address that has failed comes after all that have
+	// minBad is how long an address, or a look, that has failed comes after all that have
 	// not: twice as long each time in a row, up to maxBad. It is never left out:
 	// when all have failed, the one whose time ends first is tried first.
 	minBad = 30 * time.Second
@@ -65,10 +65,15 @@ type addresses struct {
 // An address is one of them. It is told by its pointer, and may be used when it
 // is not known any more.
 type address struct {
-	text     string    // host:port, as a dial takes it
-	round    int       // in which it was tried last
-	reached  time.Time // when a connection to it was made last
-	failures int       // in a row, since an exchange was answered there
+	text    string    // host:port, as a dial takes it
+	round   int       // in which it was tried last
+	reached time.Time // when a connection to it was made last
+	standing
+}
+
+// A standing is how one of several ways fares. The zero value has not failed yet.
+type standing struct {
+	failures int       // in a row, since it served
 	bad      time.Time // until then others come first
 }
 
@@ -275,15 +280,15 @@ func (a *addresses) exhausted() {
 	}
 }
 
-// works tells whether the address has not failed lately.
-func (o *address) works() bool { return !time.Now().Before(o.bad) }
+// works tells whether it has not failed lately.
+func (s *standing) works() bool { return !time.Now().Before(s.bad) }
 
-// fails is told that no connection could be made to the address, or that one has
-// died. What happens while it is bad already is the same failure.
-func (o *address) fails() {
-	if o.works() {
-		o.bad = time.Now().Add(min(minBad<<min(o.failures, 20), maxBad))
-		o.failures++
+// fails is told that it has failed: no connection could be made to the address, or
+// one has died. What happens while it is bad already is the same failure.
+func (s *standing) fails() {
+	if s.works() {
+		s.bad = time.Now().Add(min(minBad<<min(s.failures, 20), maxBad))
+		s.failures++
 	}
 }
 

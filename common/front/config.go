@@ -29,8 +29,9 @@ type Config struct {
 	// Addr is the host:port to dial instead of resolving the front.
 	Addr string
 
-	// UTLS names the browser whose TLS ClientHello and HTTP to imitate, one of
-	// Hellos. Empty: chrome. "none" imitates nothing but a browser's headers.
+	// UTLS names the browsers whose TLS ClientHello and HTTP to imitate: some of
+	// Hellos, with commas between them. The next one is tried where TLS fails with
+	// the one before. Empty: chrome. "none" imitates nothing but a browser's headers.
 	UTLS string
 
 	// Proxy, of scheme http, socks4a or socks5, is used for every connection.
@@ -68,15 +69,7 @@ type route struct {
 	origin *url.URL // scheme and host, the host without a default port
 	name   string   // the front's domain
 	addr   string   // host:port to dial
-	hello  *hello   // nil: Go's own
-}
-
-// browser is the one that exchanges look like.
-func (r *route) browser() *browser {
-	if r.hello == nil {
-		return &chrome // its headers, and nothing else of it
-	}
-	return r.hello.browser
+	hellos []*hello // in the order of preference; nil: Go's own
 }
 
 // route checks c and returns what it says.
@@ -115,7 +108,7 @@ func (c Config) route() (*route, error) {
 		}
 		r.addr = c.Addr
 	}
-	if r.hello, err = helloNamed(c.UTLS); err != nil {
+	if r.hellos, err = hellosNamed(c.UTLS); err != nil {
 		return nil, err
 	}
 	if c.Proxy != nil {

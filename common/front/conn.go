@@ -12,10 +12,11 @@ import (
 
 // A conn is a connection and what its pool knows of it.
 type conn struct {
-	h2   bool // it speaks HTTP/2
-	wire wire
-	sock *sock
-	life life
+	browser *browser // constant: that exchanges on it look like
+	h2      bool     // it speaks HTTP/2
+	wire    wire
+	sock    *sock
+	life    life
 
 	address *address // that it leads to
 

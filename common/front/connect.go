@@ -20,8 +20,7 @@ type connector struct {
 	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
 	lookup func(ctx context.Context, host string) ([]netip.Addr, error) // nil: dial looks names up
 	proxy  *proxy.Dialer                                                // nil: direct
-	tls    *handshaker                                                  // nil: in clear
-	wires  *wireMaker
+	looks  *looks
 }
 
 // newConnector returns one for the route that cfg says.
@@ -33,21 +32,13 @@ func newConnector(cfg Config, r *route) (*connector, error) {
 			c.lookup = resolve
 		}
 	}
+	var err error
 	if cfg.Proxy != nil {
-		var err error
-		if c.proxy, err = proxy.New(cfg.Proxy, c.dial, r.browser().agent); err != nil {
+		if c.proxy, err = proxy.New(cfg.Proxy, c.dial, r.hellos[0].http().agent); err != nil {
 			return nil, err
 		}
 	}
-	if r.origin.Scheme == "https" {
-		c.tls = &handshaker{serverName: r.name, roots: cfg.RootCAs, hello: r.hello}
-	}
-	var look *browser // nil: connections look like Go's
-	if r.hello != nil {
-		look = r.hello.browser
-	}
-	var err error
-	c.wires, err = wireMakerFor(look)
+	c.looks, err = newLooks(cfg, r)
 	return c, err
 }
 
@@ -75,11 +66,13 @@ func (c *connector) lookupErr(err error) error {
 	return err
 }
 
-// connect makes a connection by way of an address of the front, or of the proxy,
-// and tells at which step it is. The caller owns the connection.
-func (c *connector) connect(ctx context.Context, via string, at func(Op)) (*conn, error) {
+// connectAs makes a connection by way of an address of the front, or of the proxy,
+// that looks like one browser's, and tells at which step it is. last says that no
+// other look is left. The caller owns the connection.
+func (c *connector) connectAs(ctx context.Context, via string, as *look, last bool, at func(Op)) (*conn, error) {
 	var raw net.Conn
 	var err error
+	began := time.Now()
 	if c.proxy != nil {
 		at(OpProxy)
 		raw, err = c.proxy.Dial(ctx, via, c.addr)
@@ -91,20 +84,20 @@ func (c *connector) connect(ctx context.Context, via string, at func(Op)) (*conn
 		return nil, err
 	}
 	s := newSock(raw)
-	secure, protocol := net.Conn(s), ""
-	if c.tls != nil {
+	if as.tls != nil {
 		at(OpTLS)
-		if secure, protocol, err = c.tls.handshake(ctx, s); err != nil {
-			s.Close()
-			return nil, err
-		}
 	}
-	at(OpHTTP)
-	h2 := protocol == "h2"
-	w, err := c.wires.make(ctx, secure, h2)
+	secure, protocol, err := as.secure(ctx, s, time.Since(began), last)
 	if err != nil {
 		s.Close()
 		return nil, err
 	}
-	return &conn{h2: h2, wire: w, sock: s, life: life{sock: s, wire: w}}, nil
+	at(OpHTTP)
+	h2 := protocol == "h2"
+	w, err := as.wires.make(ctx, secure, h2)
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return &conn{h2: h2, browser: as.browser, wire: w, sock: s, life: life{sock: s, wire: w}}, nil
 }

@@ -21,12 +21,13 @@
 //	       ├ dials the dials under way: how many, how often another one beside them
 //	       │  ├ addresses   to which address, and which have failed
 //	       │  └ connector   makes a connection: [proxy], [TLS], wire
+//	       │     └ looks    which browser it imitates, and which get through
 //	       └ conn  one connection: a sock that counts, a wire that speaks HTTP,
 //	          │    and how many exchanges are on it
 //	          ├ life        whether it is alive, found out by a watch
 //	          └ wire1 (net/http) -> h1Mask, or wire2 (x/net/http2) -> h2Mask
 //
-// A Set, a health, a pool, a life and the streams of an h2Mask have a lock each,
+// A Set, a health, a pool, a life, looks and the streams of an h2Mask have a lock each,
 // taken in this order and never held while the network is waited for. A
 // request's body is lent to one connection after another by lend, which alone
 // decides whether it is lent again.
@@ -49,10 +50,9 @@ import (
 // Front exchanges HTTP requests and responses with one server through one
 // front. It is safe for concurrent use. It must be closed.
 type Front struct {
-	origin  *url.URL // scheme and host, the host without a default port
-	browser *browser
-	pool    *pool
-	types   bodyTypes
+	origin *url.URL // scheme and host, the host without a default port
+	pool   *pool
+	types  bodyTypes
 }
 
 // New checks cfg, with the errors of Config.Check, and returns a Front. It does
@@ -66,7 +66,7 @@ func New(cfg Config) (*Front, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Front{origin: r.origin, browser: r.browser(), pool: newPool(r.name, c), types: newBodyTypes()}, nil
+	return &Front{origin: r.origin, pool: newPool(r.name, c), types: newBodyTypes()}, nil
 }
 
 // Name is the front's domain, for logs and errors.
@@ -130,7 +130,7 @@ func (f *Front) exchange(ctx context.Context, req *http.Request, body io.ReadClo
 	if err != nil {
 		return nil, err
 	}
-	f.browser.dress(out.Header, f.origin, f.types.current())
+	p.conn.browser.dress(out.Header, f.origin, f.types.current())
 	resp, err := p.roundTrip(out)
 	if err == nil {
 		f.types.answered(out.Header.Get("Content-Type"), resp.StatusCode)

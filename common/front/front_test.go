@@ -117,6 +117,7 @@ type serverOptions struct {
 	streams  int // HTTP/2 limit, 0: the library's
 	cert     *tls.Certificate
 	listener net.Listener
+	hello    func(*tls.ClientHelloInfo) error // nil: every ClientHello is accepted
 }
 
 // serve starts a server on loopback that ends with the test.
@@ -152,9 +153,12 @@ func serve(t testing.TB, o serverOptions, h http.HandlerFunc) *server {
 			Certificates: []tls.Certificate{*cert},
 			GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 				s.mu.Lock()
-				defer s.mu.Unlock()
 				s.snis = append(s.snis, hello.ServerName)
-				return nil, nil
+				s.mu.Unlock()
+				if o.hello == nil {
+					return nil, nil
+				}
+				return nil, o.hello(hello)
 			},
 			VerifyConnection: func(state tls.ConnectionState) error {
 				s.mu.Lock()

@@ -25,8 +25,8 @@ type hello struct {
 	spec func(resumes bool) (*utls.ClientHelloSpec, error)
 }
 
-// hellos maps what the argument utls= accepts to ClientHellos: browsers whose
-// TLS 1.3 ClientHello offers both h2 and http/1.1. "none" is not in it.
+// hellos maps what the argument utls= accepts to ClientHellos: of TLS 1.3, which
+// offer both h2 and http/1.1. "none" is not in it.
 //
 // "chrome", "firefox" and the PSK ones offer a session of an earlier connection,
 // which the others do only under TLS 1.2.
@@ -52,6 +52,27 @@ var hellos = map[string]hello{
 	"ios_14":            {utls.HelloIOS_14, &safari, nil},
 	"safari":            {utls.HelloSafari_16_0, &safari, nil}, // that of 17.0, too
 	"safari_16_0":       {utls.HelloSafari_16_0, &safari, nil},
+	"randomized":        {randomized, &chrome, nil},
+}
+
+// randomized is a ClientHello of no browser, which each Front makes up for itself:
+// who blocks all that are known cannot have it on a list. It is always one of TLS
+// 1.3, as every CDN speaks that, with ALPN, as the HTTP is a browser's.
+var randomized = utls.ClientHelloID{
+	Client:  utls.HelloRandomizedALPN.Client,
+	Version: utls.HelloRandomizedALPN.Version,
+	Weights: randomWeights(),
+}
+
+func randomWeights() *utls.Weights {
+	w := utls.DefaultWeights
+	w.TLSVersMax_Set_VersionTLS13 = 1
+	w.Extensions_Append_ALPN = 1
+	// A group of which there is no share may be asked for, and uTLS makes no share
+	// of X25519MLKEM768 then.
+	w.CurveIDs_Append_X25519 = 1
+	w.KeyShare_Append_RandomGroups = 1
+	return &w
 }
 
 // ownHello is the name of Go's own ClientHello, by crypto/tls.
@@ -67,20 +88,60 @@ func Hellos() []string {
 	return names
 }
 
-// helloNamed returns the ClientHello that the argument utls= names, nil for Go's
+// http is the browser whose HTTP goes with it, by its headers alone with Go's own.
+func (h *hello) http() *browser {
+	if h == nil {
+		return &chrome
+	}
+	return h.browser
+}
+
+// hellosNamed returns the ClientHellos that the argument utls= names, nil for Go's
 // own.
-func helloNamed(name string) (*hello, error) {
+func hellosNamed(list string) ([]*hello, error) {
+	if list == "" {
+		list = "chrome"
+	}
+	var found []*hello
+	var names []string
+	for _, text := range strings.Split(list, ",") {
+		name := helloName(text)
+		if slices.Contains(names, name) {
+			return nil, fmt.Errorf("utls: %.40q stands there twice", text)
+		}
+		names = append(names, name)
+		if name == ownHello {
+			found = append(found, nil)
+			continue
+		}
+		known, ok := hellos[name]
+		if !ok {
+			return nil, fmt.Errorf("utls: unknown name %.40q; accepted: %s", text, strings.Join(Hellos(), ", "))
+		}
+		if known.id.Client == utls.HelloRandomizedALPN.Client {
+			seed, err := utls.NewPRNGSeed()
+			if err != nil {
+				return nil, fmt.Errorf("utls: %w", err)
+			}
+			known.id.Seed = seed // the same for all connections: no program changes with each
+		}
+		found = append(found, &known)
+	}
+	return found, nil
+}
+
+// helloName is the name in hellos of what bridge lines of other transports write:
+// HelloChrome_Auto, hellofirefox_120, HelloRandomizedALPN.
+func helloName(text string) string {
+	name := strings.ToLower(strings.TrimSpace(text))
+	name = strings.TrimSuffix(strings.TrimPrefix(name, "hello"), "_auto")
 	switch name {
-	case ownHello:
-		return nil, nil
-	case "":
-		name = "chrome"
+	case "randomizedalpn":
+		return "randomized"
+	case "golang", "go":
+		return ownHello
 	}
-	known, ok := hellos[name]
-	if !ok {
-		return nil, fmt.Errorf("utls: unknown name %q; accepted: %s", name, strings.Join(Hellos(), ", "))
-	}
-	return &known, nil
+	return name
 }
 
 // trustAnchors is the content of the extension of that number, from
