@@ -44,6 +44,7 @@ func adaptSite(t *testing.T, text, dir, listen string, pairs ...string) string {
 		"listen 443 ssl", "listen " + listen + " ssl",
 		live + "fullchain.pem", filepath.Join(dir, "cert.pem"),
 		live + "privkey.pem", filepath.Join(dir, "key.pem"),
+		"/var/log/nginx/error.log", filepath.Join(dir, "site.log"),
 	}, pairs...)...)
 }
 
@@ -105,5 +106,26 @@ func TestNginx(t *testing.T) {
 			c := startClient(t, caFile, "https://"+siteName+"/updates", "-key", programs.Key(t, state), "-addr", slow(t, listen).Addr())
 			move(t, to, c, size, nil)
 		})
+	}
+}
+
+// TestNginxLogsNoSession: no log names the path of a session, also when the server
+// cannot be reached.
+func TestNginxLogsNoSession(t *testing.T) {
+	t.Parallel()
+	listen, dir := programs.Addr(t), programs.Folder(t)
+	guide.WriteCertificate(t, dir, siteName)
+	startSite(t, dir, listen, nginxSite(t, dir, listen, programs.Addr(t)))
+	if status, _ := fetch(t, listen, "/updates/SESSION"); status != http.StatusBadGateway {
+		t.Errorf("status %d without a server", status)
+	}
+	for _, name := range []string{"site.log", "error.log", "access.log"} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil && !os.IsNotExist(err) {
+			t.Error(err)
+		}
+		if strings.Contains(string(text), "SESSION") {
+			t.Errorf("%s: %s", name, text)
+		}
 	}
 }
