@@ -82,6 +82,26 @@ func (c Config) Check() error {
 	return err
 }
 
+// Ways are how c leads to its server, one for each front. It is for package check,
+// which looks at each of them, and no part of the API.
+func (c Config) Ways() ([]front.Config, error) {
+	p, err := c.parse()
+	if err != nil {
+		return nil, err
+	}
+	return p.fronts, nil
+}
+
+// ServerKey is the key of c's server. It is for package check, and no part of the
+// API.
+func (c Config) ServerKey() (handshake.PublicKey, error) {
+	p, err := c.parse()
+	if err != nil {
+		return handshake.PublicKey{}, err
+	}
+	return p.key, nil
+}
+
 // parsed is a Config that was checked.
 type parsed struct {
 	url    *url.URL

@@ -18,6 +18,7 @@ import (
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engines"
 	"turbotunnel/common/handshake"
+	"turbotunnel/common/measure"
 )
 
 // Log lines about streams for which there is no room: one in an interval, since
@@ -111,7 +112,7 @@ func NewServer(cfg ServerConfig) *Server {
 		Key:        key,
 		Decoy:      decoy,
 		Marks:      cfg.Marks,
-		Engines:    engines.Names(),
+		Engines:    append(engines.Names(), measure.Name),
 		Serve:      s.serve,
 		Known:      cfg.Known,
 		Memory:     cfg.Memory,
@@ -126,6 +127,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.carrier.S
 
 // serve runs the engine of one session and hands on its streams.
 func (s *Server) serve(c *carrier.Session) {
+	if c.Engine() == measure.Name {
+		measure.Serve(c.Conn()) // its end is the session's
+		return
+	}
 	e, ok := engines.Find(c.Engine())
 	if !ok {
 		s.log.Error("a session with an engine that does not exist", "engine", c.Engine())
