@@ -61,6 +61,7 @@ Under tor:   turbotunnel-client [flags]
                     Bridge turbo ADDRESS FINGERPRINT url=... key=...
 Forwarding:  turbotunnel-client [flags] LISTEN URL
              for example: turbotunnel-client 127.0.0.1:2000 http://127.0.0.1:8000
+Checking:    turbotunnel-client -check 'Bridge turbo ADDRESS FINGERPRINT url=...'
 
 How to reach the server (arguments of a bridge line override these):
   -url URL          the server, as its CDN or DNS knows it
@@ -74,11 +75,18 @@ How to reach the server (arguments of a bridge line override these):
                     none; of several, as in chrome,firefox, the next one is tried
                     where TLS fails
 
+Finding out what is wrong (nothing is carried; the exit code is the verdict's):
+  -check 'LINE'     check a bridge line, or what the flags and URL say
+  -check-file FILE  check all bridge lines in FILE; - is stdin
+  -long             find out how long the path may be silent, too: a minute more
+  -json             show the result as JSON
+
 Running:
   -drain TIME       how long streams may go on when the program is told to end
                     (default: 30s; under tor 2s)
   -log FILE         append the log to FILE (default: stderr)
-  -unsafe-logging   show network addresses in the log
+  -unsafe-logging   show network addresses in the log, and in a check, which
+                    then shows the line that works best, too
   -version          show the version and exit
   -h                show this help and exit
 `
@@ -91,6 +99,7 @@ type settings struct {
 	unsafe  bool
 	version bool
 	listen  string // empty: under tor
+	checks  checkSettings
 }
 
 // parse reads the command line without the program's name. It returns
@@ -108,6 +117,10 @@ func parse(args []string) (settings, error) {
 	flags.StringVar(&s.logFile, "log", "", "")
 	flags.BoolVar(&s.unsafe, "unsafe-logging", false, "")
 	flags.BoolVar(&s.version, "version", false, "")
+	flags.BoolVar(&s.checks.check, "check", false, "")
+	flags.StringVar(&s.checks.file, "check-file", "", "")
+	flags.BoolVar(&s.checks.json, "json", false, "")
+	flags.BoolVar(&s.checks.long, "long", false, "")
 	for _, name := range tunnel.Arguments {
 		flags.Func(name, "", func(value string) error {
 			given[name] = value
@@ -120,9 +133,22 @@ func parse(args []string) (settings, error) {
 	if s.version {
 		return s, nil
 	}
-	switch flags.NArg() {
-	case 0:
-	case 2:
+	switch {
+	case s.checks.wanted():
+		var words []string
+		for rest := flags.Args(); len(rest) > 0; rest = flags.Args() {
+			words = append(words, rest[0])
+			if err := flags.Parse(rest[1:]); err != nil { // flags may follow the line
+				return s, err
+			}
+		}
+		if err := s.checkArguments(words, given); err != nil {
+			return s, err
+		}
+	case s.checks.json || s.checks.long:
+		return s, errors.New("-json and -long belong to -check or -check-file")
+	case flags.NArg() == 0:
+	case flags.NArg() == 2:
 		s.listen = flags.Arg(0)
 		given["url"] = flags.Arg(1)
 	default:
@@ -140,7 +166,7 @@ func run(args []string) int {
 	// A wrong command line under tor is told to tor too, and a right one
 	// without LISTEN means tor even when there is none: the specification
 	// wants an ENV-ERROR then.
-	managed := s.listen == "" && (err == nil || ptproc.HasParent())
+	managed := s.listen == "" && !s.checks.wanted() && (err == nil || ptproc.HasParent())
 	p := ptproc.Start(program, managed && !s.version && !errors.Is(err, flag.ErrHelp))
 	defer p.Close()
 	switch {
@@ -159,6 +185,9 @@ func run(args []string) int {
 		p.EnvError(err)
 		p.Say("%v", err)
 		return exitFailure
+	}
+	if s.checks.wanted() {
+		return runCheck(p, s)
 	}
 	if s.drain != nil {
 		p.SetDrainTime(*s.drain)

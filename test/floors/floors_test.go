@@ -40,12 +40,12 @@ type pkg struct {
 // below its own, and the packages of its own line in front of it.
 var floors = [][]string{
 	{"common/scrub", "common/relay", "common/proxy", "common/ptproc"}, // of no floor: each on its own
-	{"common/wire", "common/handshake"},
+	{"common/wire", "common/handshake", "common/measure"},
 	{"common/carrier"},
 	{"common/front"},
 	{"common/engine", "common/engines"}, // below it only by the rules further down
 	{"common/tunnel"},
-	{"common/mobile"},
+	{"common/mobile", "common/check"},
 	{"client", "server"},
 	{"test"}, // the other module
 }
@@ -258,6 +258,7 @@ func TestCheck(t *testing.T) {
 		{"common/wire/util", "net", "says nothing"},
 		{"common/mobile", "common/tunnel", ""},
 		{"common/tunnel", "common/mobile", "stands above"},
+		{"common/check", "common/carrier", ""},
 		{"tools", "net", "no floor"},
 	} {
 		imports := test.imports

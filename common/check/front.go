@@ -1,0 +1,444 @@
+package check
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"turbotunnel/common/front"
+	"turbotunnel/common/handshake"
+	"turbotunnel/common/proxy"
+	"turbotunnel/common/scrub"
+)
+
+const (
+	// stepTime is how long a step may take that a healthy path has done within a
+	// second: three lost packets cost 7 s.
+	stepTime = 15 * time.Second
+
+	// innocentName is named in TLS to see whether the front's name is what is
+	// blocked. It belongs to nobody (RFC 6761), and no list of a censor has it.
+	innocentName = "www.example.com"
+
+	// answerKept is how much of a foreign answer is read.
+	answerKept = 64 << 10
+)
+
+// looks are tried, in this order, where a TLS handshake is blocked.
+var looks = []string{"firefox", "chrome", "safari", "none"}
+
+// A frontCheck looks at one front. One goroutine uses it.
+type frontCheck struct {
+	*Recorder
+	ctx   context.Context
+	way   front.Config
+	key   handshake.PublicKey
+	opts  *Options
+	probe *front.Probe
+
+	oddDNS  bool // DNS has said an address that no site of the web has
+	asked   bool // DNS was asked
+	addrs   []string
+	via     string // the address that answered
+	look    string // of TLS, that passes where the given one does not
+	suspect *Verdict
+	clock   time.Duration // how far this clock is behind the one of who answers
+	down    int           // bytes a second
+	trip    time.Duration
+}
+
+// run takes the steps until one is the last, and returns the verdict.
+func (c *frontCheck) run() *Verdict {
+	probe, err := front.NewProbe(c.way)
+	if err != nil { // the Config was checked
+		return &silence
+	}
+	c.probe = probe
+	defer probe.Close()
+	for _, step := range []struct {
+		name string
+		look func() (Finding, *Verdict)
+	}{
+		{"DNS", c.resolve},
+		{"TCP", c.connect},
+		{"TLS", c.secure},
+		{"HTTP", c.exchange},
+	} {
+		var v *Verdict
+		c.Take(step.name, func() (f Finding) {
+			f, v = step.look()
+			return f
+		})
+		if v != nil {
+			return v
+		}
+	}
+	return c.session()
+}
+
+// limit is a context for one step.
+func (c *frontCheck) limit() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(c.ctx, stepTime)
+}
+
+// failed is the finding of a step that err ended.
+func failed(err error) Finding {
+	return Finding{State: Failed, Text: reason(err), Details: err.Error()}
+}
+
+// reason is why a step failed, without addresses.
+func reason(err error) string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return "no such name"
+	case errors.As(err, &dns):
+		return "DNS does not answer"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "refused"
+	case errors.Is(err, syscall.ECONNRESET):
+		return "reset"
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		return "no route"
+	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
+		return "no answer in time"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "cut"
+	}
+	return scrub.Error(err)
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+func (c *frontCheck) resolve() (Finding, *Verdict) {
+	ctx, cancel := c.limit()
+	defer cancel()
+	var err error
+	c.addrs, c.asked, err = c.probe.Resolve(ctx)
+	switch {
+	case err != nil && c.way.Proxy != nil:
+		return failed(err), &proxyFails
+	case err != nil:
+		return failed(err), &noDNS
+	case c.way.Proxy != nil:
+		return Finding{State: Skipped, Text: "left to the proxy"}, nil
+	case !c.asked:
+		return Finding{State: Skipped, Text: "the address is given"}, nil
+	}
+	f := Finding{Text: plural(len(c.addrs), "address", "addresses"), Details: strings.Join(c.addrs, " ")}
+	for _, addr := range c.addrs {
+		if ap, err := netip.ParseAddrPort(addr); err == nil && front.IsOdd(ap.Addr()) && !isLocal(c.probe.Name()) {
+			c.oddDNS = true
+		}
+	}
+	if c.oddDNS {
+		f.State = Odd
+		f.Text += ", of a kind that no site of the web has"
+	}
+	return f, nil
+}
+
+// isLocal tells whether a name may well have an address of a private network.
+func isLocal(name string) bool {
+	if !strings.Contains(name, ".") {
+		return true
+	}
+	for _, end := range []string{".localhost", ".local", ".lan", ".internal", ".home.arpa", ".test"} {
+		if strings.HasSuffix(name, end) {
+			return true
+		}
+	}
+	return false
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprint(n, " ", many)
+}
+
+func (c *frontCheck) connect() (Finding, *Verdict) {
+	var err error
+	for i, addr := range c.addrs {
+		ctx, cancel := c.limit()
+		err = c.probe.Connect(ctx, addr)
+		cancel()
+		if err == nil {
+			c.via = addr
+			f := Finding{Text: "connected", Details: addr}
+			if i > 0 {
+				f.State, f.Text = Odd, fmt.Sprintf("connected, but not to the first %s", plural(i, "address", "addresses"))
+			}
+			return f, nil
+		}
+		if c.ctx.Err() != nil {
+			break
+		}
+	}
+	f := failed(err)
+	var refusal *proxy.Error
+	switch {
+	case errors.As(err, &refusal):
+		f.Text = "the proxy refuses"
+		return f, &proxyFails
+	case c.way.Proxy != nil:
+		return f, &proxyFails
+	case c.oddDNS:
+		return f, &dnsLies
+	}
+	return f, &blocked
+}
+
+func (c *frontCheck) secure() (Finding, *Verdict) {
+	if !c.probe.Secure() {
+		return Finding{State: Skipped, Text: "the URL begins with http:// and not https://"}, nil
+	}
+	ctx, cancel := c.limit()
+	defer cancel()
+	protocol, err := c.probe.Handshake(ctx)
+	if err == nil {
+		version := "HTTP/1.1"
+		if protocol == "h2" {
+			version = "HTTP/2"
+		}
+		return Finding{
+			Text:    fmt.Sprintf("%s, as %s, by %s; the certificate is right", version, looksOf(c.way)[0], c.nameOf()),
+			Details: c.probe.Name(),
+		}, nil
+	}
+	f := failed(err)
+	if v := c.certificate(err, &f); v != nil {
+		return f, v
+	}
+	if c.oddDNS {
+		return f, &dnsLies
+	}
+	return c.blockedTLS(f)
+}
+
+// looksOf are the looks that the line names, in their order.
+func looksOf(way front.Config) []string {
+	if way.UTLS == "" {
+		return []string{"chrome"}
+	}
+	return strings.Split(strings.ReplaceAll(way.UTLS, " ", ""), ",")
+}
+
+// nameOf says which name stands in the handshake, without saying it.
+func (c *frontCheck) nameOf() string {
+	if c.way.Front != "" {
+		return "the front's name"
+	}
+	return "the URL's name"
+}
+
+// certificate judges a handshake that has failed because of the certificate.
+func (c *frontCheck) certificate(err error, f *Finding) *Verdict {
+	var invalid x509.CertificateInvalidError
+	var host x509.HostnameError
+	var authority x509.UnknownAuthorityError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		f.Text = "the certificate is not valid at the time that this clock shows"
+		return &clockOffTLS
+	case errors.As(err, &host):
+		f.Text = "the certificate is for another name"
+		if c.portalAnswers() {
+			return &portal
+		}
+		return &dnsLies
+	case errors.As(err, &authority), errors.As(err, &invalid):
+		f.Text = "nobody vouches for the certificate"
+		switch {
+		case c.portalAnswers():
+			return &portal
+		case c.oddDNS:
+			return &dnsLies
+		}
+		return &intercepted
+	}
+	return nil
+}
+
+// portalAnswers tells whether the same address answers HTTP in clear as a captive
+// portal does.
+func (c *frontCheck) portalAnswers() bool {
+	host, _, err := net.SplitHostPort(c.via)
+	if err != nil || c.way.Proxy != nil {
+		return false
+	}
+	way := c.way
+	way.URL = &url.URL{Scheme: "http", Host: c.probe.Name()}
+	way.Addr, way.Front = net.JoinHostPort(host, "80"), ""
+	f, err := front.New(way)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	ctx, cancel := c.limit()
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, way.URL.String()+"/", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := f.RoundTrip(req)
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	return leadsAway(resp, c.probe.Name())
+}
+
+// leadsAway tells whether an answer is that of a captive portal: it sends the
+// browser to another host, or says what it is (RFC 6585 section 6).
+func leadsAway(resp *http.Response, name string) bool {
+	if resp.StatusCode == http.StatusNetworkAuthenticationRequired {
+		return true
+	}
+	to, err := url.Parse(resp.Header.Get("Location"))
+	return err == nil && resp.StatusCode/100 == 3 && to.Hostname() != "" && !sameSite(to.Hostname(), name)
+}
+
+// sameSite tells whether two names are one, but for a www in front.
+func sameSite(a, b string) bool {
+	return strings.EqualFold(strings.TrimPrefix(a, "www."), strings.TrimPrefix(b, "www."))
+}
+
+// blockedTLS finds out what it is of a handshake that is blocked: the name, the
+// look, or all of it.
+func (c *frontCheck) blockedTLS(f Finding) (Finding, *Verdict) {
+	named := looksOf(c.way)
+	for i, look := range slices.Concat(named[1:], looks) {
+		if look == named[0] || !c.answers("", look) {
+			continue
+		}
+		c.look = look
+		f.Text += fmt.Sprintf(" as %s; answered when it looks like %s", named[0], look)
+		if i < len(named)-1 { // the tunnel will use it, too
+			f.State = Odd
+			return f, nil
+		}
+		return f, &helloBlocked
+	}
+	if c.answers(innocentName, "") {
+		f.Text += "; answered when another name is named"
+		return f, &sniBlocked
+	}
+	f.Text += "; by another name or look, too"
+	return f, &tlsFails
+}
+
+// answers tells whether somebody shakes hands by a name and a look, whatever the
+// certificate.
+func (c *frontCheck) answers(name, look string) bool {
+	p, err := c.probe.As(name, look, c.via)
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	ctx, cancel := c.limit()
+	defer cancel()
+	if p.Connect(ctx, c.via) != nil {
+		return false
+	}
+	_, err = p.Handshake(ctx)
+	var host x509.HostnameError
+	var authority x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	return err == nil || name != "" && (errors.As(err, &host) || errors.As(err, &authority) || errors.As(err, &invalid) ||
+		strings.Contains(err.Error(), "tls: ")) // an alert: somebody has read the name
+}
+
+// exchange makes one request, which nobody can tell from a first message.
+func (c *frontCheck) exchange() (Finding, *Verdict) {
+	c.probe.Close()
+	fr, err := front.New(c.way)
+	if err != nil {
+		return failed(err), &silence
+	}
+	defer fr.Close()
+	ctx, cancel := c.limit()
+	defer cancel()
+	begun := time.Now()
+	resp, err := fr.RoundTrip(strangersRequest(ctx, c.way.URL))
+	if err != nil {
+		f := failed(err)
+		if c.oddDNS {
+			return f, &dnsLies
+		}
+		return f, &silence
+	}
+	c.trip = time.Since(begun)
+	defer resp.Body.Close()
+	io.Copy(io.Discard, io.LimitReader(resp.Body, answerKept)) // it is not looked at
+	return c.judge(resp)
+}
+
+// judge says what follows from the answer to a stranger's request.
+func (c *frontCheck) judge(resp *http.Response) (Finding, *Verdict) {
+	if t, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		c.clock = time.Until(t).Round(time.Second)
+	}
+	f := Finding{
+		Text:    fmt.Sprintf("%s, status %d", strings.TrimSuffix(resp.Proto, ".0"), resp.StatusCode),
+		Details: fmt.Sprintf("Server %q, Content-Type %q, Location %q", resp.Header.Get("Server"), resp.Header.Get("Content-Type"), resp.Header.Get("Location")),
+	}
+	clear := !c.probe.Secure()
+	switch {
+	case resp.StatusCode == http.StatusMisdirectedRequest:
+		f.State = Failed
+		f.Text += ": fronting is refused"
+		return f, &frontingRefused
+	case leadsAway(resp, c.way.URL.Hostname()) && (clear || resp.StatusCode == http.StatusNetworkAuthenticationRequired):
+		f.State = Failed
+		f.Text += ", which leads to another site"
+		return f, &portal
+	case resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented:
+		f.State = Odd
+		f.Text += ": the gateway cannot reach the server"
+		c.suspect = &serverDown
+	case clear && resp.StatusCode == http.StatusOK && strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html"):
+		f.State = Odd
+		f.Text += ", a page, which no site answers to what was sent"
+		c.suspect = &portal
+	case c.fronted():
+		f.Text += "; fronting is let through"
+	}
+	return f, nil
+}
+
+// fronted tells whether the Host header differs from the name in TLS.
+func (c *frontCheck) fronted() bool {
+	return c.probe.Secure() && !strings.EqualFold(c.probe.Name(), c.way.URL.Hostname())
+}
+
+// strangersRequest has the size and the path of a first message, and means nothing.
+func strangersRequest(ctx context.Context, server *url.URL) *http.Request {
+	size, _ := rand.Int(rand.Reader, big.NewInt(1500)) // never fails
+	random := make([]byte, 24+2048+int(size.Int64()))
+	rand.Read(random) // never fails
+	u := strings.TrimSuffix(server.String(), "/") + "/" + base64.RawURLEncoding.EncodeToString(random[:24])
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, bytes.NewReader(random[24:]))
+	if err != nil {
+		panic(err) // the URL was checked
+	}
+	return req
+}
