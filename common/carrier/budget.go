@@ -43,7 +43,10 @@ const (
 
 	// muchOf is the part of the limit, one in so many, from which on a client holds
 	// much: 4 MB of the default, what a session takes whose path is not a fast one.
-	muchOf = 256
+	// It is leastMuch at least, in bytes: what one takes that is at rest, 118 KB with
+	// its engine, and some requests.
+	muchOf    = 256
+	leastMuch = 256 << 10
 
 	// warnEvery is how often at most the log says one thing again.
 	warnEvery = time.Minute
@@ -143,7 +146,7 @@ func (s *Server) byMemory() []*Session {
 			h.weight = clients[h.client]
 			clients[h.client] -= h.bytes
 		}
-		if h.weight < s.budget.held.limit/muchOf {
+		if h.weight < max(s.budget.held.limit/muchOf, leastMuch) {
 			h.weight = 0
 		}
 	}

@@ -467,3 +467,23 @@ func TestBothStand(t *testing.T) {
 		}
 	})
 }
+
+// Where the limit is low, a session that works is not the first to go for a crowd of
+// those that nobody has confirmed, because it holds what any engine does.
+func TestCrowdAndLowLimit(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.restart(limits{8, maxSessions, 8 << 20})
+		time.Sleep(time.Second)
+		w.net.set(always(fate{there: ms, back: ms}))
+		_, session := w.pair(Poll)
+		session.Streams(1)
+		session.Conn().Hold(150 << 10)
+		for w.server.Stats().Crowded < 200 {
+			w.raw(w.hello()).greet()
+			synctest.Wait()
+		}
+		if isClosed(session.link.closed) {
+			t.Errorf("it was ended: %+v", w.server.Stats())
+		}
+	})
+}
