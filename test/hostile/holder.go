@@ -279,12 +279,14 @@ func stuck(ctx context.Context, r *rig, via stuckVia) error {
 	if err != nil {
 		return err
 	}
-	before, err := r.metric("turbotunnel_sessions")
-	if err != nil {
-		return err
-	}
 	if err := s.startStream(ctx, askBlast); err != nil {
 		return err
+	}
+	for r.target.blasts.Load() == 0 {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	h := s.newHead()
 	h.Stream, h.Quiet, h.Limit = 10*time.Minute, time.Second, 256<<20
@@ -297,16 +299,19 @@ func stuck(ctx context.Context, r *rig, via stuckVia) error {
 	if !r.full {
 		return nil // the unit tests have it in fake time
 	}
+	// The number of sessions tells nothing: the healthy client may have more than one.
 	for start := time.Now(); ; {
 		time.Sleep(time.Second)
-		n, err := r.metric("turbotunnel_sessions")
+		took := time.Since(start)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err == nil && n < before:
+		case r.target.blasts.Load() == 0 && took < lifetime/2:
+			return fmt.Errorf("the stream has ended after %v", took)
+		case r.target.blasts.Load() == 0:
 			return nil
-		case time.Since(start) > lifetime:
-			return fmt.Errorf("the session still lives after %v", lifetime)
+		case took > lifetime:
+			return fmt.Errorf("the session's stream still lives after %v", lifetime)
 		}
 	}
 }

@@ -24,6 +24,7 @@ type target struct {
 	listener net.Listener
 	open     atomic.Int64 // connections
 	most     atomic.Int64 // of them at a time
+	blasts   atomic.Int64 // those to which all is sent that can be
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool // guarded by mu, like what follows
@@ -83,6 +84,8 @@ func (t *target) serve(c net.Conn) {
 			time.Sleep(time.Millisecond)
 		}
 	case askBlast:
+		t.blasts.Add(1)
+		defer t.blasts.Add(-1)
 		b := make([]byte, 32<<10)
 		for _, err := c.Write(b); err == nil; _, err = c.Write(b) {
 		}
