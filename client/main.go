@@ -74,6 +74,9 @@ How to reach the server (arguments of a bridge line override these):
   -utls NAMES       TLS ClientHello to imitate: chrome, firefox, safari, randomized,
                     none; of several, as in chrome,firefox, the next one is tried
                     where TLS fails
+  -ech LIST         encrypt the front's name in TLS: base64 of its ECHConfigList,
+                    or dns: DNS has it
+  -doh URL          ask this resolver by HTTPS for the front's addresses and ECH
 
 Finding out what is wrong (nothing is carried; the exit code is the verdict's):
   -check 'LINE'     check a bridge line, or what the flags and URL say

@@ -3,11 +3,13 @@ package front
 import (
 	"context"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -51,13 +53,30 @@ type Config struct {
 	// the Dialer where there is one.
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 
+	// ECH is an ECHConfigList (RFC 9849 section 4): the front's name is encrypted, and
+	// what a censor sees is the public name that stands there. Where the key is not the
+	// front's any more, it says so under that name's certificate, and its new one is
+	// used. Only what imitates browsers with ECH takes it. Nil: LookupECH is asked,
+	// before each connection, but once a minute at most, and nothing is encrypted where
+	// that has none, fails or is nil, too, or the browser has no ECH.
+	ECH       []byte
+	LookupECH func(ctx context.Context, host string) ([]byte, error)
+
 	// Control is called for each socket before it connects, as in net.Dialer,
 	// unless there is a Dialer.
 	Control func(network, addr string, c syscall.RawConn) error
 }
 
+// checkECH tells whether list may be an ECHConfigList.
+func checkECH(list []byte) error {
+	if len(list) > 0 && (len(list) < 6 || int(binary.BigEndian.Uint16(list)) != len(list)-2) {
+		return errors.New("ech: no ECHConfigList")
+	}
+	return nil
+}
+
 // Check tells whether New would make a Front of c. Its error begins with the
-// name of the bridge line's argument that is wrong (url, front, addr, utls,
+// name of the bridge line's argument that is wrong (url, front, addr, utls, ech,
 // proxy) and says what is accepted.
 func (c Config) Check() error {
 	_, err := c.route()
@@ -110,6 +129,12 @@ func (c Config) route() (*route, error) {
 	}
 	if r.hellos, err = hellosNamed(c.UTLS); err != nil {
 		return nil, err
+	}
+	if err := checkECH(c.ECH); err != nil {
+		return nil, err
+	}
+	if c.ECH != nil && slices.ContainsFunc(r.hellos, func(h *hello) bool { return !h.encrypts() }) {
+		return nil, fmt.Errorf("ech: utls=%.40s does not encrypt a name; take chrome, firefox or none", c.UTLS)
 	}
 	if c.Proxy != nil {
 		if err := proxy.Check(c.Proxy); err != nil {

@@ -109,6 +109,7 @@ type server struct {
 	mu      sync.Mutex
 	snis    []string
 	resumed int
+	ech     int
 }
 
 type serverOptions struct {
@@ -118,6 +119,7 @@ type serverOptions struct {
 	cert     *tls.Certificate
 	listener net.Listener
 	hello    func(*tls.ClientHelloInfo) error // nil: every ClientHello is accepted
+	ech      []tls.EncryptedClientHelloKey
 }
 
 // serve starts a server on loopback that ends with the test.
@@ -150,7 +152,8 @@ func serve(t testing.TB, o serverOptions, h http.HandlerFunc) *server {
 			MaxReceiveBufferPerConnection: 32 << 20,
 		},
 		TLSConfig: &tls.Config{
-			Certificates: []tls.Certificate{*cert},
+			Certificates:             []tls.Certificate{*cert},
+			EncryptedClientHelloKeys: o.ech,
 			GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 				s.mu.Lock()
 				s.snis = append(s.snis, hello.ServerName)
@@ -165,6 +168,9 @@ func serve(t testing.TB, o serverOptions, h http.HandlerFunc) *server {
 				defer s.mu.Unlock()
 				if state.DidResume {
 					s.resumed++
+				}
+				if state.ECHAccepted {
+					s.ech++
 				}
 				return nil
 			},
@@ -188,6 +194,13 @@ func serve(t testing.TB, o serverOptions, h http.HandlerFunc) *server {
 		ended.Wait()
 	})
 	return s
+}
+
+// encrypted is how many connections had an encrypted ClientHello.
+func (s *server) encrypted() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ech
 }
 
 func (s *server) sni() []string {

@@ -96,6 +96,19 @@ func (h *hello) http() *browser {
 	return h.browser
 }
 
+// encrypts tells whether it has a place for an encrypted one: a browser without ECH
+// with it would be a browser that does not exist.
+func (h *hello) encrypts() bool {
+	if h == nil || h.spec != nil {
+		return true
+	}
+	spec, err := utls.UTLSIdToSpec(h.id)
+	return err == nil && slices.ContainsFunc(spec.Extensions, func(e utls.TLSExtension) bool {
+		_, ok := e.(utls.EncryptedClientHelloExtension)
+		return ok
+	})
+}
+
 // hellosNamed returns the ClientHellos that the argument utls= names, nil for Go's
 // own.
 func hellosNamed(list string) ([]*hello, error) {
@@ -289,6 +302,7 @@ type handshaker struct {
 	serverName string
 	roots      *x509.CertPool
 	hello      *hello // nil: crypto/tls
+	ech        *echKey
 	sessions   sessions[tls.ClientSessionState]
 	usessions  sessions[utls.ClientSessionState]
 }
@@ -299,13 +313,18 @@ type handshaker struct {
 // The records it writes are full from the first one on, as a browser's are:
 // Go would start with small ones.
 func (h *handshaker) handshake(ctx context.Context, conn net.Conn) (net.Conn, string, error) {
+	var ech []byte
+	if h.hello.encrypts() {
+		ech = h.ech.current(ctx)
+	}
 	if h.hello == nil {
 		c := tls.Client(conn, &tls.Config{
-			ServerName:                  h.serverName,
-			RootCAs:                     h.roots,
-			NextProtos:                  []string{"h2", "http/1.1"},
-			ClientSessionCache:          &h.sessions,
-			DynamicRecordSizingDisabled: true,
+			EncryptedClientHelloConfigList: ech,
+			ServerName:                     h.serverName,
+			RootCAs:                        h.roots,
+			NextProtos:                     []string{"h2", "http/1.1"},
+			ClientSessionCache:             &h.sessions,
+			DynamicRecordSizingDisabled:    true,
 		})
 		if err := c.HandshakeContext(ctx); err != nil {
 			return nil, "", err
@@ -315,11 +334,12 @@ func (h *handshaker) handshake(ctx context.Context, conn net.Conn) (net.Conn, st
 	session, _ := h.usessions.Get("")
 	resumes := session != nil && session.Vers() == utls.VersionTLS13
 	c := utls.UClient(conn, &utls.Config{
-		ServerName:                  h.serverName,
-		RootCAs:                     h.roots,
-		ClientSessionCache:          &offer{session, &h.usessions},
-		OmitEmptyPsk:                true,
-		DynamicRecordSizingDisabled: true,
+		EncryptedClientHelloConfigList: ech,
+		ServerName:                     h.serverName,
+		RootCAs:                        h.roots,
+		ClientSessionCache:             &offer{session, &h.usessions},
+		OmitEmptyPsk:                   true,
+		DynamicRecordSizingDisabled:    true,
 	}, h.hello.id)
 	if h.hello.spec != nil {
 		spec, err := h.hello.spec(resumes)

@@ -38,6 +38,7 @@ type looks struct {
 // newLooks returns those that r names for connections to its front.
 func newLooks(cfg Config, r *route) (*looks, error) {
 	l := new(looks)
+	ech := newECHKey(cfg, r.name)
 	for _, hello := range r.hellos {
 		one := &look{browser: hello.http()}
 		var shown *browser // nil: connections look like Go's
@@ -49,7 +50,7 @@ func newLooks(cfg Config, r *route) (*looks, error) {
 			return nil, err
 		}
 		if r.origin.Scheme == "https" {
-			one.tls = &handshaker{serverName: r.name, roots: cfg.RootCAs, hello: hello}
+			one.tls = &handshaker{serverName: r.name, roots: cfg.RootCAs, hello: hello, ech: ech}
 		}
 		l.all = append(l.all, one)
 		if one.tls == nil {
@@ -102,6 +103,9 @@ func (c *connector) connect(ctx context.Context, via string, at func(Op)) (*conn
 		tried = append(tried, look)
 		last := len(tried) == len(c.looks.all)
 		made, err := c.connectAs(ctx, via, look, last, at)
+		if err != nil && look.tls != nil && look.tls.ech.refused(err) {
+			made, err = c.connectAs(ctx, via, look, last, at)
+		}
 		if err == nil {
 			c.looks.decided(look, tried[:len(tried)-1])
 			return made, nil

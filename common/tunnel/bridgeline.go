@@ -91,7 +91,9 @@ func (c Config) Line() string {
 		{"addr", c.Addr},
 		{"engine", c.Engine},
 		{"mode", c.Mode},
-		{"utls", c.UTLS},
+		{"utls", strings.ReplaceAll(c.UTLS, " ", "")},
+		{"ech", c.ECH},
+		{"doh", c.DoH},
 	} {
 		if arg.value != "" {
 			words = append(words, arg.name+"="+arg.value)

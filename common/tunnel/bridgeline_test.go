@@ -61,6 +61,7 @@ func TestConfigLine(t *testing.T) {
 	c := Config{
 		URL: "https://cdn.example/path", Key: testKey, Fronts: "a.example,b.example", Addr: "192.0.2.1:443",
 		Engine: "quic", Mode: "poll", UTLS: "firefox",
+		ECH: "dns", DoH: "https://dns.example/dns-query",
 	}
 	v := reflect.ValueOf(c)
 	for i := range v.NumField() {

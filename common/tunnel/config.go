@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/url"
@@ -23,11 +24,13 @@ type Config struct {
 	Addr   string // host:port to dial instead of resolving the front
 	Engine string // one of engines.Names; empty: engines.Default
 	Mode   string // auto, poll or stream; empty: auto
-	UTLS   string // TLS ClientHello to imitate, none for Go's own; empty: chrome
+	UTLS   string // TLS ClientHellos to imitate, with commas between; none for Go's own; empty: chrome
+	ECH    string // base64 of the fronts' ECHConfigList, or "dns": DNS has it; empty: names are not encrypted
+	DoH    string // URL of the resolver that is asked by HTTPS for addresses and ECH; empty: the system's
 }
 
 // Arguments are the names that Set knows, in the order of the manual.
-var Arguments = []string{"url", "key", "front", "fronts", "addr", "engine", "mode", "utls"}
+var Arguments = []string{"url", "key", "front", "fronts", "addr", "engine", "mode", "utls", "ech", "doh"}
 
 var modes = []string{string(carrier.Auto), string(carrier.Poll), string(carrier.Stream)}
 
@@ -55,6 +58,10 @@ func (c *Config) Set(name, value string) error {
 		next.Mode = value
 	case "utls":
 		next.UTLS = value
+	case "ech":
+		next.ECH = value
+	case "doh":
+		next.DoH = value
 	default:
 		return fmt.Errorf("unknown argument %.40q: the known ones are %s", name, strings.Join(Arguments, ", "))
 	}
@@ -109,7 +116,12 @@ type parsed struct {
 	fronts []front.Config
 	engine string
 	mode   carrier.Mode
+	echDNS bool     // DNS has the fronts' ECHConfigLists
+	doh    *url.URL // nil: the system's resolver is asked
 }
+
+// dnsECH is the value of ech= that stands for what DNS has.
+const dnsECH = "dns"
 
 func (c Config) parse() (*parsed, error) {
 	p := &parsed{engine: c.Engine, mode: carrier.Mode(c.Mode), key: handshake.WellKnown.Public()}
@@ -138,8 +150,12 @@ func (c Config) parse() (*parsed, error) {
 	if !slices.Contains(modes, string(p.mode)) {
 		return nil, fmt.Errorf("mode: unknown: %.40q: one of %s", c.Mode, strings.Join(modes, ", "))
 	}
+	list, err := c.parseNames(p)
+	if err != nil {
+		return nil, err
+	}
 	for _, name := range strings.Split(c.Fronts, ",") {
-		cfg := front.Config{URL: u, Front: strings.TrimSpace(name), Addr: c.Addr, UTLS: c.UTLS}
+		cfg := front.Config{URL: u, Front: strings.TrimSpace(name), Addr: c.Addr, UTLS: c.UTLS, ECH: list}
 		if cfg.Front == "" && c.Fronts != "" {
 			return nil, fmt.Errorf("fronts: an empty name in %.200q", c.Fronts)
 		}
@@ -149,6 +165,32 @@ func (c Config) parse() (*parsed, error) {
 		p.fronts = append(p.fronts, cfg)
 	}
 	return p, nil
+}
+
+// parseNames reads how names are looked up and encrypted into p, and returns the
+// ECHConfigList if there is one.
+func (c Config) parseNames(p *parsed) (list []byte, err error) {
+	if c.DoH != "" {
+		if p.doh, err = url.Parse(c.DoH); err != nil || p.doh.Scheme != "https" || p.doh.Hostname() == "" || p.doh.User != nil || p.doh.Fragment != "" {
+			return nil, fmt.Errorf("doh: no URL such as https://dns.example/dns-query")
+		}
+		if err := (front.Config{URL: &url.URL{Scheme: "https", Host: p.doh.Host}}).Check(); err != nil {
+			return nil, fmt.Errorf("doh: %w", err)
+		}
+	}
+	switch {
+	case c.ECH == "":
+	case p.url.Scheme != "https":
+		return nil, fmt.Errorf("ech: http:// has no TLS in which a name is encrypted")
+	case c.ECH == dnsECH:
+		p.echDNS = true
+	default:
+		list, err = base64.RawStdEncoding.DecodeString(strings.TrimRight(strings.NewReplacer("-", "+", "_", "/").Replace(c.ECH), "="))
+		if err != nil || len(list) == 0 {
+			return nil, fmt.Errorf("ech: %.40q is neither %s nor base64 of an ECHConfigList", c.ECH, dnsECH)
+		}
+	}
+	return list, nil
 }
 
 func parseURL(s string) (*url.URL, error) {

@@ -46,6 +46,19 @@ func TestConfigSet(t *testing.T) {
 		{"utls", "firefox", ""},
 		{"utls", "none", ""},
 		{"utls", "lynx", "utls"},
+		{"utls", "chrome,HelloFirefox_Auto,randomized", ""},
+		{"utls", "chrome,,firefox", "utls"},
+		{"ech", "dns", ""},
+		{"ech", "AAT+DQAA", ""},
+		{"ech", "AAT-DQAA", ""},
+		{"ech", "AAX+DQAA", "no ECHConfigList"},
+		{"ech", "***", "neither dns nor base64"},
+		{"doh", "https://dns.example/dns-query", ""},
+		{"doh", "https://192.0.2.1/dns-query{?dns}", ""},
+		{"doh", "http://dns.example/", "no URL such as"},
+		{"doh", "dns.example", "no URL such as"},
+		{"doh", "https://not a name/", "no URL such as"},
+		{"doh", "https://user:secret@dns.example/", "no URL such as"},
 		{"colour", "blue", `unknown argument "colour"`},
 		{"URL", "https://cdn.example/", "unknown argument"},
 		{"", "x", "unknown argument"},
@@ -86,6 +99,9 @@ func FuzzConfigSet(f *testing.F) {
 	f.Add("addr", "[::1]:443")
 	f.Add("engine", "kcp\x1b[31m")
 	f.Add("utls", "chrome")
+	f.Add("ech", "AAT+DQAA")
+	f.Add("ech", "dns")
+	f.Add("doh", "https://dns.example/dns-query")
 	f.Add("mode", "auto")
 	f.Add("\x00", strings.Repeat("x", 5000))
 	f.Fuzz(func(t *testing.T, name, value string) {
@@ -108,7 +124,7 @@ func FuzzConfigSet(f *testing.F) {
 			t.Fatalf("accepted, and then: %v", err)
 		}
 		d.Close()
-		field := map[string]string{"url": "URL", "utls": "UTLS", "front": "Fronts"}[name]
+		field := map[string]string{"url": "URL", "utls": "UTLS", "ech": "ECH", "doh": "DoH", "front": "Fronts"}[name]
 		if field == "" {
 			field = strings.ToUpper(name[:1]) + name[1:]
 		}

@@ -43,6 +43,7 @@ var floors = [][]string{
 	{"common/wire", "common/handshake", "common/measure"},
 	{"common/carrier"},
 	{"common/front"},
+	{"common/names"},
 	{"common/engine", "common/engines"}, // below it only by the rules further down
 	{"common/tunnel"},
 	{"common/mobile", "common/check"},
