@@ -145,5 +145,5 @@ func startNginxFirewall(t *testing.T, dir, listen, origin string) {
 	const before = "\tserver_tokens off;\n"
 	programs.Write(t, filepath.Join(dir, "site"), nginxSite(t, dir, listen, origin,
 		before, before+"\tmodsecurity on;\n\tmodsecurity_rules_file "+rules+";\n"))
-	guide.StartNginx(t, dir, listen, "load_module /usr/lib/nginx/modules/ngx_http_modsecurity_module.so;\n"+nginxMain)
+	guide.StartNginx(t, dir, listen, "load_module /usr/lib/nginx/modules/ngx_http_modsecurity_module.so;\n"+nginxMain(t))
 }

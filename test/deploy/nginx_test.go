@@ -17,14 +17,15 @@ import (
 const siteName = "www.example.com"
 
 // nginxMain is what a system's nginx.conf has around a file of
-// sites-available.
-const nginxMain = `
+// sites-available, with the lines that deploy-nginx.md prints for it.
+func nginxMain(t *testing.T) string {
+	t.Helper()
+	return guide.Printed(t, "deploy-nginx.md", "/etc/nginx/nginx.conf") + `
 daemon off;
 worker_processes 1;
 worker_shutdown_timeout 1s;
 error_log error.log;
 pid nginx.pid;
-events { worker_connections 1024; }
 http {
 	access_log access.log;
 	client_body_temp_path body;
@@ -35,6 +36,7 @@ http {
 	include site;
 }
 `
+}
 
 // adaptSite changes what a site's file for nginx has for a real machine.
 func adaptSite(t *testing.T, text, dir, listen string, pairs ...string) string {
@@ -44,7 +46,6 @@ func adaptSite(t *testing.T, text, dir, listen string, pairs ...string) string {
 		"listen 443 ssl", "listen " + listen + " ssl",
 		live + "fullchain.pem", filepath.Join(dir, "cert.pem"),
 		live + "privkey.pem", filepath.Join(dir, "key.pem"),
-		"/var/log/nginx/error.log", filepath.Join(dir, "site.log"),
 	}, pairs...)...)
 }
 
@@ -52,7 +53,7 @@ func adaptSite(t *testing.T, text, dir, listen string, pairs ...string) string {
 func startSite(t *testing.T, dir, listen, site string) *proc.Process {
 	t.Helper()
 	programs.Write(t, filepath.Join(dir, "site"), site)
-	return guide.StartNginx(t, dir, listen, nginxMain)
+	return guide.StartNginx(t, dir, listen, nginxMain(t))
 }
 
 // fetch gets a page of the site at addr, whose certificate is in caFile.
@@ -109,23 +110,43 @@ func TestNginx(t *testing.T) {
 	}
 }
 
-// TestNginxLogsNoSession: no log names the path of a session, also when the server
-// cannot be reached.
-func TestNginxLogsNoSession(t *testing.T) {
+// TestNginxNamesNobody: with the server away, or too few connections, nginx would
+// log who asked, and for which session.
+func TestNginxNamesNobody(t *testing.T) {
 	t.Parallel()
-	listen, dir := programs.Addr(t), programs.Folder(t)
-	guide.WriteCertificate(t, dir, siteName)
-	startSite(t, dir, listen, nginxSite(t, dir, listen, programs.Addr(t)))
-	if status, _ := fetch(t, listen, "/updates/SESSION"); status != http.StatusBadGateway {
-		t.Errorf("status %d without a server", status)
+	one := func(t *testing.T, dir, listen, origin string) {
+		programs.Write(t, filepath.Join(dir, "site"), nginxSite(t, dir, listen, origin))
 	}
-	for _, name := range []string{"site.log", "error.log", "access.log"} {
-		text, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil && !os.IsNotExist(err) {
-			t.Error(err)
-		}
-		if strings.Contains(string(text), "SESSION") {
-			t.Errorf("%s: %s", name, text)
-		}
+	for name, c := range map[string]struct {
+		site   func(t *testing.T, dir, listen, origin string)
+		pairs  []string // to change in nginx.conf
+		status int
+	}{
+		"one server": {one, nil, http.StatusBadGateway},
+		"several servers": {func(t *testing.T, dir, listen, origin string) {
+			balancers[1].configure(t, dir, listen, []string{origin})
+		}, nil, http.StatusBadGateway},
+		// One is the listener's, one the client's.
+		"too few connections": {one, []string{"worker_connections 16384;", "worker_connections 3;"}, http.StatusInternalServerError},
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			listen, dir := programs.Addr(t), programs.Folder(t)
+			guide.WriteCertificate(t, dir, siteName)
+			c.site(t, dir, listen, programs.Addr(t))
+			guide.StartNginx(t, dir, listen, guide.Adapt(t, nginxMain(t), c.pairs...))
+			if status, _ := fetch(t, listen, "/updates/session"); status != c.status {
+				t.Errorf("status %d, want %d", status, c.status)
+			}
+			for _, log := range []string{"error.log", "access.log"} {
+				text, err := os.ReadFile(filepath.Join(dir, log))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if strings.Contains(string(text), "/updates/") || strings.Contains(string(text), "client") {
+					t.Errorf("%s says\n%s", log, text)
+				}
+			}
+		})
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -64,7 +65,7 @@ var balancers = []balancer{
 			))
 		},
 		start: func(t *testing.T, dir, listen string) *proc.Process {
-			return guide.StartNginx(t, dir, listen, nginxMain)
+			return guide.StartNginx(t, dir, listen, nginxMain(t))
 		},
 	},
 }
@@ -476,5 +477,56 @@ func TestTowardsServers(t *testing.T) {
 			client := startClient(t, caFile, "https://"+siteName+"/updates", "-key", programs.Key(t, state), "-addr", listen)
 			move(t, to, client, size, nil)
 		})
+	}
+}
+
+// TestHaproxyDoesNotHoldBack: what a server writes bit by bit leaves haproxy bit by
+// bit, without TLS, too. Without the option that the guide has for it each bit comes
+// as much as 200 ms late.
+func TestHaproxyDoesNotHoldBack(t *testing.T) {
+	t.Parallel()
+	const bits = 10
+	seen := make(chan struct{})
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for range bits {
+			io.WriteString(w, "x")
+			http.NewResponseController(w).Flush()
+			select {
+			case <-seen:
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}))
+	t.Cleanup(origin.Close)
+	takes := func(pairs ...string) time.Duration {
+		listen, dir := programs.Addr(t), programs.Folder(t)
+		configureHaproxy(t, dir, listen, []string{origin.Listener.Addr().String()}, "")
+		name := filepath.Join(dir, "haproxy.cfg")
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		programs.Write(t, name, guide.Adapt(t, string(text), append(pairs, " ssl crt "+filepath.Join(dir, "cdn.pem")+" alpn h2,http/1.1", "")...))
+		guide.StartHaproxy(t, dir, listen)
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: programs.WaitLimit}
+		begun := time.Now()
+		resp, err := client.Get("http://" + listen + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		for range bits {
+			if _, err := io.ReadFull(resp.Body, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			seen <- struct{}{}
+		}
+		return time.Since(begun)
+	}
+	without, with := takes("\toption http-no-delay\n", ""), takes()
+	t.Logf("%d bits took %v, and %v without the option", bits, with, without)
+	if with > without/2 {
+		t.Errorf("the option makes no difference")
 	}
 }
