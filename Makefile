@@ -6,7 +6,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT = mvdan.cc/gofumpt@v0.12.0
 
 # Debian packages. gcc and libc6-dev are for the race detector.
-TEST_PACKAGES = chromium tor obfs4proxy nginx-light haproxy systemd libapache2-mod-security2 libnginx-mod-http-modsecurity modsecurity-crs ncat microsocks curl gcc libc6-dev
+TEST_PACKAGES = chromium tor obfs4proxy nginx-light haproxy systemd libcap2-bin libapache2-mod-security2 libnginx-mod-http-modsecurity modsecurity-crs ncat microsocks curl gcc libc6-dev
 
 # How long each fuzz target runs.
 FUZZTIME = 30s

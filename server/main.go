@@ -411,7 +411,7 @@ func explainListen(address string, err error) error {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("cannot serve on %s: another program does; stop it or take another port: %w", address, err)
 	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("cannot serve on %s: ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one: %w", address, err)
+		return fmt.Errorf("cannot serve on %s: ports below 1024 need CAP_NET_BIND_SERVICE, see turbotunnel-server(1); or take a higher one: %w", address, err)
 	}
 	return fmt.Errorf("cannot serve on %s: %w", address, err)
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"turbotunnel/common/tunnel"
+	"turbotunnel/test/guide"
 	"turbotunnel/test/programs"
 )
 
@@ -64,27 +65,60 @@ func clientExec(t *testing.T) string {
 	return exampleExec(t, client, "ClientTransportPlugin", "/usr/local/bin/turbotunnel-client", programs.Client)
 }
 
-// TestTorrcExample checks that tor takes both halves of torrc.example, and that
-// this project's programs take what the bridge line says. TestTor runs the
-// command lines in it.
+// TestTorrcExample checks that tor takes both halves of torrc.example without a
+// warning, and that this project's programs take what the bridge line says.
+// TestTor runs the command lines in it.
 func TestTorrcExample(t *testing.T) {
 	bridge, client := example(t)
 	for name, half := range map[string]string{"bridge": bridge, "client": client} {
-		dir := t.TempDir()
-		torrc, empty := filepath.Join(dir, "torrc"), filepath.Join(dir, "empty")
-		if err := os.WriteFile(torrc, []byte(half), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(empty, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		out, err := exec.Command("tor", "--verify-config", "--defaults-torrc", empty, "-f", torrc,
-			"--DataDirectory", filepath.Join(dir, "data")).CombinedOutput()
-		if err != nil {
-			t.Errorf("%s half: %v\n%s", name, err, out)
+		t.Run(name, func(t *testing.T) { verify(t, half) })
+	}
+	checkBridgeLine(t, client)
+}
+
+// TestTorGuide: so is it with the lines of deploy-tor.md in place of those of
+// torrc.example.
+func TestTorGuide(t *testing.T) {
+	bridge, _ := example(t)
+	lines := guide.Printed(t, "deploy-tor.md", "/etc/tor/torrc")
+	var torrc strings.Builder
+	for line := range strings.Lines(bridge) {
+		if !strings.HasPrefix(line, "ServerTransport") {
+			torrc.WriteString(line)
 		}
 	}
+	verify(t, torrc.String()+lines)
+	args := strings.Fields(exampleExec(t, lines, "ServerTransportPlugin", "/usr/local/bin/turbotunnel-server", ""))
+	if out, err := exec.Command(programs.Server, append(args, "-version")...).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
 
+// verify has tor check a torrc, and wants no warning.
+func verify(t *testing.T, text string) {
+	t.Helper()
+	dir := t.TempDir()
+	torrc, empty := filepath.Join(dir, "torrc"), filepath.Join(dir, "empty")
+	if err := os.WriteFile(torrc, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("tor", "--verify-config", "--defaults-torrc", empty, "-f", torrc,
+		"--DataDirectory", filepath.Join(dir, "data")).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, "[warn]") && !strings.Contains(line, "running Tor as root") {
+			t.Error(line)
+		}
+	}
+}
+
+func checkBridgeLine(t *testing.T, client string) {
+	t.Helper()
 	fields := strings.Fields(option(t, client, "Bridge"))
 	if fields[0] != "turbo" || len(fields) < 4 {
 		t.Fatalf("bridge line %q", fields)

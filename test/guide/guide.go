@@ -15,7 +15,7 @@ import (
 )
 
 // Printed returns the file called name that a guide in doc/ prints: the block
-// of code whose first line is a comment of that name.
+// of code whose first line is a comment of that name. In a list it is indented.
 func Printed(t *testing.T, guide, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(programs.Root, "doc", guide))
@@ -28,8 +28,9 @@ func Printed(t *testing.T, guide, name string) string {
 		}
 		_, code, _ := strings.Cut(part, "\n")
 		first, _, _ := strings.Cut(code, "\n")
-		if first == "# "+name {
-			return code
+		indent, rest, _ := strings.Cut(first, "# ")
+		if rest == name && strings.TrimSpace(indent) == "" {
+			return strings.TrimPrefix(strings.ReplaceAll(code, "\n"+indent, "\n"), indent)
 		}
 	}
 	t.Fatalf("%s prints no file %s", guide, name)
