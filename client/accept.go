@@ -37,14 +37,14 @@ const (
 type acceptor struct {
 	ln     net.Listener
 	log    *slog.Logger
-	handle func(*net.TCPConn) // becomes the connection's owner
+	handle func(net.Conn) // becomes the connection's owner
 
 	places        chan struct{} // holds a token for each connection
 	open          atomic.Int64  // connections being handled
 	full, failing rate.Sometimes
 }
 
-func newAcceptor(ln net.Listener, log *slog.Logger, handle func(*net.TCPConn)) *acceptor {
+func newAcceptor(ln net.Listener, log *slog.Logger, handle func(net.Conn)) *acceptor {
 	return &acceptor{
 		ln: ln, log: log, handle: handle,
 		places:  make(chan struct{}, localConns(ptproc.DescriptorLimit())),
@@ -91,7 +91,7 @@ func (a *acceptor) serve(ctx context.Context, draining func(open int64)) {
 				a.open.Add(-1)
 				<-a.places
 			}()
-			a.handle(conn.(*net.TCPConn))
+			a.handle(conn)
 		})
 	}
 	if n := a.open.Load(); n > 0 {

@@ -31,7 +31,7 @@ func TestAcceptingStopsBeforeTheReserve(t *testing.T) {
 		t.Fatal(err)
 	}
 	var log syncBuffer
-	a := newAcceptor(ln, slog.New(slog.NewTextHandler(&log, nil)), func(c *net.TCPConn) {
+	a := newAcceptor(ln, slog.New(slog.NewTextHandler(&log, nil)), func(c net.Conn) {
 		io.Copy(c, c)
 		c.Close()
 	})
@@ -42,7 +42,7 @@ func TestAcceptingStopsBeforeTheReserve(t *testing.T) {
 		defer close(done)
 		a.serve(ctx, func(int64) {})
 	}()
-	echo := func(c *net.TCPConn) {
+	echo := func(c net.Conn) {
 		t.Helper()
 		io.WriteString(c, "x")
 		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {

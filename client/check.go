@@ -87,7 +87,7 @@ func runCheck(p *ptproc.Process, s settings) int {
 		if len(lines) > 1 {
 			observer.Title(fmt.Sprintf("Line %d of %d", i+1, len(lines)))
 		}
-		r, err := check.Bridge(p.Stopping(), cfg, check.Options{Long: s.checks.long, Secret: s.unsafe}, observer)
+		r, err := check.Bridge(p.Stopping(), cfg, check.Options{Long: s.checks.long, Secret: s.unsafe, Proxy: s.proxyURL}, observer)
 		if err != nil {
 			p.Say("the check was not finished: %v", err)
 			return exitFailure

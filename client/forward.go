@@ -17,13 +17,13 @@ import (
 
 // runForward is the life of the program without tor.
 func runForward(p *ptproc.Process, s settings) int {
-	d, err := open(s.tunnel, nil, p.Log())
+	d, err := open(s.tunnel, s.proxyURL, p.Log())
 	if err != nil {
 		p.Say("%v; see %s -h", err, program)
 		return exitUsage
 	}
 	defer d.Close()
-	ln, err := net.Listen("tcp", s.listen)
+	ln, err := ptproc.Listen(s.listen)
 	if err != nil {
 		p.Say("%v", listenError(s.listen, err))
 		return exitFailure
@@ -59,8 +59,8 @@ type forwarder struct {
 }
 
 // handle forwards one connection.
-func (f *forwarder) handle(conn *net.TCPConn) {
-	local := relay.TCPConn{TCPConn: conn}
+func (f *forwarder) handle(conn net.Conn) {
+	local := relay.OfSocket(conn)
 	stream, err := f.dial()
 	if err == nil {
 		err = relay.Join(f.streams, local, stream)
@@ -109,11 +109,11 @@ func listenError(addr string, err error) error {
 	var dnsErr *net.DNSError
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("cannot listen on %s: the port is in use; choose another, or end the program that has it", addr)
+		return fmt.Errorf("cannot listen on %s: it is in use; choose another, or end the program that has it", addr)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fmt.Errorf("cannot listen on %s: this machine does not have that address; 127.0.0.1 always works", addr)
 	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("cannot listen on %s: not permitted; choose a port from 1024 up", addr)
+		return fmt.Errorf("cannot listen on %s: not permitted; choose a port from 1024 up, or a folder in which you may write", addr)
 	case errors.As(err, &dnsErr):
 		return fmt.Errorf("cannot listen on %s: %q is no known host or port; write HOST:PORT, such as 127.0.0.1:2000", addr, dnsErr.Name)
 	case errors.As(err, &addrErr):

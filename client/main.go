@@ -28,6 +28,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"runtime"
 	"strings"
@@ -61,6 +62,7 @@ Under tor:   turbotunnel-client [flags]
                     Bridge turbo ADDRESS FINGERPRINT url=... key=...
 Forwarding:  turbotunnel-client [flags] LISTEN URL
              for example: turbotunnel-client 127.0.0.1:2000 http://127.0.0.1:8000
+             LISTEN is host:port, or unix:PATH of a Unix socket
 Checking:    turbotunnel-client -check 'Bridge turbo ADDRESS FINGERPRINT url=...'
 
 How to reach the server (arguments of a bridge line override these):
@@ -77,6 +79,8 @@ How to reach the server (arguments of a bridge line override these):
   -ech LIST         encrypt the front's name in TLS: base64 of its ECHConfigList,
                     or dns: DNS has it
   -doh URL          ask this resolver by HTTPS for the front's addresses and ECH
+  -proxy URL        when forwarding, go through this proxy (http, socks5, socks4a),
+                    or by env the one that HTTPS_PROXY, ALL_PROXY, NO_PROXY say
 
 Finding out what is wrong (nothing is carried; the exit code is the verdict's):
   -check 'LINE'     check a bridge line, or what the flags and URL say
@@ -102,7 +106,10 @@ type settings struct {
 	unsafe  bool
 	version bool
 	listen  string // empty: under tor
-	checks  checkSettings
+	proxy   string // as given
+
+	proxyURL *url.URL // nil: none, or tor's
+	checks   checkSettings
 }
 
 // parse reads the command line without the program's name. It returns
@@ -118,6 +125,7 @@ func parse(args []string) (settings, error) {
 		return err
 	})
 	flags.StringVar(&s.logFile, "log", "", "")
+	flags.StringVar(&s.proxy, "proxy", "", "")
 	flags.BoolVar(&s.unsafe, "unsafe-logging", false, "")
 	flags.BoolVar(&s.version, "version", false, "")
 	flags.BoolVar(&s.checks.check, "check", false, "")
@@ -157,8 +165,14 @@ func parse(args []string) (settings, error) {
 	default:
 		return s, fmt.Errorf("%d arguments, but there are none under tor and two otherwise, LISTEN and URL, after all flags", flags.NArg())
 	}
+	if s.proxy != "" && s.listen == "" && !s.checks.wanted() {
+		return s, errors.New("-proxy is for forwarding and -check; under tor, torrc says HTTPSProxy, Socks5Proxy or Socks4Proxy")
+	}
 	var err error
-	s.tunnel, err = s.tunnel.With(given)
+	if s.tunnel, err = s.tunnel.With(given); err != nil {
+		return s, err
+	}
+	s.proxyURL, err = readProxy(s.proxy, s.tunnel)
 	return s, err
 }
 

@@ -110,7 +110,8 @@ func (s *socksServer) serve(ln net.Listener) {
 }
 
 // handle serves one SOCKS client.
-func (s *socksServer) handle(conn *net.TCPConn) {
+func (s *socksServer) handle(local net.Conn) {
+	conn := local.(*net.TCPConn)
 	defer conn.Close()
 	req, err := s.handshake(conn)
 	if err != nil {

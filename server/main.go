@@ -369,12 +369,12 @@ func (s *service) listen(address string) error {
 	return nil
 }
 
-// listenTCP takes an address. When tor's configuration changes it starts a new
+// listenTCP takes an address, or without tor a Unix socket. When tor's configuration changes it starts a new
 // server while the old one ends: under tor a port that is in use is waited for.
 func (s *service) listenTCP(address string) (net.Listener, error) {
 	p := s.process
 	if !p.Managed() {
-		return net.Listen("tcp", address)
+		return ptproc.Listen(address)
 	}
 	patience := p.DrainTime() + lingerTime
 	return listenPatiently(p.Stopping(), address, patience, func() {

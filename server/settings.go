@@ -16,10 +16,11 @@ import (
 
 const help = `Usage:
   turbotunnel-server [flags]                  started by tor, from its torrc
-  turbotunnel-server [flags] LISTEN FORWARD   serve HTTP on LISTEN (host:port, or
-                                              the word systemd: on the socket that
-                                              it passes) and connect each stream
-                                              to FORWARD
+  turbotunnel-server [flags] LISTEN FORWARD   serve HTTP on LISTEN (host:port,
+                                              unix:PATH, or the word systemd: on
+                                              the socket that it passes) and connect
+                                              each stream to FORWARD (host:port or
+                                              unix:PATH)
 
 Example, without tor: make the SSH server of this machine reachable
   turbotunnel-server -state-dir /var/lib/turbotunnel 127.0.0.1:8000 127.0.0.1:22

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"turbotunnel/common/ptproc"
 	"turbotunnel/common/relay"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
@@ -39,15 +40,16 @@ type stream interface {
 // the zero Addr. It ends with ctx.
 type dialFunc func(ctx context.Context, client netip.Addr) (relay.Conn, error)
 
-// dialForward returns a dialFunc for an address.
+// dialForward returns a dialFunc for an address, host:port or unix:PATH.
 func dialForward(address string) dialFunc {
 	dialer := net.Dialer{Timeout: dialTimeout}
+	network, addr := ptproc.Network(address)
 	return func(ctx context.Context, _ netip.Addr) (relay.Conn, error) {
-		conn, err := dialer.DialContext(ctx, "tcp", address)
+		conn, err := dialer.DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		return relay.TCPConn{TCPConn: conn.(*net.TCPConn)}, nil
+		return relay.OfSocket(conn), nil
 	}
 }
 
@@ -239,9 +241,15 @@ func (f *forwarder) openStreams() int {
 
 // checkForward tells whether address can be dialed as it stands.
 func checkForward(address string) error {
+	if network, path := ptproc.Network(address); network == "unix" {
+		if path == "" {
+			return fmt.Errorf("FORWARD %q has no path", address)
+		}
+		return nil
+	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return fmt.Errorf("FORWARD %q is not host:port: %w", address, err)
+		return fmt.Errorf("FORWARD %q is neither host:port nor unix:PATH: %w", address, err)
 	}
 	if host == "" {
 		return fmt.Errorf("FORWARD %q has no host", address)

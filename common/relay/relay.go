@@ -51,6 +51,26 @@ func (c TCPConn) Reset() error {
 	return c.Close()
 }
 
+// A stream socket of this machine: *net.UnixConn, or what wraps one.
+type localSocket interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// A UnixConn is a connection of a Unix socket as a Conn.
+type UnixConn struct{ localSocket }
+
+// Reset implements Conn. A Unix socket has no reset.
+func (c UnixConn) Reset() error { return c.Close() }
+
+// OfSocket returns a connection of TCP or of a Unix socket as a Conn.
+func OfSocket(conn net.Conn) Conn {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		return TCPConn{tcp}
+	}
+	return UnixConn{conn.(localSocket)}
+}
+
 // Join copies between a and b in both directions and closes or resets both
 // before it returns. It returns nil after both have ended with an end of file, otherwise
 // the error that ended them first, or ctx's cause when ctx ended. There is no
