@@ -69,8 +69,16 @@ func Bridge(ctx context.Context, cfg tunnel.Config, opts Options, o Observer) (*
 	}
 	opts.engine, opts.mode, opts.noKey = cmp.Or(cfg.Engine, engines.Default), cmp.Or(cfg.Mode, string(carrier.Auto)), cfg.Key == ""
 	r := &BridgeReport{Number: 1}
+	for i := range ways {
+		w := &ways[i]
+		w.Proxy, w.Dialer, w.Lookup, w.RootCAs = opts.Proxy, opts.Dial, opts.Lookup, opts.RootCAs
+	}
+	resolver, err := cfg.LookUp(ways)
+	if err != nil {
+		return nil, err
+	}
+	defer resolver.Close()
 	for i, way := range ways {
-		way.Proxy, way.Dialer, way.Lookup, way.RootCAs = opts.Proxy, opts.Dial, opts.Lookup, opts.RootCAs
 		o.Title(fmt.Sprintf("Front %d of %d", i+1, len(ways)))
 		c := &frontCheck{Recorder: &Recorder{Observer: o, Secret: opts.Secret}, ctx: ctx, way: way, key: key, opts: &opts}
 		f := &FrontReport{Number: i + 1, Verdict: c.run()}

@@ -92,7 +92,7 @@ func (p *Probe) As(name, utls, via string) (*Probe, error) {
 	cfg := p.cfg
 	cfg.Addr = via
 	if name != "" {
-		cfg.Front = name
+		cfg.Front, cfg.ECH, cfg.LookupECH = name, nil, nil // which are for the front's own name
 	}
 	if utls != "" {
 		cfg.UTLS = utls

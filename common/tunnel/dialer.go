@@ -20,6 +20,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -32,7 +33,6 @@ import (
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engines"
 	"turbotunnel/common/front"
-	"turbotunnel/common/names"
 )
 
 // Errors of a Dialer and its streams, to be tested with errors.Is. Each is
@@ -143,7 +143,7 @@ type Dialer struct {
 	share  share
 	known  carrier.Path
 
-	resolver *names.Resolver // nil: the system's
+	resolver io.Closer // of names
 	log      *slog.Logger
 	events   func(Event)     // never nil
 	ctx      context.Context // ends when the Dialer is closed
@@ -183,15 +183,13 @@ func NewDialer(cfg Config, opts Options) (*Dialer, error) {
 		f := &p.fronts[i]
 		f.Proxy, f.Dialer, f.Control, f.RootCAs = opts.Proxy, opts.Dial, opts.Control, opts.RootCAs
 	}
-	resolver, err := lookUp(p)
+	resolver, err := p.lookUp(p.fronts)
 	if err != nil {
 		return nil, err
 	}
 	fronts, err := front.NewSet(p.fronts, log)
 	if err != nil {
-		if resolver != nil {
-			resolver.Close() // never fails
-		}
+		resolver.Close() // never fails
 		return nil, err
 	}
 	d := &Dialer{cfg: p, engine: e, log: log, events: opts.Events, resolver: resolver}
@@ -201,32 +199,6 @@ func NewDialer(cfg Config, opts Options) (*Dialer, error) {
 	d.share.Set = fronts
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d, nil
-}
-
-// lookUp has the fronts' names looked up as p says, which are complete otherwise. The
-// resolver that it returns, if any, is to be closed. A proxy looks up by itself the
-// names that it gets, and where there is one, or sockets are somebody else's, the
-// system's resolver is not asked past it.
-func lookUp(p *parsed) (*names.Resolver, error) {
-	var resolver *names.Resolver
-	ech := names.System
-	if p.doh != nil {
-		var err error
-		if resolver, err = names.New(p.doh, p.fronts[0]); err != nil {
-			return nil, fmt.Errorf("doh: %w", err)
-		}
-		ech = resolver.ECH
-	}
-	for i := range p.fronts {
-		f := &p.fronts[i]
-		if p.echDNS && (resolver != nil || f.Proxy == nil && f.Dialer == nil && f.Control == nil) {
-			f.LookupECH = ech
-		}
-		if resolver != nil && f.Proxy == nil {
-			f.Lookup = resolver.Addresses
-		}
-	}
-	return resolver, nil
 }
 
 // Dial returns a new stream after the server has answered under its key. Where the
@@ -291,9 +263,7 @@ func (d *Dialer) Close() error {
 	d.cancel()
 	d.wg.Wait()
 	err := d.share.Close()
-	if d.resolver != nil {
-		d.resolver.Close() // never fails
-	}
+	d.resolver.Close() // never fails
 	return err
 }
 
