@@ -341,7 +341,7 @@ func parseHello(p []byte) (Hello, error) {
 		if len(ext) < 2 || len(ext)-2 < int(ext[1]) {
 			return Hello{}, fmt.Errorf("%w: extensions", wire.ErrMalformed)
 		}
-		body := ext[2 : 2+ext[1]]
+		body := ext[2:][:ext[1]] // 2+ext[1] would be a byte
 		switch {
 		case ext[0] == extBinding && len(body) == BindingSize:
 			h.Binding = body

@@ -318,6 +318,7 @@ func TestParseHello(t *testing.T) {
 		{"unknown extensions are skipped", hello(3, 'k', 'c', 'p', 0, 5, 9, 1, 7, 8, 0), true},
 		{"a binding of another size is skipped", hello(3, 'k', 'c', 'p', 0, 3, extBinding, 1, 7), true},
 		{"an epoch of another size is skipped", hello(3, 'k', 'c', 'p', 0, 3, extEpoch, 1, 7), true},
+		{"the longest extension", hello(append([]byte{3, 'k', 'c', 'p', 1, 1, 9, 255}, make([]byte, 255)...)...), true},
 		{"least", hello(3, 'k', 'c', 'p', 0, 0), true},
 		{"future", append([]byte{Version + 1}, head[1:]...), true},
 		{"past", append([]byte{0}, head[1:]...), true},
@@ -347,6 +348,7 @@ func FuzzParseHello(f *testing.F) {
 	f.Add(append(append([]byte{Version}, make([]byte, 10)...), "\x03kcp\x00\x00\x00\x01x"...))
 	f.Add(append([]byte{Version + 1}, make([]byte, 10)...))
 	f.Add([]byte{})
+	f.Add(append(append([]byte{Version}, make([]byte, 10)...), append([]byte("\x03kcp\x01\x01\x02\xff"), make([]byte, 255)...)...))
 	f.Fuzz(func(t *testing.T, plain []byte) {
 		h, err := parseHello(plain)
 		if err != nil {
