@@ -116,6 +116,15 @@ func (i *incoming) receiveHello(datagrams []byte) {
 	signal(i.readable)
 }
 
+// skip gives up the gaps below number, which the other side will not fill.
+func (i *incoming) skip(number uint64, now time.Time) {
+	if i.closed || number <= i.got.Low {
+		return
+	}
+	i.got.FillBelow(min(number, i.existing, i.grant()))
+	i.deliver(now)
+}
+
 // deliver hands over what is in order and watches the gap before the rest.
 func (i *incoming) deliver(now time.Time) {
 	moved := false

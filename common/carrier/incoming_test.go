@@ -220,3 +220,32 @@ func TestIncomingDropsPart(t *testing.T) {
 		t.Errorf("%d bytes are held in the end", r.held.bytes())
 	}
 }
+
+// What the other side will not send is not waited for.
+func TestSkip(t *testing.T) {
+	r := newReceiver().come(0, 2, 4)
+	r.owe(6, r.now)
+	for _, c := range []struct {
+		kept, low uint64
+		text      string
+	}{
+		{1, 1, "0 "},
+		{2, 3, "2 "},
+		{5, 5, "4 "},
+		{1 << 40, 6, ""}, // no more than exist
+	} {
+		if r.skip(c.kept, r.now); r.got.Low != c.low {
+			t.Errorf("below %d: all below %d have come or were given up, want %d", c.kept, r.got.Low, c.low)
+		}
+		if text := r.read(); text != c.text {
+			t.Errorf("below %d: the engine reads %q, want %q", c.kept, text, c.text)
+		}
+	}
+	if r.givenUp.Load() != 3 || !r.complete() {
+		t.Errorf("%d were given up, complete: %v", r.givenUp.Load(), r.complete())
+	}
+	r.owe(1<<40, r.now)
+	if r.skip(1<<40, r.now); r.got.Low > 6+windowRecords {
+		t.Errorf("%d were skipped, which is more than have room", r.got.Low)
+	}
+}

@@ -179,6 +179,11 @@ func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 		l.heads.trip.sample(rtt)
 	}
 	l.in.owe(h.Sent, now)
+	if h.Kept > 0 {
+		before := l.in.gapSince
+		l.in.skip(h.Kept, now)
+		l.delivered(before)
+	}
 	if newest && l.strict {
 		l.out.setUnit(unitOf(h))
 	}

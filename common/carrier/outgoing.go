@@ -118,6 +118,7 @@ type outgoing struct {
 	retained int           // bytes sent and not acknowledged
 	flying   int           // bytes of these that are not lost
 	lost     []uint64      // in order; some may be acknowledged meanwhile
+	givenUp  uint64        // one more than the highest that was given up, until the other side knows; 0: none
 	cargoes  cargoes       // what exchanges carried that is not acknowledged
 	unheard  wire.Set      // exchanges of which the other side will receive no more
 	grant    uint64        // records below this number have room at the other side
@@ -326,7 +327,7 @@ func (o *outgoing) nextRecord(size int) *buffer {
 
 // setUnit says how large a record may be from now on. Larger ones that exist are
 // sent no more when they are lost: a number never seals two plaintexts. The other
-// side gives them up, and the engine repairs that.
+// side is told not to wait for them, and the engine repairs that.
 func (o *outgoing) setUnit(size int) {
 	if size < o.unit {
 		for _, r := range o.sent {
@@ -341,6 +342,7 @@ func (o *outgoing) setUnit(size int) {
 // abandon gives up a lost record.
 func (o *outgoing) abandon(r *sentRecord) {
 	r.acked = true
+	o.givenUp = max(o.givenUp, r.number+1)
 	o.missing.remove(r.number)
 	o.retained -= r.size
 	o.giveBack(r.buf)
@@ -457,13 +459,10 @@ func (o *outgoing) acknowledge(acks *wire.Set, now time.Time) {
 	for _, s := range acks.Spans {
 		o.steps += 1 + o.missing.each(max(s.First, o.base), min(s.End, o.next), ack)
 	}
-	cut := 0
-	for cut < len(o.sent) && o.sent[cut].acked {
-		o.sent[cut] = nil
-		cut++
+	o.advance()
+	if acks.Low >= o.givenUp {
+		o.givenUp = 0
 	}
-	o.sent = o.sent[cut:]
-	o.base += uint64(cut)
 	if bytes == 0 {
 		return
 	}
@@ -473,6 +472,17 @@ func (o *outgoing) acknowledge(acks *wire.Set, now time.Time) {
 	o.silence.lastAck, o.silence.probes = now, 0
 	o.window.ack(now, bytes)
 	signal(o.wake) // the window may have been what sending waited for
+}
+
+// advance moves base to the first record that is not acknowledged.
+func (o *outgoing) advance() {
+	cut := 0
+	for cut < len(o.sent) && o.sent[cut].acked {
+		o.sent[cut] = nil
+		cut++
+	}
+	o.sent = o.sent[cut:]
+	o.base += uint64(cut)
 }
 
 // ack returns record n if it was not acknowledged before.
@@ -507,9 +517,13 @@ func (o *outgoing) ack(n uint64) *sentRecord {
 	return r
 }
 
-// stamp writes into a head what this half has to say: which records exist and
-// how much waits.
+// stamp writes into a head what this half has to say: which records exist, which
+// of them will not come, and how much waits.
 func (o *outgoing) stamp(h *wire.Head) {
+	if o.givenUp > 0 {
+		o.advance()
+		h.Kept = o.base
+	}
 	h.Sent = o.next
 	h.Backlog = o.queued + o.retained - o.flying // and what is lost
 }

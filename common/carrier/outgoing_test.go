@@ -283,6 +283,32 @@ func TestSmallRecords(t *testing.T) {
 
 // A record that has become too large is given up when it is lost, or at once if it is
 // lost already; what is in flight may still come.
+// What is given up is told until the other side knows.
+func TestGivenUpIsTold(t *testing.T) {
+	s := newSender().send(1, 1).send(2, 1).send(3, 1)
+	kept := func() uint64 {
+		var h wire.Head
+		s.stamp(&h)
+		return h.Kept
+	}
+	if n := kept(); n != 0 {
+		t.Errorf("%d is told, and nothing was given up", n)
+	}
+	s.setUnit(smallUnit)
+	s.endExchange(2)
+	if n := kept(); n != 0 {
+		t.Errorf("%d is told while an older one may come", n)
+	}
+	s.endExchange(1)
+	if n := kept(); n != 2 {
+		t.Errorf("%d is told, not 2", n)
+	}
+	s.acknowledge(&wire.Set{Low: 2}, s.now)
+	if n := kept(); n != 0 {
+		t.Errorf("%d is told to who knows", n)
+	}
+}
+
 func TestTooLargeRecords(t *testing.T) {
 	s := newSender().send(1, 1).send(2, 1)
 	s.endExchange(1)

@@ -38,6 +38,7 @@ type Head struct {
 	Window  uint64        // both: records below this number have room
 	Backlog int           // answer: bytes that wait to be sent
 	Sent    uint64        // both: records below this number exist
+	Kept    uint64        // both: those below this number that have not come will not come; 0: all will
 	Close   uint64        // both: the sender has ended the session, for this reason
 	Rate    int           // answer: bytes a second that the path carries to the client, as the server has just found; first message: as one has found before
 	More    bool          // beside Rate: the path may carry more
@@ -60,6 +61,7 @@ const (
 	fieldTrip    = 10 // milliseconds
 	fieldMore    = 11 // 1: yes
 	fieldUnit    = 12 // bytes
+	fieldKept    = 15 // record number
 )
 
 // Reasons to close a session.
@@ -100,7 +102,8 @@ func (h *Head) Append(b []byte) []byte {
 	if h.More {
 		b = appendField(b, fieldMore, 1)
 	}
-	return appendField(b, fieldUnit, uint64(h.Unit))
+	b = appendField(b, fieldUnit, uint64(h.Unit))
+	return appendField(b, fieldKept, h.Kept)
 }
 
 // Pad appends n bytes of padding to a head's plaintext, at least 1.
@@ -161,7 +164,7 @@ func (h *Head) Parse(b []byte) error {
 		if v, b, err = cutUvarint(b, 1<<63); err != nil {
 			return err
 		}
-		if kind <= fieldUnit && v > maxField {
+		if kind <= fieldKept && v > maxField {
 			return fmt.Errorf("%w: field %d is %d", ErrMalformed, kind, v)
 		}
 		switch kind {
@@ -189,6 +192,8 @@ func (h *Head) Parse(b []byte) error {
 			h.More = v > 0
 		case fieldUnit:
 			h.Unit = int(v)
+		case fieldKept:
+			h.Kept = v
 		}
 	}
 	return nil

@@ -25,8 +25,8 @@ func TestHeadRoundTrip(t *testing.T) {
 		"zero":     {},
 		"echo 0":   {Echoes: true},
 		"times":    {Time: 1<<32 - 1, Echoes: true, Echo: 1<<32 - 1, Delay: (maxMilli - 1) * time.Millisecond},
-		"fields":   {Hold: time.Second, Limit: 1, Stream: time.Hour, Quiet: time.Millisecond, Window: 1, Backlog: 3, Close: CloseRoom, Sent: 9, Rate: 5, More: true, Unit: 9, Trip: time.Millisecond},
-		"greatest": {Exchange: MaxNumber, Hold: (maxMilli - 1) * time.Millisecond, Limit: maxField, Window: maxField, Backlog: maxField, Close: maxField, Sent: maxField, Unit: maxField, Rate: maxField, More: true, Trip: (maxMilli - 1) * time.Millisecond},
+		"fields":   {Hold: time.Second, Limit: 1, Stream: time.Hour, Quiet: time.Millisecond, Window: 1, Backlog: 3, Close: CloseRoom, Sent: 9, Rate: 5, More: true, Unit: 9, Trip: time.Millisecond, Kept: 4},
+		"greatest": {Exchange: MaxNumber, Hold: (maxMilli - 1) * time.Millisecond, Limit: maxField, Window: maxField, Backlog: maxField, Close: maxField, Sent: maxField, Unit: maxField, Kept: maxField, Rate: maxField, More: true, Trip: (maxMilli - 1) * time.Millisecond},
 		"sets":     {Acks: wide, Ended: wide},
 	} {
 		b := h.Append(nil)

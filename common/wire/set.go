@@ -135,6 +135,17 @@ func cutUvarint(b []byte, limit uint64) (v uint64, rest []byte, err error) {
 	return v, b[n:], nil
 }
 
+// FillBelow takes all gaps below n as filled.
+func (s *Set) FillBelow(n uint64) {
+	s.Low = max(s.Low, n)
+	cut := 0
+	for cut < len(s.Spans) && s.Spans[cut].First <= s.Low {
+		s.Low = max(s.Low, s.Spans[cut].End)
+		cut++
+	}
+	s.Spans = slices.Delete(s.Spans, 0, cut)
+}
+
 // Fill takes the lowest gap as filled.
 func (s *Set) Fill() {
 	if len(s.Spans) > 0 {

@@ -185,3 +185,23 @@ func FuzzSetAdd(f *testing.F) {
 		checkAgainst(t, &s, model, domain, overflowed)
 	})
 }
+
+func TestSetFillBelow(t *testing.T) {
+	for _, c := range []struct {
+		n    uint64
+		want Set
+	}{
+		{3, Set{4, []Span{{6, 8}, {9, 12}}}},
+		{5, Set{5, []Span{{6, 8}, {9, 12}}}},
+		{6, Set{8, []Span{{9, 12}}}},
+		{7, Set{8, []Span{{9, 12}}}},
+		{8, Set{8, []Span{{9, 12}}}},
+		{9, Set{12, nil}},
+		{20, Set{20, nil}},
+	} {
+		s := Set{4, []Span{{6, 8}, {9, 12}}}
+		if s.FillBelow(c.n); !sameSet(&s, &c.want) {
+			t.Errorf("below %d: %v, want %v", c.n, s, c.want)
+		}
+	}
+}
