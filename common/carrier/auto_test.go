@@ -269,10 +269,14 @@ func (narrow) Slots() (n int, crowded bool) { return 100, false }
 // A path that lets one exchange through at a time makes everything slow, and
 // nothing else.
 func TestAutoOneAtATime(t *testing.T) {
-	for _, f := range []fate{near(), held()} {
+	for _, c := range []struct {
+		fate   fate
+		refuse func(*request) *http.Response // what comes at once; nil: it waits
+	}{{near(), nil}, {held(), nil}, {near(), page(http.StatusServiceUnavailable)}, {held(), page(http.StatusTooManyRequests)}} {
 		bubble(t, func(t *testing.T, w *world) {
-			w.net.set(always(f))
+			w.net.set(always(c.fate))
 			w.net.atMost(1)
+			w.net.refuseMore(c.refuse)
 			client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Transport = narrow{w.net} })
 			<-client.Ready()
 			session := <-w.accepted

@@ -427,6 +427,7 @@ func (c *Client) situation(now time.Time) situation {
 	s := situation{
 		rest:     c.carrying.next(now, t.Rest()),
 		failing:  c.carrying.failing(),
+		hopeless: c.carrying.hopeless(),
 		serial:   way.oneAtATime(now),
 		streams:  c.receiving.streams,
 		probing:  c.cfg.Mode != Poll,
@@ -457,7 +458,7 @@ func (c *Client) act(p *plan, now time.Time) {
 		c.flights.cancelSwallowed(swallowed * c.last.late())
 	}
 	if p.suspend {
-		c.serial.suspend(now)
+		c.serial.suspend(now, c.last.failing)
 	}
 	if p.resume {
 		c.serial.resume()

@@ -91,6 +91,13 @@ func (c *carrying) muted(now time.Time) (idle time.Duration, err error) {
 
 func (c *carrying) failing() bool { return c.failures > 1 }
 
+// hopeless failures in a row may be due to the answers that are open: by chance, of
+// exchanges of which every second one fails, one series in 128 is as long. It takes
+// some three seconds.
+const hopeless = 7
+
+func (c *carrying) hopeless() bool { return c.failures >= hopeless }
+
 // forgotten tells whether the server seems not to know the session any more, and
 // since when: the exchanges that show it were all started then or later.
 func (c *carrying) forgotten() (since time.Time, seems bool) {
@@ -178,7 +185,8 @@ func (r *receiving) heldBack(now time.Time, why string, w *way) (report string) 
 
 // serial learns whether the path lets one exchange through at a time.
 //
-//	            uploads wait long, none was answered         late is over
+//	     uploads wait long, none was answered; or many
+//	     in a row fail while answers are waited for          late is over
 //	parallel -----------------------------------> suspended ------------> parallel
 //	    ^                                             |
 //	    |                                             | they pass at once
@@ -189,6 +197,7 @@ func (r *receiving) heldBack(now time.Time, why string, w *way) (report string) 
 // While it is suspended, answers that wait are ended and none is asked for.
 type serial struct {
 	suspended time.Time // since then; zero: it is not
+	refused   bool      // because uploads failed
 	passed    time.Time // when uploads passed last as soon as answers were ended
 	answered  time.Time // when the upload that was answered last had been started
 }
@@ -201,8 +210,8 @@ func (s *serial) next(now time.Time) (suspended bool, suspendedFor, answered tim
 
 // suspend is told that answers that wait are ended, and resume that they are
 // asked for again.
-func (s *serial) suspend(now time.Time) { s.suspended = now }
-func (s *serial) resume()               { s.suspended = time.Time{} }
+func (s *serial) suspend(now time.Time, refused bool) { s.suspended, s.refused = now, refused }
+func (s *serial) resume()                             { s.suspended = time.Time{} }
 
 // observe learns from how an exchange ended, and reports what is new of the path.
 func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
@@ -214,7 +223,8 @@ func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
 		s.answered = f.started
 	}
 	sent, first := f.started.Add(time.Duration(f.sent.Load())), f.started.Add(time.Duration(f.first.Load()))
-	if f.sent.Load() == 0 || f.first.Load() == 0 || !sent.Before(s.suspended) || !first.After(s.suspended) {
+	passes := f.sent.Load() > 0 && f.first.Load() > 0 && first.After(s.suspended)
+	if waited := sent.Before(s.suspended); !passes || s.suspended.IsZero() || waited == s.refused {
 		return ""
 	}
 	s.suspended = time.Time{}

@@ -157,16 +157,21 @@ func TestSerial(t *testing.T) {
 		why         string
 		sent, first time.Duration
 		passed      time.Duration // ago
-		suspended   bool          // afterwards
+		refused     bool
+		suspended   bool // afterwards
 		serial      bool
 	}{
-		{"it passed as soon as answers were ended, as before", time.Second, 2100 * ms, 10 * time.Second, false, true},
-		{"for the first time in long", time.Second, 2100 * ms, time.Hour, false, false},
-		{"it was answered before", time.Second, 1900 * ms, 10 * time.Second, true, false},
-		{"it was sent since", 2050 * ms, 2100 * ms, 10 * time.Second, true, false},
-		{"it has no answer", time.Second, 0, 10 * time.Second, true, false},
+		{"it passed as soon as answers were ended, as before", time.Second, 2100 * ms, 10 * time.Second, false, false, true},
+		{"for the first time in long", time.Second, 2100 * ms, time.Hour, false, false, false},
+		{"it was answered before", time.Second, 1900 * ms, 10 * time.Second, false, true, false},
+		{"it was sent since", 2050 * ms, 2100 * ms, 10 * time.Second, false, true, false},
+		{"it has no answer", time.Second, 0, 10 * time.Second, false, true, false},
+		{"it passed where others had failed, as before", 2050 * ms, 2100 * ms, 10 * time.Second, true, false, true},
+		{"for the first time in long", 2050 * ms, 2100 * ms, time.Hour, true, false, false},
+		{"it was sent before", time.Second, 2100 * ms, 10 * time.Second, true, true, false},
+		{"it failed, too", 2050 * ms, 0, 10 * time.Second, true, true, false},
 	} {
-		s, w := serial{suspended: now.Add(-time.Second), passed: now.Add(-c.passed)}, new(Path).way("")
+		s, w := serial{suspended: now.Add(-time.Second), refused: c.refused, passed: now.Add(-c.passed)}, new(Path).way("")
 		report := upload(&s, w, c.sent, c.first)
 		if s.suspended.IsZero() == c.suspended || w.oneAtATime(now) != c.serial || (report != "") != c.serial {
 			t.Errorf("%s: suspended %v, serial %v, reports %q", c.why, !s.suspended.IsZero(), w.oneAtATime(now), report)

@@ -34,10 +34,11 @@ type network struct {
 	mu       sync.Mutex
 	server   *Server // guarded by mu, like what follows
 	fate     func(r *request) fate
-	slots    chan struct{} // one for each exchange that can be under way; nil: 100
-	requests int           // so far
-	foreign  int           // answers of status 200 that were not the server's, as the client says
-	rest     time.Time     // until then nobody is welcome
+	slots    chan struct{}                 // one for each exchange that can be under way; nil: 100
+	refuse   func(*request) *http.Response // answers what finds no slot; nil: it waits. Guarded by mu
+	requests int                           // so far
+	foreign  int                           // answers of status 200 that were not the server's, as the client says
+	rest     time.Time                     // until then nobody is welcome
 	open     map[*request]bool
 	most     int                     // in flight at once so far
 	firsts   map[string][]byte       // bodies that carry no unit, by path
@@ -169,15 +170,29 @@ func (n *network) atMost(inFlight int) {
 	n.slots = make(chan struct{}, inFlight)
 }
 
+// refuseMore has somebody else answer what would wait for a slot.
+func (n *network) refuseMore(answer func(*request) *http.Response) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.refuse = answer
+}
+
 func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cut := context.WithCancelCause(req.Context())
 	r := &request{Request: req, cut: cut}
 	n.mu.Lock()
 	r.number = n.requests
 	n.requests++
-	slots := n.slots
+	slots, refuse := n.slots, n.refuse
 	n.mu.Unlock()
-	if slots != nil {
+	if slots != nil && refuse != nil {
+		select {
+		case slots <- struct{}{}:
+			context.AfterFunc(ctx, func() { <-slots })
+		default:
+			return refuse(r), nil
+		}
+	} else if slots != nil {
 		select {
 		case slots <- struct{}{}:
 			context.AfterFunc(ctx, func() { <-slots })

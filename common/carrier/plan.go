@@ -68,6 +68,7 @@ type situation struct {
 	// What the detectors have found of the path.
 	rest         time.Duration // until something may be started
 	failing      bool          // it does not carry
+	hopeless     bool          // it has not for long
 	serial       bool          // it lets one exchange through at a time
 	suspended    bool          // answers were ended to see whether it does
 	suspendedFor time.Duration
@@ -139,7 +140,7 @@ type plan struct {
 	// What the exchanges under way show of the path.
 	heldBack string // why answers do not come as they are written; empty: it does not show
 	swallow  bool   // large uploads are not answered while smaller ones are
-	suspend  bool   // uploads may wait for the answers that are open
+	suspend  bool   // uploads may wait for the answers that are open, or fail because of them
 	resume   bool   // they do not
 }
 
@@ -165,10 +166,7 @@ func decide(s *situation) (p plan) {
 	case s.rest > 0:
 		p.again = s.rest
 	case s.failing:
-		// One exchange that is answered at once shows whether the path is back.
-		if s.count(upload) == 0 {
-			p.start[upload] = 1
-		}
+		s.tryPath(&p)
 	case s.serial || s.crowded:
 		s.combine(&p)
 	default:
@@ -182,6 +180,28 @@ func decide(s *situation) (p plan) {
 		s.hear(&p)
 	}
 	return p
+}
+
+// tryPath asks a path that fails, by one exchange that is answered at once, whether
+// it is back. Where it has failed for long the answers that are open may be why:
+// they are ended, and the next one is asked when the path has had time to notice.
+func (s *situation) tryPath(p *plan) {
+	switch {
+	case s.count(upload) > 0:
+	case s.hopeless && !s.suspended && len(s.flights) > 0:
+		p.suspendAll()
+		p.within(minBackoff)
+	case s.suspended && s.suspendedFor < minBackoff:
+		p.within(minBackoff - s.suspendedFor)
+	default:
+		p.start[upload] = 1
+	}
+}
+
+// suspendAll ends the answers that are open.
+func (p *plan) suspendAll() {
+	p.suspend = true
+	p.cancel[poll], p.cancel[stream], p.cancel[combined] = true, true, true
 }
 
 // combine keeps one exchange under way, which carries both directions. When
@@ -291,7 +311,10 @@ func (s *situation) judgeSizes(p *plan) (wait bool) {
 // may be waiting for a stream or a poll that is open. If they pass as soon as
 // nothing else is open, they were.
 func (s *situation) judgeUploads(p *plan) {
-	late, waiting := s.late(), time.Duration(-1) // of the one that has waited longest, if one does
+	// What has waited for other exchanges has made the round trip seem long. It is
+	// to be seen before those that wait are given up.
+	late := min(s.late(), patience/4)
+	waiting := time.Duration(-1) // of the one that has waited longest, if one does
 	for i := range s.flights {
 		// One whose body is under way is not waiting.
 		if f := &s.flights[i]; f.kind == upload && f.first == 0 && (f.sent > 0 || f.begun == 0) {
@@ -306,8 +329,7 @@ func (s *situation) judgeUploads(p *plan) {
 		p.within(late - s.suspendedFor)
 	case waiting < 0 || s.answered <= 2*late:
 	case waiting > 2*late:
-		p.suspend = true
-		p.cancel[poll], p.cancel[stream], p.cancel[combined] = true, true, true
+		p.suspendAll()
 		p.within(late)
 	default:
 		p.within(2*late - waiting)

@@ -87,6 +87,18 @@ func TestPlans(t *testing.T) {
 		{"a path that asks for a rest gets it", func(s *situation) { s.rest, s.due = 7*time.Second, 0 }, "", 7 * time.Second},
 		{"a failing path is asked by one exchange", func(s *situation) { s.failing = true }, "start 1 upload", 0},
 		{"and by no second one", func(s *situation) { s.failing, s.due, s.flights = true, 0, []glance{written} }, "", 0},
+		{"if it fails for long, answers that are open may be why", func(s *situation) {
+			s.failing, s.hopeless, s.flights = true, true, []glance{streamed}
+		}, "cancel poll, cancel stream, cancel combined, suspend", minBackoff},
+		{"not while it is asked", func(s *situation) {
+			s.failing, s.hopeless, s.flights = true, true, []glance{streamed, written}
+		}, "", 0},
+		{"then it is asked a little later", func(s *situation) {
+			s.failing, s.hopeless, s.suspended, s.suspendedFor = true, true, true, 30*ms
+		}, "", minBackoff - 30*ms},
+		{"and again", func(s *situation) {
+			s.failing, s.hopeless, s.suspended, s.suspendedFor = true, true, true, time.Second
+		}, "start 1 upload", 0},
 
 		{"where answers come as they are written, one stream is open", func(s *situation) { s.streams = true }, "start 1 stream", 0},
 		{"and no second one", func(s *situation) { s.streams, s.flights = true, []glance{streamed} }, "", 53 * time.Second},
