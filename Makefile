@@ -11,7 +11,7 @@ TEST_PACKAGES = chromium tor obfs4proxy nginx-light haproxy systemd libcap2-bin 
 # How long each fuzz target runs.
 FUZZTIME = 30s
 
-.PHONY: all build test test-programs test-pace test-short lint fuzz demo bench bench-quick bench-engines bench-programs hostile clean
+.PHONY: all build test test-programs test-computing test-short lint fuzz demo bench bench-quick bench-engines bench-programs hostile clean
 
 all: build
 
@@ -24,21 +24,21 @@ build:
 # Everything, with real tor, proxies and programs: some minutes. A test whose
 # tools are missing fails. -count=1, because go test does not know that a test
 # which runs a program depends on the program's source. The folder test is a
-# module of its own, which ./... does not enter. Its package pace, which computes
-# in fake time and is left out under the race detector, runs beside the others,
+# module of its own, which ./... does not enter. Its packages pace and faults, which
+# compute much and are left out under the race detector, run beside the others,
 # which mostly wait for programs.
 test:
 	test/install.sh $(TEST_PACKAGES)
 	go vet ./...
 	go -C test vet ./...
 	go test -race -count=1 -timeout 15m ./...
-	$(MAKE) --jobs=2 test-programs test-pace
+	$(MAKE) --jobs=2 test-programs test-computing
 
 test-programs:
 	go -C test test -race -count=1 -timeout 15m ./...
 
-test-pace:
-	go -C test test -count=1 -timeout 15m ./pace
+test-computing:
+	go -C test test -count=1 -timeout 15m ./pace ./faults
 
 # What needs nothing but Go, without the race detector: some seconds.
 test-short:

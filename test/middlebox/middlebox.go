@@ -36,6 +36,7 @@ type Box struct {
 	turn     chan struct{}
 	requests atomic.Int64
 	lost     atomic.Int64
+	fault    atomic.Pointer[Fault]
 }
 
 // New returns a middlebox before origin, an http URL.
@@ -45,6 +46,7 @@ func New(origin *url.URL, habits Habits) *Box {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(origin)
 			r.Out.Host = r.In.Host
+			r.Out.Header["X-Forwarded-For"] = r.In.Header["X-Forwarded-For"] // of a Fault
 		},
 		Transport: &http.Transport{
 			MaxIdleConnsPerHost: 200,
@@ -80,12 +82,29 @@ func (p pool) Put(b []byte) {
 	}
 }
 
+// Set makes a fault happen to every request that comes from now on, in place of
+// the box's habits. Nil: none.
+func (b *Box) Set(fault Fault) {
+	if fault == nil {
+		b.fault.Store(nil)
+		return
+	}
+	b.fault.Store(&fault)
+}
+
+// Close ends the connections to the origin that nobody uses.
+func (b *Box) Close() { b.proxy.Transport.(*http.Transport).CloseIdleConnections() }
+
 // Requests is how many requests came, and how many of them or of their answers
 // were lost.
 func (b *Box) Requests() (all, lost int64) { return b.requests.Load(), b.lost.Load() }
 
 func (b *Box) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.requests.Add(1)
+	if fault := b.fault.Load(); fault != nil {
+		(*fault)(w, r, b.proxy)
+		return
+	}
 	if b.habits.OneAtATime {
 		select {
 		case b.turn <- struct{}{}:

@@ -30,7 +30,7 @@ func start(t *testing.T, habits Habits, origin http.HandlerFunc) (*Box, *http.Cl
 	near.StartTLS()
 	t.Cleanup(func() {
 		near.Close()
-		box.proxy.Transport.(*http.Transport).CloseIdleConnections()
+		box.Close()
 		far.Close()
 	})
 	return box, near.Client(), near.URL
