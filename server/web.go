@@ -110,7 +110,9 @@ func withFewFields(h http.Handler) http.Handler {
 			return
 		}
 		http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // else net/http would wait for the body
-		w.Header().Set("Connection", "close")
+		if r.ProtoMajor == 1 {
+			w.Header().Set("Connection", "close") // over HTTP/2 it would be everybody's behind a proxy
+		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(http.StatusRequestHeaderFieldsTooLarge)
 		io.WriteString(w, "431 Request Header Fields Too Large") //nolint:errcheck // a peer that is gone has no use for it

@@ -146,10 +146,13 @@ func receive(r *http.Request, rc *http.ResponseController, to io.Writer) (status
 }
 
 // refuse answers a request whose body was not read to its end, which takes the
-// connection with it: what is left of it must not be parsed as a request, which
-// a proxy in front may have sent for somebody else.
+// connection with it over HTTP/1: what is left of it must not be parsed as a request,
+// which a proxy in front may have sent for somebody else. Over HTTP/2 that cannot be,
+// and a proxy's connection is that of many others, whom net/http would cut off, too.
 func refuse(w http.ResponseWriter, r *http.Request, status int) {
-	w.Header().Set("Connection", "close")
+	if r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close")
+	}
 	errorPage(w, r, status)
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -437,6 +438,38 @@ func TestBrokenBodyEndsTheConnection(t *testing.T) {
 			t.Errorf("answers: %q, %v", all, err)
 		}
 	})
+}
+
+// A proxy's HTTP/2 connection has the requests of many: what one of them is refused
+// does not end it.
+func TestRefusalLeavesHTTP2(t *testing.T) {
+	s := httptest.NewUnstartedServer(newDecoy(t, ""))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	defer s.Close()
+	var conns []string
+	for range 2 {
+		trace := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+			GotConn: func(c httptrace.GotConnInfo) { conns = append(conns, c.Conn.LocalAddr().String()) },
+		})
+		req, err := http.NewRequestWithContext(trace, http.MethodPost, s.URL, struct{ io.Reader }{strings.NewReader("too much")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.ContentLength = maxBody + 1
+		resp, err := s.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusRequestEntityTooLarge || resp.ProtoMajor != 2 {
+			t.Errorf("answer %s by %s", resp.Status, resp.Proto)
+		}
+	}
+	if conns[0] != conns[1] {
+		t.Error("the connection has ended")
+	}
 }
 
 func TestRefusesLargeBody(t *testing.T) {
