@@ -356,6 +356,7 @@ func FuzzInput(f *testing.F) {
 	f.Fuzz(func(t *testing.T, p []byte) {
 		for _, client := range []bool{true, false} {
 			a := prepare(x, client)
+			defer a.timer.Stop() // it would keep a for ever
 			a.Append(0, content(10*(SegmentSize-1)))
 			a.flush(time.Now()) // ten segments on their way
 			if len(p) > engine.MaxDatagram {
@@ -363,8 +364,10 @@ func FuzzInput(f *testing.F) {
 			}
 			for range 3 {
 				_, good := scan(p, a.flight.una, a.flight.next)
-				if good && prepare(x, client).kcp.Input(p, kcp.IKCP_PACKET_REGULAR, false) < 0 {
+				if fresh := prepare(x, client); good && fresh.kcp.Input(p, kcp.IKCP_PACKET_REGULAR, false) < 0 {
 					t.Errorf("KCP refuses what scan accepts: %x", p)
+				} else {
+					fresh.timer.Stop()
 				}
 				a.receive(p, x.RemoteAddr(), nil)
 				if una, next := a.flight.una, a.flight.next; una > next || next > 10 {

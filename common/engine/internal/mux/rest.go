@@ -18,9 +18,9 @@ import (
 
 const (
 	// restAfter is how long nothing must have been said until a session rests, at
-	// least; twice as long at most. tor pads an idle connection every 1.5 to 9.5 s for
-	// a while: a rest in each of those pauses would make 14 KB of garbage a second.
-	restAfter = 10 * time.Second
+	// least; twice as long at most. tor pads an idle connection every 1.5 to 9.5 s, and
+	// a rest in each of those pauses would make 10 KB of garbage a second.
+	restAfter = 5 * time.Second
 
 	// restCost is what a session at rest takes, in bytes: a goroutine, and what this
 	// package keeps (TestSessionCost).
