@@ -276,24 +276,17 @@ func (r *rig) close() error {
 
 // cpu is how long the server has computed.
 func (r *rig) cpu() time.Duration {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.server.ID()))
-	if err != nil {
-		return 0
-	}
-	// proc_pid_stat(5): user and system time are fields 14 and 15, in hundredths.
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	return time.Duration(user+system) * 10 * time.Millisecond
+	u, _ := r.server.Usage() // who has ended has not computed
+	return u.CPU
 }
 
 // descriptors is how many the server has open.
 func (r *rig) descriptors() int {
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", r.server.ID()))
+	u, err := r.server.Usage()
 	if err != nil {
 		return -1
 	}
-	return len(entries)
+	return u.Descriptors
 }
 
 // metric is the value of one of the server's metrics.
