@@ -1,0 +1,45 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"turbotunnel/common/engines"
+	"turbotunnel/test/programs"
+)
+
+func TestMain(m *testing.M) {
+	if code, ok := runHelper(os.Args[1:]); ok {
+		os.Exit(code)
+	}
+	os.Exit(programs.Main(m))
+}
+
+// TestLoads: every load in a small form. make load runs them at full size.
+func TestLoads(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	defer group.Wait()
+	for _, l := range loads(small) {
+		// All at the same time: they mostly wait.
+		group.Go(func() {
+			t.Run(l.name, func(t *testing.T) {
+				rows, err := l.try(t.Context(), binaries{programs.Server, self}, engines.Default)
+				for _, row := range rows {
+					t.Log(strings.TrimRight(row.line(), " \n"))
+					if !row.held() {
+						t.Errorf("%s: %.4g %s; the limit is %.4g", row.name, row.value, row.unit, row.limit)
+					}
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
