@@ -47,13 +47,13 @@ const (
 func main() { os.Exit(run(os.Args[1:])) }
 
 // run returns the exit code: 0 after a stop that was asked for, 1 when the
-// server cannot start, 2 when the command line is wrong.
+// server cannot start, 2 when the command line is wrong; of a check the verdict's.
 func run(args []string) int {
 	var set settings
 	flags := set.flags()
 	flagErr := flags.Parse(args)
 
-	p := ptproc.Start("turbotunnel-server", flags.NArg() == 0)
+	p := ptproc.Start("turbotunnel-server", flags.NArg() == 0 && !set.check)
 	defer p.Close()
 	switch {
 	case errors.Is(flagErr, flag.ErrHelp):
@@ -65,9 +65,15 @@ func run(args []string) int {
 	case flagErr == nil && flags.NArg() != 0 && flags.NArg() != 2:
 		flagErr = fmt.Errorf("%d arguments; want LISTEN and FORWARD, or none under tor", flags.NArg())
 	}
+	if flagErr == nil && set.json && !set.check {
+		flagErr = errors.New("-json belongs to -check")
+	}
 	if flagErr != nil {
 		p.Say("%v; -h shows what there is", p.EnvError(flagErr))
 		return 2
+	}
+	if set.check {
+		return runCheck(p, set, flags.Args())
 	}
 	if flags.NArg() == 0 {
 		return managed(p, set)

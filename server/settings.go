@@ -21,6 +21,9 @@ const help = `Usage:
                                               the socket that it passes) and connect
                                               each stream to FORWARD (host:port or
                                               unix:PATH)
+  turbotunnel-server -check [flags] [LISTEN FORWARD]
+                                              look at a server that runs with the
+                                              same flags, and say what to mend
 
 Example, without tor: make the SSH server of this machine reachable
   turbotunnel-server -state-dir /var/lib/turbotunnel 127.0.0.1:8000 127.0.0.1:22
@@ -52,7 +55,11 @@ Flags:
   -drain TIME           how long streams may go on when the program is told to
                         end (default: 30s; under tor 2s)
   -log FILE             write the log there and not to stderr
-  -unsafe-logging       show addresses in the log
+  -unsafe-logging       show addresses in the log, and in a check
+  -check                serve nothing; look at the certificate, the state folder,
+                        limits, FORWARD, and at -url as clients and strangers
+                        see it, and say what to mend
+  -json                 show what -check finds as JSON
   -version              print the version
   -h                    print this help
 
@@ -78,6 +85,8 @@ type settings struct {
 	log             string
 	unsafeLogging   bool
 	version         bool
+	check           bool
+	json            bool
 }
 
 // flags returns a set of flags that writes to s, whose fields are the defaults.
@@ -101,15 +110,21 @@ func (s *settings) flags() *flag.FlagSet {
 	fs.StringVar(&s.log, "log", s.log, "")
 	fs.BoolVar(&s.unsafeLogging, "unsafe-logging", s.unsafeLogging, "")
 	fs.BoolVar(&s.version, "version", s.version, "")
+	fs.BoolVar(&s.check, "check", s.check, "")
+	fs.BoolVar(&s.json, "json", s.json, "")
 	return fs
 }
+
+// commandLineOnly are the flags with which the program does something else than to
+// serve.
+var commandLineOnly = []string{"version", "check", "json"}
 
 // apply sets what ServerTransportOptions hold. They override the flags.
 func (s *settings) apply(options pt.Args) error {
 	fs := s.flags()
 	valid := []string{}
 	fs.VisitAll(func(f *flag.Flag) {
-		if f.Name != "version" {
+		if !slices.Contains(commandLineOnly, f.Name) {
 			valid = append(valid, f.Name)
 		}
 	})

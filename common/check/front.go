@@ -244,7 +244,12 @@ func looksOf(way front.Config) []string {
 
 // nameOf says which name stands in the handshake, without saying it.
 func (c *frontCheck) nameOf() string {
-	if c.way.Front != "" {
+	switch {
+	case c.way.ECH != nil:
+		return "a name that is encrypted"
+	case c.way.LookupECH != nil:
+		return "a name that is encrypted if DNS has the key"
+	case c.way.Front != "":
 		return "the front's name"
 	}
 	return "the URL's name"

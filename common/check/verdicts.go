@@ -10,11 +10,11 @@ var (
 
 	noDNS = Verdict{
 		"no-dns", 10, "DNS has no address for the front, or does not answer.",
-		"See whether other sites open. If they do, the name is misspelt, or your network's DNS hides it: use another DNS server, or put the front's address into the line by addr=.",
+		"See whether other sites open. If they do, the name is misspelt, or your network's DNS hides it: ask another DNS server by doh= in the line, or put the front's address there by addr=.",
 	}
 	dnsLies = Verdict{
 		"dns-lies", 11, "DNS lies: the address that it says for the front is not the front's.",
-		"Use another DNS server, better one by an encrypted connection, or put the front's address into the line by addr=.",
+		"Ask another DNS server by an encrypted connection, doh= in the line, or put the front's address there by addr=.",
 	}
 	blocked = Verdict{
 		"blocked", 12, "The front's address cannot be reached: it is blocked here, or nobody is there, or this machine has no network.",
@@ -26,7 +26,7 @@ var (
 	}
 	sniBlocked = Verdict{
 		"sni-blocked", 14, "The front's name is blocked: the address answers when another name is named in TLS, and not when this one is.",
-		"Use another front of the same CDN: front= or fronts= in the line.",
+		"Use another front of the same CDN, front= or fronts= in the line; or, if the front has a key for it, encrypt the name by ech=dns.",
 	}
 	helloBlocked = Verdict{
 		"hello-blocked", 15, "The look of the TLS handshake is blocked: with another one the same front answers.",

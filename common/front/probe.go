@@ -13,6 +13,7 @@ type Probe struct {
 	cfg       Config
 	route     *route
 	connector *connector
+	via       string   // the address that was connected to last
 	raw       net.Conn // nil: not connected
 }
 
@@ -61,6 +62,7 @@ func (p *Probe) Resolve(ctx context.Context) (addrs []string, asked bool, err er
 // Connect makes a TCP connection by way of one of the addresses.
 func (p *Probe) Connect(ctx context.Context, via string) (err error) {
 	p.Close()
+	p.via = via
 	if c := p.connector; c.proxy != nil {
 		p.raw, err = c.proxy.Dial(ctx, via, c.addr)
 	} else {
@@ -72,9 +74,14 @@ func (p *Probe) Connect(ctx context.Context, via string) (err error) {
 // Handshake does TLS on the connection, with the first look that the Config names,
 // and returns the protocol that was chosen.
 func (p *Probe) Handshake(ctx context.Context) (protocol string, err error) {
-	s := newSock(p.raw)
-	p.raw = s
-	_, protocol, err = p.connector.looks.all[0].tls.handshake(ctx, s)
+	tls := p.connector.looks.all[0].tls
+	_, protocol, err = tls.handshake(ctx, newSock(p.raw))
+	if err == nil || !tls.ech.refused(err) {
+		return protocol, err
+	}
+	if err = p.Connect(ctx, p.via); err == nil { // with the key that the front has told
+		_, protocol, err = tls.handshake(ctx, newSock(p.raw))
+	}
 	return protocol, err
 }
 

@@ -1,0 +1,242 @@
+package main
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"turbotunnel/common/check"
+	"turbotunnel/common/tunnel"
+	"turbotunnel/server/decoy"
+)
+
+var updateGolden = flag.Bool("update", false, "write the golden files")
+
+// A checkRig is a server that runs, with what is in front of it, and its check.
+type checkRig struct {
+	*testing.T
+	check   serverCheck
+	handler http.Handler // what the URL leads to
+}
+
+// newCheckRig makes one with which all is well.
+func newCheckRig(t *testing.T) *checkRig {
+	dir := t.TempDir()
+	key, err := loadKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	site, err := decoy.New("", time.Now(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { site.Close() })
+	server := tunnel.NewServer(tunnel.ServerConfig{Key: key, Decoy: site})
+	t.Cleanup(func() { server.Close() })
+	target, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { target.Close() })
+	r := &checkRig{T: t, handler: server}
+	r.check = serverCheck{
+		ctx: t.Context(), limit: 1 << 20, forward: target.Addr().String(),
+		set: settings{stateDir: dir, disableTLS: true, trustedProxies: "127.0.0.1"},
+	}
+	return r
+}
+
+// run starts the web server and checks. The result is the report and the text.
+func (r *checkRig) run() (*serverReport, string) {
+	r.Helper()
+	web := httptest.NewUnstartedServer(r.handler)
+	web.Config.ErrorLog = log.New(io.Discard, "", 0)
+	web.Start()
+	defer web.Close()
+	if r.check.listen == "" {
+		r.check.listen = web.Listener.Addr().String()
+	}
+	if r.check.set.url == "" {
+		r.check.set.url = web.URL + "/hidden"
+	}
+	var out bytes.Buffer
+	p := &check.Printer{Out: &out}
+	r.check.Recorder = &check.Recorder{Observer: p}
+	report := r.check.run()
+	r.check.say(p, report)
+	return report, out.String()
+}
+
+// closedAddress is one where nobody listens.
+func closedAddress(t *testing.T) string {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// certificateFiles writes a certificate for a name, which is valid until a time.
+func certificateFiles(t *testing.T, name string, until time.Time) (certFile, keyFile string) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: until.Add(-1000 * time.Hour), NotAfter: until,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: private}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certFile, keyFile
+}
+
+// oneFolder is a proxy that passes one folder on, and has a site of its own.
+func oneFolder(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/hidden") {
+			h.ServeHTTP(w, r)
+			return
+		}
+		io.WriteString(w, "a site")
+	})
+}
+
+// varying are the numbers that differ from run to run.
+var varying = []struct {
+	re   *regexp.Regexp
+	with string
+}{
+	{regexp.MustCompile(` +\d+ (ms|s)  `), " TIME  "},
+	{regexp.MustCompile(`\d+ (ms|s) at`), "TIME at"},
+	{regexp.MustCompile(`[\d.]+ [kM]bit/s`), "RATE"},
+}
+
+// TestServerCheck: each thing that can be wrong has its verdict, its remedy, and its
+// text.
+func TestServerCheck(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		fault func(r *checkRig)
+		want  *check.Verdict
+	}{
+		{"works", func(*checkRig) {}, &soundServer},
+		{"settings", func(r *checkRig) { r.check.set.tlsCert = "x" }, &wrongSettings},
+		{"open key", func(r *checkRig) { os.Chmod(filepath.Join(r.check.set.stateDir, keyFile), 0o644) }, &wrongState},
+		{"no folder", func(r *checkRig) { r.check.set.stateDir = filepath.Join(r.check.set.stateDir, "gone") }, &wrongState},
+		{"few files", func(r *checkRig) { r.check.limit = 1024 }, &withNotes},
+		{"expired", func(r *checkRig) {
+			r.check.set.disableTLS = false
+			r.check.set.tlsCert, r.check.set.tlsKey = certificateFiles(r.T, "bridge.example", time.Now().Add(-time.Hour))
+		}, &wrongCert},
+		{"runs out", func(r *checkRig) {
+			r.check.set.disableTLS = false
+			r.check.set.tlsCert, r.check.set.tlsKey = certificateFiles(r.T, "127.0.0.1", time.Now().Add(73*time.Hour))
+		}, &withNotes},
+		{"another name", func(r *checkRig) {
+			r.check.set.disableTLS = false
+			r.check.set.tlsCert, r.check.set.tlsKey = certificateFiles(r.T, "another.example", time.Now().Add(1000*time.Hour))
+		}, &withNotes},
+		{"not started", func(r *checkRig) { r.check.listen = closedAddress(r.T) }, &notServing},
+		{"no target", func(r *checkRig) { r.check.forward = closedAddress(r.T) }, &noTarget},
+		{"another server", func(r *checkRig) {
+			r.handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "a site") })
+		}, &noWay},
+		{"bad gateway", func(r *checkRig) {
+			r.handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+		}, &noWay},
+		{"unreachable", func(r *checkRig) { r.check.set.url = "http://" + closedAddress(r.T) + "/hidden" }, &noWay},
+		{"one folder", func(r *checkRig) { r.handler = oneFolder(r.handler) }, &notAlike},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newCheckRig(t)
+			c.fault(r)
+			report, text := r.run()
+			if report.Verdict != c.want {
+				t.Errorf("verdict %q, want %q", report.Verdict.Name, c.want.Name)
+			}
+			if (len(report.Mend) == 0) != (c.want == &soundServer) {
+				t.Errorf("to mend: %q", report.Mend)
+			}
+			for _, secret := range []string{"hidden", "127.0.0.1"} {
+				if strings.Contains(text, secret) {
+					t.Errorf("%q is shown", secret)
+				}
+			}
+			for _, v := range varying {
+				text = v.re.ReplaceAllString(text, v.with)
+			}
+			file := filepath.Join("testdata", "check", strings.ReplaceAll(c.name, " ", "-")+".txt")
+			if *updateGolden {
+				if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text != string(want) {
+				t.Errorf("%s is not what was written:\n%s", file, text)
+			}
+		})
+	}
+}
+
+// Nothing of a check stays in the state folder.
+func TestServerCheckLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	c := serverCheck{set: settings{stateDir: dir}}
+	if f := c.state(); f.State == check.Failed || f.Text != "no key yet; the first start makes one" {
+		t.Errorf("%+v", f)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+// The manual page has the exit code of each verdict.
+func TestServerManualHasEveryVerdict(t *testing.T) {
+	manual, err := os.ReadFile("../doc/turbotunnel-server.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range serverVerdicts {
+		if line := fmt.Sprintf(".B %d %s\n", v.Exit, strings.ReplaceAll(v.Name, "-", `\-`)); !strings.Contains(string(manual), line) {
+			t.Errorf("the manual lacks %q", line)
+		}
+	}
+}
