@@ -11,7 +11,7 @@ TEST_PACKAGES = chromium tor obfs4proxy nginx-light haproxy systemd libcap2-bin 
 # How long each fuzz target runs.
 FUZZTIME = 30s
 
-.PHONY: all build test test-programs test-computing test-short lint fuzz demo bench bench-quick bench-engines bench-programs hostile load clean
+.PHONY: all build test test-programs test-computing test-short lint fuzz demo bench bench-quick bench-engines bench-programs hostile load clean test-386
 
 all: build
 
@@ -33,6 +33,14 @@ test:
 	go -C test vet ./...
 	go test -race -count=1 -timeout 15m ./...
 	$(MAKE) --jobs=2 test-programs test-computing
+	$(MAKE) test-386
+
+# Where an int has 32 bits: that everything compiles, and what counts and what
+# is written to the wire. These programs run on machines of 64 bits, too.
+test-386:
+	GOARCH=386 CGO_ENABLED=0 go vet ./...
+	GOARCH=386 CGO_ENABLED=0 go test -short -count=1 ./common/wire ./common/handshake ./common/engine/internal/... ./common/engines
+	GOARCH=386 CGO_ENABLED=0 go test -short -count=1 -run 'Recall|Ask|Trip|Plans|Window|HeadsMeasure|Account|Incoming|Outgoing|Records|Numbers|Auto' ./common/carrier
 
 test-programs:
 	go -C test test -race -count=1 -timeout 15m ./...

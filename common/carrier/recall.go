@@ -49,6 +49,10 @@ type pace struct {
 	at   time.Time     // when it was found
 }
 
+// field is p's rate for a head. A path that carries more than 2 GB/s is none that
+// a session has to know of, and its rate would not fit into an int of 32 bits.
+func (p pace) field() int { return int(min(p.rate, math.MaxInt32)) }
+
 func (p pace) known() bool { return p.rate > 0 && p.trip > 0 }
 
 // replaces tells whether p says more than old of the same way. A session that
@@ -207,7 +211,7 @@ func (l *link) stampFound(h *wire.Head) {
 	}
 	w.found.toldAt = time.Now()
 	p := w.finds()
-	h.Rate, h.More = int(p.rate), p.more && p.rate > 0
+	h.Rate, h.More = p.field(), p.more && p.rate > 0
 }
 
 // A memory is what a client's sessions have found, by front. The zero value
@@ -288,7 +292,7 @@ func (m *memory) begin(front string, l *link, asked *wire.Head) {
 	up, down := m.carries(front, now)
 	l.recall(up.part(part), flightLimit)
 	if down = down.part(part).roughly(); down.known() {
-		asked.Rate, asked.More, asked.Trip = int(down.rate), down.more, down.trip
+		asked.Rate, asked.More, asked.Trip = down.field(), down.more, down.trip
 	}
 }
 
@@ -314,7 +318,7 @@ type credit struct{ lent int } // bytes
 // lend has a session begin as its first message asks, at a server that has so much
 // memory.
 func (c *credit) lend(l *link, ask *wire.Head, memory int64) {
-	c.lent += l.recall(pace{rate: float64(ask.Rate), more: ask.More, trip: ask.Trip}, int(memory)/recalledShare-c.lent)
+	c.lent += l.recall(pace{rate: float64(ask.Rate), more: ask.More, trip: ask.Trip}, int(min(memory/recalledShare, math.MaxInt))-c.lent)
 }
 
 // settle says that the session is confirmed, or over.

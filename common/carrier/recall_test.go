@@ -2,6 +2,7 @@ package carrier
 
 import (
 	"errors"
+	"math"
 	"net/http"
 	"os"
 	"testing"
@@ -157,7 +158,7 @@ func TestFirstAnswerHeldBack(t *testing.T) {
 
 // What a first message asks for is bounded, and nonsense is no request.
 func TestAsk(t *testing.T) {
-	greatest := wire.Head{Limit: 1 << 40, Stream: 1 << 50, Quiet: 1 << 50, Hold: 1 << 50, Rate: 1 << 40, More: true, Trip: 1 << 50}
+	greatest := wire.Head{Limit: math.MaxInt, Stream: 1 << 50, Quiet: 1 << 50, Hold: 1 << 50, Rate: math.MaxInt, More: true, Trip: 1 << 50}
 	for name, ask := range map[string][]byte{
 		"nothing":  nil,
 		"nonsense": {1, 2, 3},
@@ -246,7 +247,7 @@ func TestFirstAnswerInCrowd(t *testing.T) {
 func TestRecallOfStrangers(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		hello := w.hello()
-		hello.Ask = (&wire.Head{Rate: 1 << 40, Trip: time.Second}).Append(nil)
+		hello.Ask = (&wire.Head{Rate: math.MaxInt, Trip: time.Second}).Append(nil)
 		size := func() int {
 			s := <-w.accepted
 			s.link.mu.Lock()

@@ -3,6 +3,7 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -171,7 +172,7 @@ func (h *Head) Parse(b []byte) error {
 		case fieldHold:
 			h.Hold = duration(v)
 		case fieldLimit:
-			h.Limit = int(v)
+			h.Limit = number(v)
 		case fieldStream:
 			h.Stream = duration(v)
 		case fieldQuiet:
@@ -179,25 +180,28 @@ func (h *Head) Parse(b []byte) error {
 		case fieldWindow:
 			h.Window = v
 		case fieldBacklog:
-			h.Backlog = int(v)
+			h.Backlog = number(v)
 		case fieldClose:
 			h.Close = v
 		case fieldSent:
 			h.Sent = v
 		case fieldRate:
-			h.Rate = int(v)
+			h.Rate = number(v)
 		case fieldTrip:
 			h.Trip = duration(v)
 		case fieldMore:
 			h.More = v > 0
 		case fieldUnit:
-			h.Unit = int(v)
+			h.Unit = number(v)
 		case fieldKept:
 			h.Kept = v
 		}
 	}
 	return nil
 }
+
+// number is v as an int, or the greatest int where it has 32 bits only.
+func number(v uint64) int { return int(min(v, math.MaxInt)) }
 
 func duration(ms uint64) time.Duration {
 	return time.Duration(min(ms, maxMilli)) * time.Millisecond

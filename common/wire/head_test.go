@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math"
 	"reflect"
 	"testing"
 	"time"
@@ -16,6 +17,10 @@ func sameHead(a, b *Head) bool {
 	return same && reflect.DeepEqual(x, y)
 }
 
+// greatest is the greatest value of a field that is an int: an int of 32 bits
+// cannot say all that a field can.
+var greatest = number(maxField)
+
 func TestHeadRoundTrip(t *testing.T) {
 	wide := Set{Low: 1}
 	for i := range uint64(MaxSpans) {
@@ -26,7 +31,7 @@ func TestHeadRoundTrip(t *testing.T) {
 		"echo 0":   {Echoes: true},
 		"times":    {Time: 1<<32 - 1, Echoes: true, Echo: 1<<32 - 1, Delay: (maxMilli - 1) * time.Millisecond},
 		"fields":   {Hold: time.Second, Limit: 1, Stream: time.Hour, Quiet: time.Millisecond, Window: 1, Backlog: 3, Close: CloseRoom, Sent: 9, Rate: 5, More: true, Unit: 9, Trip: time.Millisecond, Kept: 4},
-		"greatest": {Exchange: MaxNumber, Hold: (maxMilli - 1) * time.Millisecond, Limit: maxField, Window: maxField, Backlog: maxField, Close: maxField, Sent: maxField, Unit: maxField, Kept: maxField, Rate: maxField, More: true, Trip: (maxMilli - 1) * time.Millisecond},
+		"greatest": {Exchange: MaxNumber, Hold: (maxMilli - 1) * time.Millisecond, Limit: greatest, Window: maxField, Backlog: greatest, Close: maxField, Sent: maxField, Unit: greatest, Kept: maxField, Rate: greatest, More: true, Trip: (maxMilli - 1) * time.Millisecond},
 		"sets":     {Acks: wide, Ended: wide},
 	} {
 		b := h.Append(nil)
@@ -45,10 +50,10 @@ func TestHeadRoundTrip(t *testing.T) {
 
 // Values beyond what a field can say are written as the greatest there is.
 func TestHeadClamps(t *testing.T) {
-	h := Head{Hold: -time.Second, Quiet: 100 * 24 * time.Hour, Window: 1 << 50, Limit: 1 << 50}
+	h := Head{Hold: -time.Second, Quiet: 100 * 24 * time.Hour, Window: 1 << 50, Limit: math.MaxInt}
 	var got Head
 	err := got.Parse(h.Append(nil))
-	want := Head{Quiet: (maxMilli - 1) * time.Millisecond, Window: maxField, Limit: maxField}
+	want := Head{Quiet: (maxMilli - 1) * time.Millisecond, Window: maxField, Limit: greatest}
 	if err != nil || !sameHead(&got, &want) {
 		t.Errorf("%+v, %v, want %+v", got, err, want)
 	}
