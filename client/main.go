@@ -30,7 +30,6 @@ import (
 	"io"
 	"net/url"
 	"os"
-	"runtime"
 	"strings"
 	"time"
 
@@ -94,7 +93,7 @@ Running:
   -log FILE         append the log to FILE (default: stderr)
   -unsafe-logging   show network addresses in the log, and in a check, which
                     then shows the line that works best, too
-  -version          show the version and exit
+  -version          show version, revision, Go and platform, and exit
   -h                show this help and exit
 `
 
@@ -195,7 +194,7 @@ func run(args []string) int {
 		p.Say("%v; see %s -h", err, program)
 		return exitUsage
 	case s.version:
-		p.Print(fmt.Sprintf("%s %s (%s, %s/%s)\n", program, ptproc.Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH))
+		p.Print(ptproc.About(program))
 		return exitOK
 	}
 	if err := p.OpenLog(s.logFile, s.unsafe); err != nil {

@@ -60,7 +60,7 @@ func run(args []string) int {
 		p.Print(help)
 		return 0
 	case set.version && flagErr == nil:
-		p.Print("turbotunnel-server " + ptproc.Version() + "\n")
+		p.Print(ptproc.About("turbotunnel-server"))
 		return 0
 	case flagErr == nil && flags.NArg() != 0 && flags.NArg() != 2:
 		flagErr = fmt.Errorf("%d arguments; want LISTEN and FORWARD, or none under tor", flags.NArg())

@@ -60,7 +60,7 @@ Flags:
                         limits, FORWARD, and at -url as clients and strangers
                         see it, and say what to mend
   -json                 show what -check finds as JSON
-  -version              print the version
+  -version              print version, revision, Go and platform
   -h                    print this help
 
 Under tor each flag can also stand in ServerTransportOptions, as in

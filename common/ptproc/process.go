@@ -23,7 +23,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -253,30 +252,4 @@ func (p *Process) Close() {
 		p.logFile.Close()
 		p.file.close()
 	}
-}
-
-// Version returns the version of the running program as the Go toolchain
-// recorded it: a release's tag, otherwise the commit's time and hash.
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "devel"
-	}
-	if v := info.Main.Version; v != "" && v != "(devel)" {
-		return v
-	}
-	var revision string
-	var at time.Time
-	for _, s := range info.Settings {
-		switch s.Key {
-		case "vcs.revision":
-			revision = s.Value
-		case "vcs.time":
-			at, _ = time.Parse(time.RFC3339, s.Value)
-		}
-	}
-	if revision == "" {
-		return "devel"
-	}
-	return at.UTC().Format("20060102") + "-" + revision[:min(12, len(revision))]
 }
