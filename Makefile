@@ -6,12 +6,12 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT = mvdan.cc/gofumpt@v0.12.0
 
 # Debian packages. gcc and libc6-dev are for the race detector.
-TEST_PACKAGES = chromium tor obfs4proxy nginx-light haproxy systemd libcap2-bin libapache2-mod-security2 libnginx-mod-http-modsecurity modsecurity-crs ncat microsocks curl gcc libc6-dev
+TEST_PACKAGES = chromium tor obfs4proxy nginx-light haproxy systemd libcap2-bin libapache2-mod-security2 libnginx-mod-http-modsecurity modsecurity-crs ncat microsocks curl bash zsh iproute2 gcc libc6-dev
 
 # How long each fuzz target runs.
 FUZZTIME = 30s
 
-.PHONY: all build test test-programs test-computing test-short lint fuzz demo bench bench-quick bench-engines bench-programs hostile load clean test-386
+.PHONY: all build test test-programs test-computing test-short lint fuzz demo bench bench-quick bench-engines bench-programs hostile load clean test-386 install install-files uninstall release deb image FORCE
 
 all: build
 
@@ -20,6 +20,49 @@ all: build
 build:
 	CGO_ENABLED=0 go build -trimpath -o turbotunnel-client ./client
 	CGO_ENABLED=0 go build -trimpath -o turbotunnel-server ./server
+
+# For all users of this machine, or into the folder DESTDIR for whoever makes a
+# package. FROM has the programs.
+PREFIX = /usr/local
+ZSHDIR = $(PREFIX)/share/zsh/site-functions
+FROM = .
+BIN = $(DESTDIR)$(PREFIX)/bin
+MAN = $(DESTDIR)$(PREFIX)/share/man/man1
+BASH_COMPLETION = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSH_COMPLETION = $(DESTDIR)$(ZSHDIR)
+
+install: build install-files
+
+install-files:
+	install -d $(BIN) $(MAN) $(BASH_COMPLETION) $(ZSH_COMPLETION)
+	install -m 755 $(FROM)/turbotunnel-client $(FROM)/turbotunnel-server $(BIN)
+	install -m 644 doc/turbotunnel-client.1 doc/turbotunnel-server.1 $(MAN)
+	install -m 644 deploy/completion/turbotunnel-client.bash $(BASH_COMPLETION)/turbotunnel-client
+	install -m 644 deploy/completion/turbotunnel-server.bash $(BASH_COMPLETION)/turbotunnel-server
+	install -m 644 deploy/completion/_turbotunnel-client deploy/completion/_turbotunnel-server $(ZSH_COMPLETION)
+
+uninstall:
+	rm -f $(BIN)/turbotunnel-client $(BIN)/turbotunnel-server
+	rm -f $(MAN)/turbotunnel-client.1 $(MAN)/turbotunnel-server.1
+	rm -f $(BASH_COMPLETION)/turbotunnel-client $(BASH_COMPLETION)/turbotunnel-server
+	rm -f $(ZSH_COMPLETION)/_turbotunnel-client $(ZSH_COMPLETION)/_turbotunnel-server
+
+# What others are given, in dist: of the newest commit, for all platforms, and
+# the same bytes whoever makes it with the same Go. deb and image make one each,
+# for this machine.
+release: bin/release
+	bin/release -o dist
+
+deb: bin/release
+	bin/release -o dist -platforms here -kinds debs
+
+image: bin/release
+	bin/release -o dist -platforms here -kinds images
+
+bin/release: FORCE
+	@mkdir -p bin && go -C test build -o ../bin/release ./release
+
+FORCE:
 
 # Everything, with real tor, proxies and programs: some minutes. A test whose
 # tools are missing fails. -count=1, because go test does not know that a test
@@ -125,4 +168,4 @@ load:
 	exec bin/load
 
 clean:
-	rm -rf bin turbotunnel-client turbotunnel-server
+	rm -rf bin dist turbotunnel-client turbotunnel-server
