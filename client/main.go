@@ -197,7 +197,7 @@ func run(args []string) int {
 		p.Print(ptproc.About(program))
 		return exitOK
 	}
-	if err := p.OpenLog(s.logFile, s.unsafe); err != nil {
+	if err := p.OpenLog(ptproc.LogConfig{File: s.logFile, Unsafe: s.unsafe}); err != nil {
 		p.EnvError(err)
 		p.Say("%v", err)
 		return exitFailure

@@ -221,7 +221,7 @@ func (c *serverCheck) settings() finding {
 		err = errors.New("-proxy-protocol needs -trusted-proxies")
 	}
 	if err == nil && c.set.url != "" {
-		err = checkURL(c.set.url, "")
+		err = bridgeLine{url: c.set.url, fronts: c.set.fronts}.check()
 	}
 	if err == nil && c.forward != "" {
 		err = checkForward(c.forward)
@@ -354,7 +354,7 @@ func (c *serverCheck) way() *front.Config {
 	if network, addr := ptproc.Network(c.listen); text == "" && c.set.disableTLS && network == "tcp" && addr != systemdWord {
 		text = "http://" + addr // of tor's, there is none
 	}
-	if text == "" || checkURL(text, "") != nil {
+	if text == "" || (bridgeLine{url: text}).check() != nil {
 		return nil
 	}
 	u, err := url.Parse(text)

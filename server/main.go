@@ -62,6 +62,8 @@ func run(args []string) int {
 	case set.version && flagErr == nil:
 		p.Print(ptproc.About("turbotunnel-server"))
 		return 0
+	case set.bridgeLine && flagErr == nil:
+		return printBridgeLine(p, set)
 	case flagErr == nil && flags.NArg() != 0 && flags.NArg() != 2:
 		flagErr = fmt.Errorf("%d arguments; want LISTEN and FORWARD, or none under tor", flags.NArg())
 	}
@@ -83,7 +85,10 @@ func run(args []string) int {
 
 // forwarding serves without tor.
 func forwarding(p *ptproc.Process, set settings, listen, forward string) int {
-	err := p.OpenLog(set.log, set.unsafeLogging)
+	config, err := set.logConfig()
+	if err == nil {
+		err = p.OpenLog(config)
+	}
 	if err == nil {
 		err = checkForward(forward)
 	}
@@ -134,6 +139,9 @@ func managed(p *ptproc.Process, set settings) int {
 		if s.set.url != "" {
 			args.Add("url", s.set.url)
 		}
+		if s.set.fronts != "" {
+			args.Add("fronts", s.set.fronts)
+		}
 		pt.SmethodArgs(method, s.ln.Addr(), args)
 	}
 	pt.SmethodsDone()
@@ -158,7 +166,11 @@ func startManaged(p *ptproc.Process, set settings, info pt.ServerInfo) (*service
 		if err := set.apply(bind.Options); err != nil {
 			return nil, err
 		}
-		if err := p.OpenLog(set.log, set.unsafeLogging); err != nil {
+		config, err := set.logConfig()
+		if err != nil {
+			return nil, err
+		}
+		if err := p.OpenLog(config); err != nil {
 			return nil, err
 		}
 		if set.stateDir == "" {
@@ -256,14 +268,14 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 	if err != nil {
 		return nil, err
 	}
-	if set.url != "" {
-		if err := checkURL(set.url, publicKey); err != nil {
-			return nil, err
-		}
+	line := bridgeLine{url: set.url, fronts: set.fronts, key: publicKey}
+	if err := line.check(); err != nil {
+		return nil, err
 	}
 	if set.stateDir != "" {
+		line.fingerprint = fingerprint(set.stateDir)
 		// The file is for people only: a full disk keeps nobody from serving.
-		if err := writeBridgeLine(set.stateDir, set.url, publicKey); err != nil {
+		if err := line.write(set.stateDir); err != nil {
 			log.Warn("the file with the bridge line is missing or out of date", "err", err)
 		}
 	}
@@ -294,7 +306,7 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 		return st, nil
 	}, dial, s.limits, log)
 	if set.metrics != "" {
-		if s.metrics, err = newMetricsServer(set.metrics, s.listenTCP, s.register(), log); err != nil {
+		if s.metrics, err = newMetricsServer(p.Stopping(), set.metrics, s.listenTCP, s.register(), log); err != nil {
 			return nil, err
 		}
 	}
@@ -450,6 +462,7 @@ func (s *service) serve() int {
 	running.Go(func() { s.streams.run(p.Draining()) })
 	serving, stop := context.WithCancel(context.Background())
 	running.Go(func() { collect(serving, s.held) })
+	running.Go(func() { summarize(serving, s.totals, p.Log()) })
 
 	code := 0
 	select {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -72,21 +74,30 @@ func (s *service) register() *prometheus.Registry {
 	return r
 }
 
-// A metricsServer shows metrics at /metrics on a listener of its own, without
-// TLS and to whoever can reach it.
+// A metricsServer shows metrics at /metrics, and at /healthz whether the server
+// takes new streams, on a listener of its own, without TLS and to whoever can
+// reach it.
 type metricsServer struct {
 	door *door
 	web  *http.Server
 }
 
-// newMetricsServer takes the address by listen.
-func newMetricsServer(address string, listen func(string) (net.Listener, error), r *prometheus.Registry, log *slog.Logger) (*metricsServer, error) {
+// newMetricsServer takes the address by listen. stopping is done when the server
+// takes no more streams.
+func newMetricsServer(stopping context.Context, address string, listen func(string) (net.Listener, error), r *prometheus.Registry, log *slog.Logger) (*metricsServer, error) {
 	ln, err := listen(address)
 	if err != nil {
 		return nil, fmt.Errorf("-metrics: %w", explainListen(address, err))
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		if stopping.Err() != nil {
+			http.Error(w, "stopping", http.StatusServiceUnavailable)
+			return
+		}
+		io.WriteString(w, "serving\n")
+	})
 	return &metricsServer{newDoor(ln, fewConns, fewBytes, log), newWebServer(mux, nil, log)}, nil
 }
 

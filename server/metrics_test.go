@@ -1,12 +1,17 @@
 package main
 
 import (
+	"context"
 	"io"
+	"log/slog"
 	"net"
+	"net/http/httptest"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // metric returns the value of a line of Prometheus' text format.
@@ -86,12 +91,42 @@ func TestMetrics(t *testing.T) {
 		t.Error("the metrics hold an address or the key")
 	}
 
+	if status, text := get(t, "http://"+metrics+"/healthz"); status != 200 || text != "serving\n" {
+		t.Errorf("/healthz: %d, %q", status, text)
+	}
+
 	// They are on their listener only, and nothing else is there.
 	if _, page := get(t, "http://"+addr+"/metrics"); strings.Contains(page, "turbotunnel") {
 		t.Error("strangers see the metrics")
 	}
 	if status, _ := get(t, "http://"+metrics+"/"); status != 404 {
 		t.Errorf("/: status %d", status)
+	}
+}
+
+// Who asks whether the server is well hears when it is about to end.
+func TestHealth(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := newMetricsServer(ctx, "", func(string) (net.Listener, error) { return ln, nil }, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	ask := func() int {
+		w := httptest.NewRecorder()
+		m.web.Handler.ServeHTTP(w, httptest.NewRequest("GET", "/healthz", nil))
+		return w.Code
+	}
+	if status := ask(); status != 200 {
+		t.Errorf("while it serves: %d", status)
+	}
+	stop()
+	if status := ask(); status != 503 {
+		t.Errorf("while it ends: %d", status)
 	}
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"crypto/tls"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -158,7 +157,7 @@ func TestManaged(t *testing.T) {
 		t.Errorf("/nothing: status %d\n%s", status, page)
 	}
 	line, err := os.ReadFile(filepath.Join(dir, bridgeLineFile))
-	if want := "Bridge turbo <ADDRESS> <FINGERPRINT> url=https://www.example.com/x key=" + m[2] + "\n"; err != nil || string(line) != want {
+	if want := (bridgeLine{url: "https://www.example.com/x", key: m[2]}).String() + "\n"; err != nil || string(line) != want {
 		t.Errorf("bridge line %q, %v; want %q", line, err, want)
 	}
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
@@ -308,7 +307,7 @@ func TestForwardingMode(t *testing.T) {
 		t.Errorf("a warning in spite of a key:\n%s", p.stderr)
 	}
 	line, err := os.ReadFile(filepath.Join(dir, bridgeLineFile))
-	if want := fmt.Sprintf("Bridge turbo <ADDRESS> <FINGERPRINT> url=<URL> key=%s\n", key); err != nil || string(line) != want {
+	if want := (bridgeLine{key: key}).String() + "\n"; err != nil || string(line) != want {
 		t.Errorf("bridge line %q, %v; want %q", line, err, want)
 	}
 }

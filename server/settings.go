@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"turbotunnel/common/tunnel"
+	"turbotunnel/common/ptproc"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )
@@ -43,6 +43,7 @@ Flags:
   -state-dir FOLDER     where the server's key is kept; made on first start
                         (under tor: tor's; else none, and no authentication)
   -url URL              how clients reach the server, for the bridge line
+  -fronts D1,D2,...     domains that clients dial and show instead, for the same
   -trusted-proxies LIST addresses and networks (10.0.0.0/8,2001:db8::/32) that
                         may say by X-Forwarded-For who the client is
   -proxy-protocol       trusted proxies begin each connection with a PROXY
@@ -55,11 +56,16 @@ Flags:
   -drain TIME           how long streams may go on when the program is told to
                         end (default: 30s; under tor 2s)
   -log FILE             write the log there and not to stderr
+  -log-level LEVEL      least that is logged: debug, info, notice, warning, error
+                        (default: info)
+  -log-format FORMAT    text, or json: an object a line (default: text)
   -unsafe-logging       show addresses in the log, and in a check
   -check                serve nothing; look at the certificate, the state folder,
                         limits, FORWARD, and at -url as clients and strangers
                         see it, and say what to mend
   -json                 show what -check finds as JSON
+  -bridge-line          print the bridge line for clients and exit
+  -qr                   with -bridge-line: as a QR code, too
   -version              print version, revision, Go and platform
   -h                    print this help
 
@@ -76,6 +82,7 @@ type settings struct {
 	disableTLS      bool
 	stateDir        string
 	url             string
+	fronts          string
 	trustedProxies  string
 	proxyProtocol   bool
 	decoy           string
@@ -83,7 +90,10 @@ type settings struct {
 	metrics         string
 	drain           string
 	log             string
+	logLevel        string
+	logFormat       string
 	unsafeLogging   bool
+	bridgeLine, qr  bool
 	version         bool
 	check           bool
 	json            bool
@@ -101,6 +111,7 @@ func (s *settings) flags() *flag.FlagSet {
 	fs.BoolVar(&s.disableTLS, "disable-tls", s.disableTLS, "")
 	fs.StringVar(&s.stateDir, "state-dir", s.stateDir, "")
 	fs.StringVar(&s.url, "url", s.url, "")
+	fs.StringVar(&s.fronts, "fronts", s.fronts, "")
 	fs.StringVar(&s.trustedProxies, "trusted-proxies", s.trustedProxies, "")
 	fs.BoolVar(&s.proxyProtocol, "proxy-protocol", s.proxyProtocol, "")
 	fs.StringVar(&s.decoy, "decoy", s.decoy, "")
@@ -109,6 +120,10 @@ func (s *settings) flags() *flag.FlagSet {
 	fs.StringVar(&s.drain, "drain", s.drain, "")
 	fs.StringVar(&s.log, "log", s.log, "")
 	fs.BoolVar(&s.unsafeLogging, "unsafe-logging", s.unsafeLogging, "")
+	fs.StringVar(&s.logLevel, "log-level", s.logLevel, "")
+	fs.StringVar(&s.logFormat, "log-format", s.logFormat, "")
+	fs.BoolVar(&s.bridgeLine, "bridge-line", s.bridgeLine, "")
+	fs.BoolVar(&s.qr, "qr", s.qr, "")
 	fs.BoolVar(&s.version, "version", s.version, "")
 	fs.BoolVar(&s.check, "check", s.check, "")
 	fs.BoolVar(&s.json, "json", s.json, "")
@@ -117,7 +132,23 @@ func (s *settings) flags() *flag.FlagSet {
 
 // commandLineOnly are the flags with which the program does something else than to
 // serve.
-var commandLineOnly = []string{"version", "check", "json"}
+var commandLineOnly = []string{"bridge-line", "check", "json", "qr", "version"}
+
+// logConfig is how the log is written.
+func (s *settings) logConfig() (ptproc.LogConfig, error) {
+	c := ptproc.LogConfig{File: s.log, Unsafe: s.unsafeLogging, JSON: s.logFormat == "json"}
+	if s.logFormat != "" && s.logFormat != "json" && s.logFormat != "text" {
+		return c, fmt.Errorf("-log-format %+q is neither text nor json", s.logFormat)
+	}
+	if s.logLevel == "" {
+		return c, nil
+	}
+	var err error
+	if c.Level, err = ptproc.ParseLevel(s.logLevel); err != nil {
+		err = fmt.Errorf("-log-level: %w", err)
+	}
+	return c, err
+}
 
 // apply sets what ServerTransportOptions hold. They override the flags.
 func (s *settings) apply(options pt.Args) error {
@@ -145,28 +176,6 @@ func (s *settings) apply(options pt.Args) error {
 			// Only a switch can fail.
 			return fmt.Errorf("option %s=%+q in ServerTransportOptions: %w; want 1 or 0", name, values[0], err)
 		}
-	}
-	return nil
-}
-
-// bridgeArgsMax is the size in bytes of the arguments of a bridge line that
-// tor can hand to a client: a SOCKS user name and password, less the byte that
-// fills an empty password (pt-spec, "Per-connection client arguments").
-const bridgeArgsMax = 510
-
-// checkURL tells whether clients can use url in a bridge line with this key.
-func checkURL(url, key string) error {
-	for _, c := range []byte(url) {
-		if c <= ' ' || c > '~' {
-			return fmt.Errorf("-url %+q holds a character that is not printable ASCII: percent-encode it", url)
-		}
-	}
-	var client tunnel.Config
-	if err := client.Set("url", url); err != nil {
-		return fmt.Errorf("-url: %w", err)
-	}
-	if n := len("url=;key=") + len(url) + len(key); n > bridgeArgsMax {
-		return fmt.Errorf("-url is too long: url= and key= have %d bytes together, and tor can hand over %d", n, bridgeArgsMax)
 	}
 	return nil
 }

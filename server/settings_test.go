@@ -57,7 +57,7 @@ func TestBadOptions(t *testing.T) {
 		options pt.Args
 		want    []string
 	}{
-		{pt.Args{"colour": {"red"}}, []string{`"colour"`, "acme-directory, acme-email, acme-hostnames, decoy, disable-tls, drain, log, memory-limit, metrics, proxy-protocol, state-dir, tls-cert, tls-key, trusted-proxies, unsafe-logging, url"}},
+		{pt.Args{"colour": {"red"}}, []string{`"colour"`, "acme-directory, acme-email, acme-hostnames, decoy, disable-tls, drain, fronts, log, log-format, log-level, memory-limit, metrics, proxy-protocol, state-dir, tls-cert, tls-key, trusted-proxies, unsafe-logging, url"}},
 		{pt.Args{"version": {"1"}}, []string{`"version"`}},
 		{pt.Args{"": {""}}, []string{`""`}},
 		{pt.Args{"\x00\xff": {""}}, []string{`"\x00\xff"`}},
@@ -74,28 +74,6 @@ func TestBadOptions(t *testing.T) {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%v: the error lacks %q: %v", c.options, want, err)
 			}
-		}
-	}
-}
-
-func TestCheckURL(t *testing.T) {
-	key := strings.Repeat("k", 43)
-	for _, url := range []string{"https://www.example.com/", "http://192.0.2.1:8080/a/b", "https://[2001:db8::1]/x"} {
-		if err := checkURL(url, key); err != nil {
-			t.Errorf("%s: %v", url, err)
-		}
-	}
-	for url, want := range map[string]string{
-		"https://www.example.com/a b": "percent-encode",
-		"https://www.example.com/ü":   "percent-encode",
-		"www.example.com":             "www.example.com",
-		"https://":                    "https://",
-		"https://www.example.com/" + strings.Repeat("x", 450): "too long",
-	} {
-		if err := checkURL(url, key); err == nil {
-			t.Errorf("%s: no error", url)
-		} else if !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "-url") {
-			t.Errorf("%s: the error lacks %q or -url: %v", url, want, err)
 		}
 	}
 }

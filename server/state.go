@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -16,9 +15,8 @@ import (
 )
 
 const (
-	keyFile        = "turbo_key"
-	bridgeLineFile = "turbo_bridgeline.txt"
-	clockFile      = "turbo_clock"
+	keyFile   = "turbo_key"
+	clockFile = "turbo_clock"
 
 	// temporaryFiles are written before they get their names. probeFiles were made
 	// by earlier versions, to see whether that is possible.
@@ -167,23 +165,6 @@ func (m clockMarks) Load() ([]byte, error) {
 func (m clockMarks) Save(text []byte) error {
 	if err := writeWhole(m.dir, clockFile, text); err != nil {
 		return fmt.Errorf("cannot write %s: %w", filepath.Join(m.dir, clockFile), err)
-	}
-	return nil
-}
-
-// writeBridgeLine keeps the ready bridge line in the folder dir. A file that
-// says the same is left alone.
-func writeBridgeLine(dir, url, key string) error {
-	if url == "" {
-		url = "<URL>"
-	}
-	line := fmt.Appendf(nil, "Bridge turbo <ADDRESS> <FINGERPRINT> url=%s key=%s\n", url, key)
-	path := filepath.Join(dir, bridgeLineFile)
-	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, line) {
-		return nil
-	}
-	if err := writeWhole(dir, bridgeLineFile, line); err != nil {
-		return fmt.Errorf("cannot write the bridge line: %w", err)
 	}
 	return nil
 }

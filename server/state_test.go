@@ -8,7 +8,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"turbotunnel/common/tunnel"
 )
@@ -199,49 +198,6 @@ func TestKeyMayBeALink(t *testing.T) {
 	again, err := loadKey(dir)
 	if err != nil || again.Public() != key.Public() {
 		t.Errorf("got %v, %v", again, err)
-	}
-}
-
-func TestBridgeLine(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, bridgeLineFile)
-	check := func(want string) os.FileInfo {
-		t.Helper()
-		text, err := os.ReadFile(path)
-		if err != nil || string(text) != want {
-			t.Fatalf("got %q, %v; want %q", text, err, want)
-		}
-		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info
-	}
-	write := func(url, key string) {
-		t.Helper()
-		if err := writeBridgeLine(dir, url, key); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("", "KEY")
-	check("Bridge turbo <ADDRESS> <FINGERPRINT> url=<URL> key=KEY\n")
-	write("https://www.example.com/x", "KEY")
-	want := "Bridge turbo <ADDRESS> <FINGERPRINT> url=https://www.example.com/x key=KEY\n"
-	before := check(want)
-	old := time.Unix(1e9, 0)
-	if err := os.Chtimes(path, old, old); err != nil {
-		t.Fatal(err)
-	}
-	write("https://www.example.com/x", "KEY")
-	if after := check(want); !os.SameFile(before, after) || !after.ModTime().Equal(old) {
-		t.Error("a file that says the same was written again")
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 1 {
-		t.Errorf("the folder holds %v, %v", entries, err)
-	}
-	if err := writeBridgeLine(filepath.Join(dir, "gone"), "", "KEY"); err == nil || !strings.Contains(err.Error(), "gone") {
-		t.Errorf("a folder that is not there: %v", err)
 	}
 }
 

@@ -3,8 +3,10 @@ package ptproc
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,28 +26,74 @@ const LevelNotice = slog.Level(2)
 // everything else that looks like an address.
 const AddrKey = "addr"
 
+// Levels are the names of what a log may begin with, from all to little.
+var Levels = []string{"debug", "info", "notice", "warning", "error"}
+
+// ParseLevel reads one of Levels.
+func ParseLevel(name string) (slog.Level, error) {
+	for level := slog.LevelDebug; level <= slog.LevelError; level++ {
+		if slices.Contains(Levels, name) && levelName(level) == name {
+			return level, nil
+		}
+	}
+	return 0, fmt.Errorf("no level of the log is called %+q: take one of %s", name, strings.Join(Levels, ", "))
+}
+
+// A LogConfig says where a program's log goes and how. The zero value is what
+// programs begin with.
+type LogConfig struct {
+	File   string     // appended to, and created with mode 0600; empty: stderr
+	Unsafe bool       // addresses are shown
+	Level  slog.Level // the lowest that is written; tor is told from slog.LevelInfo up
+	JSON   bool       // one object a line
+}
+
 // A handler writes each record as one line: time, level, message, attributes
-// as key=value. It hides addresses, writes control characters as escapes, and
-// tells tor as well. Safe for concurrent use.
+// as key=value, or the same as a JSON object. It hides addresses, writes control
+// characters as escapes, and tells tor as well. Safe for concurrent use.
 type handler struct {
 	*sink
 	attrs slog.Handler // writes the attributes, and nothing else, to sink.buf
+	json  slog.Handler // writes to sink.dst; nil: lines of text
 }
 
 // A sink is what a handler shares with those that With made of it.
 type sink struct {
 	dst    io.Writer
-	unsafe bool // addresses are shown
+	config LogConfig
 	tor    bool // tor is told
 
 	mu  sync.Mutex   // guards what follows
 	buf bytes.Buffer // attributes of the record at hand
 }
 
-func newHandler(dst io.Writer, unsafe, tor bool) *handler {
-	h := &handler{sink: &sink{dst: dst, unsafe: unsafe, tor: tor}}
+func newHandler(dst io.Writer, config LogConfig, tor bool) *handler {
+	h := &handler{sink: &sink{dst: dst, config: config, tor: tor}}
 	h.attrs = slog.NewTextHandler(&h.buf, &slog.HandlerOptions{ReplaceAttr: h.replace})
+	if config.JSON {
+		h.json = slog.NewJSONHandler(dst, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: h.replaceJSON})
+	}
 	return h
+}
+
+// replaceJSON is replace for an object, which holds all of a record.
+func (s *sink) replaceJSON(groups []string, a slog.Attr) slog.Attr {
+	if len(groups) == 0 {
+		switch a.Key {
+		case slog.TimeKey:
+			return slog.Time(a.Key, a.Value.Time().UTC())
+		case slog.LevelKey:
+			return slog.String(a.Key, levelName(a.Value.Any().(slog.Level)))
+		case slog.MessageKey:
+			return slog.String(a.Key, clean(a.Value.String(), s.config.Unsafe))
+		}
+	}
+	a = s.replace(groups, a)
+	switch a.Value.Kind() {
+	case slog.KindString, slog.KindAny:
+		a.Value = slog.StringValue(clean(a.Value.String(), s.config.Unsafe))
+	}
+	return a
 }
 
 // replace drops what Handle writes itself and hides addresses in values.
@@ -53,43 +101,57 @@ func (s *sink) replace(groups []string, a slog.Attr) slog.Attr {
 	if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey || a.Key == slog.MessageKey) {
 		return slog.Attr{}
 	}
-	if a.Key == AddrKey && !s.unsafe {
+	if a.Key == AddrKey && !s.config.Unsafe {
 		return slog.String(a.Key, scrub.Hidden)
 	}
 	if err, ok := a.Value.Any().(error); ok {
 		text := err.Error()
-		if !s.unsafe {
+		if !s.config.Unsafe {
 			text = scrub.Error(err)
 		}
 		return slog.String(a.Key, oneLine(text))
 	}
-	if a.Value.Kind() == slog.KindString && !s.unsafe {
+	if a.Value.Kind() == slog.KindString && !s.config.Unsafe {
 		return slog.String(a.Key, scrub.Name(a.Value.String()))
 	}
 	return a
 }
 
 func (h *handler) Enabled(_ context.Context, level slog.Level) bool {
-	return level >= slog.LevelInfo
+	return level >= h.config.Level || h.tor && level >= slog.LevelInfo
 }
 
 func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &handler{h.sink, h.attrs.WithAttrs(attrs)}
+	return h.with(func(to slog.Handler) slog.Handler { return to.WithAttrs(attrs) })
 }
 
 func (h *handler) WithGroup(name string) slog.Handler {
-	return &handler{h.sink, h.attrs.WithGroup(name)}
+	return h.with(func(to slog.Handler) slog.Handler { return to.WithGroup(name) })
+}
+
+// with is h with each of its handlers changed.
+func (h *handler) with(change func(slog.Handler) slog.Handler) slog.Handler {
+	changed := &handler{sink: h.sink, attrs: change(h.attrs)}
+	if h.json != nil {
+		changed.json = change(h.json)
+	}
+	return changed
 }
 
 func (h *handler) Handle(ctx context.Context, r slog.Record) error {
+	if r.Time.IsZero() {
+		r.Time = time.Now()
+	}
 	text := h.text(ctx, r)
 	level := levelName(r.Level)
-	at := r.Time
-	if at.IsZero() {
-		at = time.Now()
+	switch {
+	case r.Level < h.config.Level:
+	case h.json != nil:
+		h.json.Handle(ctx, r)
+	default:
+		io.WriteString(h.dst, r.Time.UTC().Format(time.DateTime)+" "+level+" "+text+"\n")
 	}
-	io.WriteString(h.dst, at.UTC().Format(time.DateTime)+" "+level+" "+text+"\n")
-	if h.tor {
+	if h.tor && r.Level >= slog.LevelInfo {
 		text = forTor(text)
 		switch level {
 		case "error":
@@ -137,7 +199,7 @@ func (h *handler) text(ctx context.Context, r slog.Record) string {
 	if attrs := strings.TrimSuffix(h.buf.String(), "\n"); attrs != "" {
 		text += " " + attrs
 	}
-	return clean(text, h.unsafe)
+	return clean(text, h.config.Unsafe)
 }
 
 // oneLine writes the lines of an errors.Join as one sentence.
@@ -166,7 +228,8 @@ func clean(text string, unsafe bool) string {
 	return text
 }
 
-// levelName returns tor's word for the severity that level belongs to.
+// levelName returns tor's word for the severity that level belongs to. tor is
+// told nothing that is for debugging.
 func levelName(level slog.Level) string {
 	switch {
 	case level >= slog.LevelError:
@@ -175,7 +238,9 @@ func levelName(level slog.Level) string {
 		return "warning"
 	case level >= LevelNotice:
 		return "notice"
-	default:
+	case level >= slog.LevelInfo:
 		return "info"
+	default:
+		return "debug"
 	}
 }

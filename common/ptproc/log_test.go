@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -30,7 +31,7 @@ func capture(t *testing.T) *bytes.Buffer {
 func TestLogLine(t *testing.T) {
 	tor := capture(t)
 	var file bytes.Buffer
-	log := slog.New(newHandler(&file, false, true))
+	log := slog.New(newHandler(&file, LogConfig{}, true))
 	log.With("session", "abc").WithGroup("g").Warn("peer at 192.0.2.1 said \"hé\x1b\n\"", AddrKey, "front", "next", "b.example",
 		"err", &net.DNSError{Err: "no such host", Name: "front.example"}, "n", 7)
 	// The file's line begins with the time.
@@ -47,7 +48,7 @@ func TestLogLine(t *testing.T) {
 
 func TestUnsafeLogging(t *testing.T) {
 	var file bytes.Buffer
-	log := slog.New(newHandler(&file, true, false))
+	log := slog.New(newHandler(&file, LogConfig{Unsafe: true}, false))
 	log.Info("peer at 192.0.2.1", AddrKey, "front.example", "err", errors.Join(errors.New("one"), errors.New("two\x1b")))
 	_, line, _ := strings.Cut(file.String(), " info ")
 	want := `peer at 192.0.2.1 addr=front.example err="one; two\x1b"` + "\n"
@@ -58,7 +59,7 @@ func TestUnsafeLogging(t *testing.T) {
 
 func TestSeverities(t *testing.T) {
 	tor := capture(t)
-	log := slog.New(newHandler(new(bytes.Buffer), false, true))
+	log := slog.New(newHandler(new(bytes.Buffer), LogConfig{}, true))
 	for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, LevelNotice, slog.LevelWarn, slog.LevelError} {
 		log.Log(context.Background(), level, "m")
 	}
@@ -71,6 +72,56 @@ func TestSeverities(t *testing.T) {
 	}
 }
 
+// What is below the level is not written; tor has levels of its own.
+func TestLevel(t *testing.T) {
+	for _, name := range Levels {
+		level, err := ParseLevel(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tor := capture(t)
+		var file bytes.Buffer
+		log := slog.New(newHandler(&file, LogConfig{Level: level}, true))
+		want := ""
+		for _, l := range []slog.Level{slog.LevelDebug, slog.LevelInfo, LevelNotice, slog.LevelWarn, slog.LevelError} {
+			log.Log(context.Background(), l, "m")
+			if l >= level {
+				want += levelName(l) + " m\n"
+			}
+		}
+		got := ""
+		for line := range strings.Lines(file.String()) {
+			got += line[len("2006-01-02 15:04:05 "):]
+		}
+		if got != want {
+			t.Errorf("%s: got\n%swant\n%s", name, got, want)
+		}
+		if n := strings.Count(tor.String(), "LOG "); n != 4 {
+			t.Errorf("%s: tor was told %d messages, want 4", name, n)
+		}
+	}
+	if _, err := ParseLevel("loud"); err == nil {
+		t.Error("there is a level called loud")
+	}
+}
+
+// The same is hidden in an object as in a line.
+func TestJSON(t *testing.T) {
+	tor := capture(t)
+	var file bytes.Buffer
+	log := slog.New(newHandler(&file, LogConfig{JSON: true}, true))
+	log.With("session", "abc").WithGroup("g").Warn("peer at 192.0.2.1 said \"hé\x1b\n\"", AddrKey, "front", "next", "b.example",
+		"err", &net.DNSError{Err: "no such host", Name: "front.example"}, "n", 7, "any", netip.MustParseAddr("192.0.2.2"))
+	_, rest, _ := strings.Cut(file.String(), `,"level":`)
+	want := `"warning","msg":"peer at [scrubbed] said \"hé\\x1b\\n\"","session":"abc","g":{"addr":"[scrubbed]","next":"[scrubbed]","err":"lookup [scrubbed]: no such host","n":7,"any":"[scrubbed]"}}` + "\n"
+	if rest != want {
+		t.Errorf("file:\n got %s\nwant %s", rest, want)
+	}
+	if !strings.HasPrefix(tor.String(), "LOG SEVERITY=warning MESSAGE=\"peer at [scrubbed]") {
+		t.Errorf("tor: %q", tor.String())
+	}
+}
+
 func TestLongLineIsCut(t *testing.T) {
 	for _, long := range []string{
 		strings.Repeat("x", lineLimit) + "y",
@@ -79,7 +130,7 @@ func TestLongLineIsCut(t *testing.T) {
 		strings.Repeat("192.0.2.1 ", 1<<16),
 	} {
 		var file bytes.Buffer
-		log := slog.New(newHandler(&file, false, false))
+		log := slog.New(newHandler(&file, LogConfig{}, false))
 		log.Info(long)
 		if n := file.Len(); n > lineLimit+100 {
 			t.Errorf("the line is %d bytes long", n)
@@ -94,7 +145,7 @@ func TestLongLineIsCut(t *testing.T) {
 func TestLinesForTorAreShort(t *testing.T) {
 	for _, long := range []string{strings.Repeat("x", 4064), strings.Repeat("x", 4065), strings.Repeat("\"", 1e4), strings.Repeat("\u00e9\x01 ", 1e4)} {
 		tor := capture(t)
-		slog.New(newHandler(new(bytes.Buffer), false, true)).Warn(long)
+		slog.New(newHandler(new(bytes.Buffer), LogConfig{}, true)).Warn(long)
 		n := tor.Len()
 		if n > atomicLimit || n < atomicLimit-20 || !strings.HasSuffix(tor.String(), "\"\n") {
 			t.Errorf("a line of %d bytes that ends in %q", n, tor.String()[n-10:])
@@ -105,7 +156,7 @@ func TestLinesForTorAreShort(t *testing.T) {
 func TestConcurrentLogging(t *testing.T) {
 	var got bytes.Buffer
 	w := newLineWriter(&got, nil)
-	log := slog.New(newHandler(w, false, false))
+	log := slog.New(newHandler(w, LogConfig{}, false))
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
@@ -133,7 +184,7 @@ func TestLogFileIsOpenedAgain(t *testing.T) {
 	path := filepath.Join(dir, "log")
 	p := &Process{stderr: newLineWriter(new(bytes.Buffer), nil)}
 	defer p.stderr.Close()
-	if err := p.OpenLog(path, false); err != nil {
+	if err := p.OpenLog(LogConfig{File: path}); err != nil {
 		t.Fatal(err)
 	}
 	written := func(path string, lines int) bool {

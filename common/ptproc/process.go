@@ -7,7 +7,7 @@
 //
 //	p := ptproc.Start("turbotunnel-client", true)
 //	defer p.Close()
-//	p.OpenLog(file, unsafe)            // where -log asks for it
+//	p.OpenLog(config)                  // where -log asks for it
 //	info, err := p.ClientSetup()       // or ServerSetup
 //	...                                // CMETHOD or SMETHOD lines, by goptlib
 //	<-p.Stopping().Done()              // stop accepting
@@ -79,25 +79,23 @@ func Start(program string, managed bool) *Process {
 		}
 	}
 	p.lifetime = newLifetime(src, drain)
-	p.log = slog.New(newHandler(p.stderr, false, managed))
+	p.log = slog.New(newHandler(p.stderr, LogConfig{}, managed))
 	return p
 }
 
-// OpenLog sends the log to the file called path, or to stderr when path is
-// empty, and shows addresses in it when unsafe is set. The file is appended
-// to, and created with mode 0600. At SIGHUP it is opened again.
-func (p *Process) OpenLog(path string, unsafe bool) error {
-	if path == "" {
-		p.log = slog.New(newHandler(p.stderr, unsafe, p.managed))
+// OpenLog has the log written as config says. At SIGHUP its file is opened again.
+func (p *Process) OpenLog(config LogConfig) error {
+	if config.File == "" {
+		p.log = slog.New(newHandler(p.stderr, config, p.managed))
 		return nil
 	}
-	file, err := openFile(path)
+	file, err := openFile(config.File)
 	if err != nil {
 		return fmt.Errorf("cannot open the log file: %w", err)
 	}
 	p.file = file
 	p.logFile = newLineWriter(file, droppedNote)
-	p.log = slog.New(newHandler(p.logFile, unsafe, p.managed))
+	p.log = slog.New(newHandler(p.logFile, config, p.managed))
 	p.OnHangup(func() {
 		if err := file.reopen(); err != nil {
 			p.log.Warn("the log file cannot be opened again: the old one stays in use", "err", err)
@@ -106,8 +104,8 @@ func (p *Process) OpenLog(path string, unsafe bool) error {
 	return nil
 }
 
-// Log is the program's log. It shows levels from slog.LevelInfo up, and in a
-// managed process tells tor as well.
+// Log is the program's log. It shows levels from slog.LevelInfo up unless OpenLog
+// was told otherwise, and in a managed process tells tor as well.
 func (p *Process) Log() *slog.Logger { return p.log }
 
 // Stopping is done when the program shall stop to accept: after SIGTERM or

@@ -4,8 +4,10 @@ _turbotunnel_server() {
 	COMPREPLY=()
 	case ${COMP_WORDS[COMP_CWORD - 1]} in
 	-tls-cert | -tls-key | -state-dir | -decoy | -log) compopt -o default; return ;;
-	-acme-hostnames | -acme-email | -acme-directory | -url | -trusted-proxies | -memory-limit | -metrics | -drain) return ;;
-	*) words="-acme-directory -acme-email -acme-hostnames -decoy -disable-tls -drain -h -log -memory-limit -metrics -proxy-protocol -state-dir -tls-cert -tls-key -trusted-proxies -unsafe-logging -url -version" ;;
+	-log-level) words="debug info notice warning error" ;;
+	-log-format) words="text json" ;;
+	-acme-hostnames | -acme-email | -acme-directory | -url | -fronts | -trusted-proxies | -memory-limit | -metrics | -drain) return ;;
+	*) words="-acme-directory -acme-email -acme-hostnames -bridge-line -check -decoy -disable-tls -drain -fronts -h -json -log -log-format -log-level -memory-limit -metrics -proxy-protocol -qr -state-dir -tls-cert -tls-key -trusted-proxies -unsafe-logging -url -version" ;;
 	esac
 	COMPREPLY=($(compgen -W "$words" -- "$current"))
 }

@@ -50,7 +50,7 @@ func startTorTest(t *testing.T) *torTest {
 	network, err := tornet.Start(ctx, tornet.Options{
 		Dir:        programs.Folder(t),
 		Transport:  "turbo",
-		ServerExec: serverExec(t),
+		ServerExec: serverExec(t) + " -url https://" + cdn.Origin + "/path -fronts " + cdn.Front,
 		GeoIP: map[netip.Prefix]string{
 			netip.MustParsePrefix("192.0.2.0/25"):      "aa",
 			netip.MustParsePrefix("192.0.2.128/25"):    "bb",
@@ -256,6 +256,31 @@ func TestTor(t *testing.T) {
 			c.CheckRequests(t, cdn.Front, "/path/")
 		})
 	}
+	t.Run("bridge line", func(t *testing.T) { testBridgeLine(t, tt) })
 	t.Run("proxies of clients", func(t *testing.T) { testClientProxies(t, tt) })
 	t.Run("proxies of servers", func(t *testing.T) { testServerProxies(t, tt) })
+}
+
+// testBridgeLine gives tor the line as the server has written it at its first
+// start. The CDN's address is in no DNS, so the client is told it by a flag.
+func testBridgeLine(t *testing.T, tt *torTest) {
+	ctx, cancel := context.WithTimeout(t.Context(), transferLimit)
+	defer cancel()
+	line, err := tt.network.BridgeLine("turbo_bridgeline.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(line)
+	c := guide.StartCDN(t, guide.Kinds[0], cdn.Front, tt.network.BridgeAddr())
+	client := tt.start(ctx, t, tornet.ClientOptions{
+		Transport: "turbo",
+		Exec:      tt.exec + " -addr " + c.Addr,
+		Line:      line,
+		Env:       []string{"SSL_CERT_FILE=" + c.CAFile},
+	})
+	transport := &http.Transport{DialContext: client.DialContext}
+	defer transport.CloseIdleConnections()
+	if err := tt.web.Get(ctx, &http.Client{Transport: transport}); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -24,6 +24,7 @@ var staged = map[string]string{
 	"deploy/debian/postrm":              "stage-config/postrm",
 	"README.md":                         "stage/usr/share/doc/turbotunnel/README.md",
 	"CHANGELOG.md":                      "stage/usr/share/doc/turbotunnel/CHANGELOG.md",
+	"deploy/grafana.json":               "stage/usr/share/doc/turbotunnel/grafana.json",
 	"torrc.example":                     "stage/usr/share/doc/turbotunnel/torrc.example",
 }
 

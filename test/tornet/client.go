@@ -23,6 +23,9 @@ type ClientOptions struct {
 	// Args are the arguments in the bridge line: key=value, with spaces.
 	Args string
 
+	// Line is the whole bridge line. Empty: one is made of the above.
+	Line string
+
 	// Torrc are more lines of the client's torrc.
 	Torrc []string
 

@@ -269,23 +269,35 @@ func (n *Network) bridgeReady(ctx context.Context) error {
 // bridge itself when it has none.
 func (n *Network) BridgeAddr() string { return n.bridgeAddr }
 
-// BridgeArgs reads the arguments of a bridge line from the file in which the
-// bridge's transport left it, with a placeholder for the fingerprint:
-// "Bridge NAME <ADDRESS> <FINGERPRINT> key=value…".
-func (n *Network) BridgeArgs(file string) (string, error) {
+// BridgeLine reads the bridge line from the file in which the bridge's transport
+// left it: "Bridge NAME ADDRESS FINGERPRINT key=value…", as it is, even where a
+// transport leaves something to be filled in.
+func (n *Network) BridgeLine(file string) (string, error) {
 	name := filepath.Join(n.bridge.dir, "pt_state", file)
 	text, err := os.ReadFile(name)
 	if err != nil {
 		return "", err
 	}
 	for line := range strings.Lines(string(text)) {
-		line = strings.TrimSpace(line)
-		_, args, ok := strings.Cut(line, " <FINGERPRINT>")
-		if ok && strings.HasPrefix(line, "Bridge ") {
-			return strings.TrimSpace(args), nil
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "Bridge ") {
+			return line, nil
 		}
 	}
 	return "", fmt.Errorf("%s has no bridge line: %q", name, text)
+}
+
+// BridgeArgs are the arguments of BridgeLine.
+func (n *Network) BridgeArgs(file string) (string, error) {
+	line, err := n.BridgeLine(file)
+	if err != nil {
+		return "", err
+	}
+	for _, who := range []string{n.bridgeID, "<FINGERPRINT>"} {
+		if _, args, ok := strings.Cut(line, " "+who); ok {
+			return strings.TrimSpace(args), nil
+		}
+	}
+	return "", fmt.Errorf("a bridge line of another bridge than %s: %q", n.bridgeID, line)
 }
 
 // ORAddr is the host:port of the bridge itself, without its transport.

@@ -116,6 +116,9 @@ func clientLines(nd *node, c ClientOptions, addr, id, args string) []string {
 		lines = append(lines, fmt.Sprintf("ClientTransportPlugin %s exec %s", c.Transport, c.Exec))
 		bridge = append(bridge, c.Transport)
 	}
+	if c.Line != "" {
+		return append(lines, c.Line)
+	}
 	bridge = append(bridge, addr, id)
 	if args != "" {
 		bridge = append(bridge, args)
