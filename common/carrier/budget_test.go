@@ -305,7 +305,7 @@ func TestAccountIsTrue(t *testing.T) {
 			before := heap()
 			for range sessions {
 				l := newLink(&all)
-				l.send = wire.NewKey([32]byte{1})
+				l.send = wire.NewKey([32]byte{1}, wire.ChaCha20Poly1305)
 				c.do(l)
 				links = append(links, l)
 			}

@@ -726,7 +726,7 @@ func TestConnIsConcurrent(t *testing.T) {
 func TestBodyTold(t *testing.T) {
 	for _, step := range []int{1, 7, 1000, 1 << 20} {
 		l := newLink(nil)
-		l.send = wire.NewKey([32]byte{})
+		l.send = wire.NewKey([32]byte{}, wire.ChaCha20Poly1305)
 		for i := range 40 {
 			if !l.put(datagram(i)) {
 				t.Fatal("no room")

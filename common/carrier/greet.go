@@ -158,6 +158,7 @@ func (c *Client) message(a *attempt) ([]byte, error) {
 			Version:   handshake.Version,
 			Time:      stamp.time,
 			Epoch:     stamp.epoch,
+			AES:       wire.HasAES,
 			Engine:    c.cfg.Engine,
 			Datagrams: datagrams,
 		}, a.size)

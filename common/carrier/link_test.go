@@ -12,7 +12,7 @@ import (
 // testLinks are the two ends of a session without anything between them.
 func testLinks() (a, b *link) {
 	a, b = newLink(nil), newLink(nil)
-	k1, k2 := wire.NewKey([32]byte{1}), wire.NewKey([32]byte{2})
+	k1, k2 := wire.NewKey([32]byte{1}, wire.AES256GCM), wire.NewKey([32]byte{2}, wire.ChaCha20Poly1305)
 	a.send, a.receive, b.send, b.receive = k1, k2, k2, k1
 	return a, b
 }
@@ -365,7 +365,7 @@ func TestWaitRead(t *testing.T) {
 func TestLinkWithoutEcho(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLink(nil)
-		l.send = wire.NewKey([32]byte{1})
+		l.send = wire.NewKey([32]byte{1}, wire.ChaCha20Poly1305)
 		for range 2 {
 			l.put(make([]byte, 8000))
 			for _, r := range l.take(1, 1<<20, lanes{}) {

@@ -257,6 +257,8 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 		answer.Status = handshake.UnknownVersion
 	case !slices.Contains(s.cfg.Engines, hello.Engine):
 		answer.Status, answer.Text = handshake.UnknownEngine, strings.Join(s.cfg.Engines, ",")
+	case hello.AES && wire.HasAES:
+		answer.Cipher = wire.AES256GCM
 	}
 	msg2, keys, err := responder.Answer(answer, rand.IntN(maxAnswerPad))
 	if err != nil {

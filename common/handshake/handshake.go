@@ -86,6 +86,10 @@ const (
 	extBinding = 1
 	extAsk     = 2
 	extEpoch   = 3
+	extAES     = 4
+
+	// aesText is the text of the answer that accepts and chooses wire.AES256GCM.
+	aesText = "aes-256-gcm"
 
 	maxEngine   = 32
 	maxText     = 1024
@@ -114,6 +118,7 @@ type Hello struct {
 	Binding   []byte // of BindingSize bytes, or none
 	Ask       []byte // plaintext of a wire.Head, at most MaxAsk bytes: what the answer shall be; or none
 	Epoch     Epoch  // zero: none
+	AES       bool   // the client's processor computes wire.AES256GCM
 	Datagrams []byte // plaintext of a record
 
 	mask uint16
@@ -124,6 +129,10 @@ type Answer struct {
 	Status  byte
 	Version byte
 	Text    string
+
+	// With Accepted, and in place of a text: how units are sealed. It must be
+	// ChaCha20Poly1305 where the Hello does not say AES.
+	Cipher wire.Cipher
 
 	// With WrongTime, and in place of a text: what the next Hello shall have.
 	Time  time.Time
@@ -144,9 +153,9 @@ type Initiator struct {
 }
 
 // HelloRoom is how many bytes of datagrams fit into a message 1 of size bytes
-// that has a binding and an epoch and asks for something in so many bytes.
+// that has a binding, an epoch and all flags, and asks for something in so many bytes.
 func HelloRoom(size int, engine string, ask int) int {
-	return helloRoom(size, engine) - (2 + BindingSize) - (2 + ask) - (2 + len(Epoch{}))
+	return helloRoom(size, engine) - (2 + BindingSize) - (2 + ask) - (2 + len(Epoch{})) - 2
 }
 
 func helloRoom(size int, engine string) int {
@@ -198,6 +207,9 @@ func extensions(h Hello) []byte {
 	if h.Epoch != (Epoch{}) {
 		b = append(append(b, extEpoch, byte(len(h.Epoch))), h.Epoch[:]...)
 	}
+	if h.AES {
+		b = append(b, extAES, 0)
+	}
 	return b
 }
 
@@ -230,7 +242,7 @@ func (i *Initiator) Finish(r io.Reader) (Answer, Keys, error) {
 	if err != nil {
 		return Answer{}, Keys{}, err
 	}
-	return a, Keys{Send: wire.NewKey(toServer.UnsafeKey()), Receive: wire.NewKey(toClient.UnsafeKey())}, nil
+	return a, Keys{Send: wire.NewKey(toServer.UnsafeKey(), a.Cipher), Receive: wire.NewKey(toClient.UnsafeKey(), a.Cipher)}, nil
 }
 
 // isLowOrder tells whether every secret shared with the key p would be zero.
@@ -259,6 +271,8 @@ func parseAnswer(p []byte) (Answer, error) {
 	}
 	a := Answer{Status: p[0], Version: p[1]}
 	switch {
+	case a.Status == Accepted && string(text) == aesText:
+		a.Cipher = wire.AES256GCM
 	case a.Status != WrongTime:
 		a.Text = string(text)
 	case len(text) != 8+len(a.Epoch):
@@ -276,6 +290,9 @@ func appendAnswer(p []byte, a Answer) []byte {
 		p = binary.BigEndian.AppendUint16(p, uint16(8+len(a.Epoch)))
 		p = binary.BigEndian.AppendUint64(p, uint64(a.Time.UnixMilli()))
 		return append(p, a.Epoch[:]...)
+	}
+	if a.Status == Accepted && a.Cipher == wire.AES256GCM {
+		a.Text = aesText
 	}
 	p = binary.BigEndian.AppendUint16(p, uint16(len(a.Text)))
 	return append(p, a.Text...)
@@ -349,6 +366,8 @@ func parseHello(p []byte) (Hello, error) {
 			h.Ask = body
 		case ext[0] == extEpoch && len(body) == len(h.Epoch):
 			h.Epoch = Epoch(body)
+		case ext[0] == extAES:
+			h.AES = true
 		}
 		ext = ext[2+len(body):]
 	}
@@ -379,5 +398,5 @@ func (r *Responder) Answer(a Answer, pad int) ([]byte, Keys, error) {
 		return nil, Keys{}, err
 	}
 	binary.BigEndian.PutUint16(msg, uint16(len(msg)-2)^r.mask)
-	return msg, Keys{Send: wire.NewKey(toClient.UnsafeKey()), Receive: wire.NewKey(toServer.UnsafeKey())}, nil
+	return msg, Keys{Send: wire.NewKey(toClient.UnsafeKey(), a.Cipher), Receive: wire.NewKey(toServer.UnsafeKey(), a.Cipher)}, nil
 }

@@ -105,6 +105,31 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
+// The server chooses the cipher, and both sides seal with it.
+func TestCipher(t *testing.T) {
+	id := NewID(testServer.Public(), testDay)
+	for _, asked := range []bool{false, true} {
+		for _, chosen := range []wire.Cipher{wire.ChaCha20Poly1305, wire.AES256GCM} {
+			msg, i := initiate(t, id, Hello{Version: Version, Engine: "kcp", AES: asked}, 300)
+			r, hello, err := Respond(testServer, id, msg)
+			if err != nil || hello.AES != asked {
+				t.Fatalf("hello %+v, %v", hello, err)
+			}
+			msg2, server, err := r.Answer(Answer{Version: Version, Cipher: chosen}, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, client, err := i.Finish(bytes.NewReader(msg2))
+			if err != nil || a != (Answer{Version: Version, Cipher: chosen}) {
+				t.Errorf("answer %+v, %v", a, err)
+			}
+			if !opens(client.Send, server.Receive) || !opens(server.Send, client.Receive) {
+				t.Error("the two sides cannot read each other")
+			}
+		}
+	}
+}
+
 func TestInitiateBounds(t *testing.T) {
 	id := NewID(testServer.Public(), testDay)
 	full := HelloRoom(200, "kcp", 9)
@@ -114,8 +139,8 @@ func TestInitiateBounds(t *testing.T) {
 		size  int
 		ok    bool
 	}{
-		{"full", Hello{Version: Version, Engine: "kcp", Epoch: Epoch{1}, Binding: make([]byte, BindingSize), Ask: make([]byte, 9), Datagrams: make([]byte, full)}, 200, true},
-		{"overfull", Hello{Version: Version, Engine: "kcp", Epoch: Epoch{1}, Binding: make([]byte, BindingSize), Ask: make([]byte, 9), Datagrams: make([]byte, full+1)}, 200, false},
+		{"full", Hello{Version: Version, Engine: "kcp", Epoch: Epoch{1}, AES: true, Binding: make([]byte, BindingSize), Ask: make([]byte, 9), Datagrams: make([]byte, full)}, 200, true},
+		{"overfull", Hello{Version: Version, Engine: "kcp", Epoch: Epoch{1}, AES: true, Binding: make([]byte, BindingSize), Ask: make([]byte, 9), Datagrams: make([]byte, full+1)}, 200, false},
 		{"odd binding", Hello{Version: Version, Binding: make([]byte, BindingSize-1)}, MinMessage1, false},
 		{"asks too much", Hello{Version: Version, Ask: make([]byte, MaxAsk+1)}, MaxMessage1, false},
 		{"small", Hello{Version: Version}, MinMessage1 - 1, false},

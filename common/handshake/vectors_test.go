@@ -84,7 +84,7 @@ func TestVectors(t *testing.T) {
 		t.Fatalf("answer %+v, %v", a, err)
 	}
 
-	toServer, toClient := wire.NewKey([32]byte(v["key.to.server"])), wire.NewKey([32]byte(v["key.to.client"]))
+	toServer, toClient := wire.NewKey([32]byte(v["key.to.server"]), wire.ChaCha20Poly1305), wire.NewKey([32]byte(v["key.to.client"]), wire.ChaCha20Poly1305)
 	if !opens(client.Send, toServer) || !opens(toServer, server.Receive) {
 		t.Error("the key to the server differs")
 	}

@@ -37,13 +37,20 @@ func vectors(t *testing.T) map[string][]byte {
 
 func TestVectors(t *testing.T) {
 	v := vectors(t)
-	key := NewKey([32]byte(v["key"]))
 	for _, c := range []struct {
 		name string
 		kind Kind
-	}{{"record", RecordKind}, {"head", HeadKind}} {
+		by   Cipher
+		unit string
+	}{
+		{"record", RecordKind, ChaCha20Poly1305, ".unit"},
+		{"head", HeadKind, ChaCha20Poly1305, ".unit"},
+		{"record", RecordKind, AES256GCM, ".unit.aes"},
+		{"head", HeadKind, AES256GCM, ".unit.aes"},
+	} {
+		key := NewKey([32]byte(v["key"]), c.by)
 		number := binary.BigEndian.Uint64(v[c.name+".number"])
-		plain, unit := v[c.name+".plaintext"], v[c.name+".unit"]
+		plain, unit := v[c.name+".plaintext"], v[c.name+c.unit]
 		if len(plain) == 0 || len(unit) == 0 {
 			t.Fatalf("%s: no vector", c.name)
 		}
@@ -53,6 +60,10 @@ func TestVectors(t *testing.T) {
 		u, err := key.Next(bytes.NewReader(unit), make([]byte, BufferSize))
 		if err != nil || u.Kind != c.kind || u.Number != number || !bytes.Equal(u.Payload, plain) {
 			t.Errorf("%s: opened %v %d %x, %v", c.name, u.Kind, u.Number, u.Payload, err)
+		}
+		other := NewKey([32]byte(v["key"]), AES256GCM-c.by)
+		if _, err := other.Next(bytes.NewReader(unit), make([]byte, BufferSize)); err == nil {
+			t.Errorf("%s: opened by the other cipher", c.name)
 		}
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"testing/iotest"
 )
 
-var testKey = NewKey([32]byte{1, 2, 3})
+var testKey = NewKey([32]byte{1, 2, 3}, ChaCha20Poly1305)
 
 // unit seals a plaintext in a buffer of its own.
 func unit(kind Kind, number uint64, plain []byte) []byte {
@@ -92,7 +92,7 @@ func TestAltered(t *testing.T) {
 			}
 		}
 	}
-	if _, err := NewKey([32]byte{9}).Next(bytes.NewReader(good), make([]byte, BufferSize)); err == nil {
+	if _, err := NewKey([32]byte{9}, ChaCha20Poly1305).Next(bytes.NewReader(good), make([]byte, BufferSize)); err == nil {
 		t.Error("opened with another key")
 	}
 }
@@ -269,10 +269,15 @@ func FuzzDatagrams(f *testing.F) {
 }
 
 func BenchmarkSeal(b *testing.B) {
-	buf := make([]byte, BufferSize)
-	b.SetBytes(MaxUnit)
-	for i := range b.N {
-		testKey.Seal(buf[:HeaderSize+MaxPlaintext], RecordKind, uint64(i))
+	for name, by := range map[string]Cipher{"ChaCha20Poly1305": ChaCha20Poly1305, "AES256GCM": AES256GCM} {
+		b.Run(name, func(b *testing.B) {
+			key, buf := NewKey([32]byte{1}, by), make([]byte, BufferSize)
+			b.SetBytes(MaxUnit)
+			b.ReportAllocs()
+			for i := range b.N {
+				key.Seal(buf[:HeaderSize+MaxPlaintext], RecordKind, uint64(i))
+			}
+		})
 	}
 }
 
