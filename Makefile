@@ -11,7 +11,7 @@ TEST_PACKAGES = chromium tor obfs4proxy nginx-light haproxy systemd libcap2-bin 
 # How long each fuzz target runs.
 FUZZTIME = 30s
 
-.PHONY: all build test test-programs test-computing test-short lint fuzz demo bench bench-quick bench-engines bench-programs hostile load clean test-386 install install-files uninstall release deb image FORCE
+.PHONY: all build test test-programs test-computing test-short lint fuzz demo bench bench-quick bench-engines bench-programs hostile load faults soak clean test-386 install install-files uninstall release deb image FORCE
 
 all: build
 
@@ -89,7 +89,7 @@ test-programs:
 	go -C test test -race -count=1 -timeout 15m ./...
 
 test-computing:
-	go -C test test -count=1 -timeout 15m ./pace ./faults
+	go -C test test -count=1 -timeout 15m -skip 'TestSoak|TestMonth' ./pace ./faults
 
 # What needs nothing but Go, without the race detector: some seconds.
 test-short:
@@ -166,6 +166,20 @@ load:
 	go build -o bin/turbotunnel-server ./server
 	go -C test build -o ../bin/load ./load
 	exec bin/load
+
+# Faults that take long: outages and pauses of ten minutes, more bytes on one stream
+# than 32 bits count, and a month in fake time. Half an hour.
+faults:
+	go -C test test -count=1 -timeout 30m -v -run TestMonth ./pace
+	go -C test test -count=1 -timeout 90m -v -run 'TestServerDies|TestSuspended|TestOutages|TestFourGigabytes|TestFaults' ./faults -long
+
+# Random faults for SOAK, with the real programs of each engine, which must not hold
+# more afterwards. SEED chooses other ones.
+SOAK = 30m
+SEED = 1
+
+soak:
+	go -C test test -count=1 -timeout 3h -v -run TestSoak ./faults -soak $(SOAK) -seed $(SEED)
 
 clean:
 	rm -rf bin dist turbotunnel-client turbotunnel-server

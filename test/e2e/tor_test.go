@@ -257,6 +257,7 @@ func TestTor(t *testing.T) {
 		})
 	}
 	t.Run("bridge line", func(t *testing.T) { testBridgeLine(t, tt) })
+	t.Run("tor restarted", func(t *testing.T) { testTorRestarted(t, tt) })
 	t.Run("proxies of clients", func(t *testing.T) { testClientProxies(t, tt) })
 	t.Run("proxies of servers", func(t *testing.T) { testServerProxies(t, tt) })
 }
@@ -282,5 +283,27 @@ func testBridgeLine(t *testing.T, tt *torTest) {
 	defer transport.CloseIdleConnections()
 	if err := tt.web.Get(ctx, &http.Client{Transport: transport}); err != nil {
 		t.Fatal(err)
+
+// testTorRestarted ends the bridge's tor under a client of each engine: each gets a
+// page once it is back, without anything done to the client.
+func testTorRestarted(t *testing.T, tt *torTest) {
+	ctx, cancel := context.WithTimeout(t.Context(), transferLimit)
+	defer cancel()
+	clients := make(map[string]*http.Client)
+	for _, engine := range engines.Names() {
+		clients[engine] = tt.client(ctx, t, plain(runPlainProxy(t, tt.network.BridgeAddr(), "192.0.2.99"), engine))
+	}
+	if err := tt.network.RestartBridge(ctx); err != nil {
+		t.Fatal(err)
+	}
+	back := time.Now()
+	for engine, client := range clients {
+		client.CloseIdleConnections() // of circuits that are gone
+		programs.Await(t, "a page by "+engine, func() error {
+			ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+			defer cancel()
+			return tt.web.Get(ctx, client)
+		})
+		t.Logf("%s: a page %v after tor was back", engine, time.Since(back).Round(time.Millisecond))
 	}
 }

@@ -3,6 +3,8 @@
 package faults
 
 import (
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,7 +19,7 @@ func TestFaults(t *testing.T) {
 	for _, engine := range engines.Names() {
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, engine)
+			r := startRig(t, engine)
 			variants := []variant{{mode: "auto"}}
 			if engine == engines.Default {
 				variants = append(variants, variant{mode: "poll", old: true, start: true})
@@ -39,6 +41,19 @@ func TestFaults(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Every fault of the table stands in the document's.
+func TestDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../doc/reliability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range table[1:] { // the first one is none
+		if !strings.Contains(string(text), f.name+"`") {
+			t.Errorf("doc/reliability.md lacks %q", f.name)
+		}
 	}
 }
 
@@ -73,7 +88,7 @@ func (f fault) check(t *testing.T, s *scene, v variant) {
 	if f.ends > 0 {
 		time.Sleep(f.ends)
 		s.box.Set(nil)
-	} else if err := s.start(t, small, false).whole(); err != nil {
+	} else if err := s.start(t, small, f.full).whole(); err != nil {
 		t.Errorf("another stream meanwhile: %v", err)
 	}
 	if err := old.whole(); err != nil {

@@ -1,5 +1,3 @@
-//go:build !race
-
 package faults
 
 import (
@@ -13,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -60,6 +59,7 @@ type rig struct {
 	key            string
 	cert           tls.Certificate
 	target         net.Listener
+	limit          time.Duration // what streams may take
 	free           chan struct{} // a token for each fault that may happen now
 
 	mu      sync.Mutex
@@ -68,9 +68,9 @@ type rig struct {
 }
 
 // newRig starts both programs.
-func newRig(t *testing.T, engine string) *rig {
+func newRig(t *testing.T, engine string, server, client *exec.Cmd) *rig {
 	t.Helper()
-	r := &rig{engine: engine, serverAddr: programs.Addr(t), waiting: make(map[uint64]chan *net.TCPConn), free: make(chan struct{}, bridges)}
+	r := &rig{engine: engine, serverAddr: programs.Addr(t), waiting: make(map[uint64]chan *net.TCPConn), free: make(chan struct{}, bridges), limit: limit}
 	var err error
 	if r.target, err = net.Listen("tcp4", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
@@ -88,16 +88,21 @@ func newRig(t *testing.T, engine string) *rig {
 	}
 	state := filepath.Join(dir, "state")
 	r.serverArgs = []string{"-state-dir", state, "-trusted-proxies", "127.0.0.0/8", "-unsafe-logging"}
-	r.startServer(t)
+	server.Args = append(server.Args, r.serverArgs...)
+	server.Args = append(server.Args, r.serverAddr, r.target.Addr().String())
+	r.server = programs.Listen(t, r.serverAddr, server)
 	r.key = programs.Key(t, state)
-	tunnel := programs.StartTransport(t, []string{"SSL_CERT_FILE=" + caFile})
-	r.client, r.socks = tunnel.Process, tunnel.Addr
+	client.Env = append(client.Environ(), "SSL_CERT_FILE="+caFile,
+		"TOR_PT_MANAGED_TRANSPORT_VER=1", "TOR_PT_CLIENT_TRANSPORTS=turbo", "TOR_PT_STATE_LOCATION="+programs.Folder(t))
+	r.client = programs.Start(t, client)
+	r.socks = programs.Logged(t, r.client, `CMETHOD turbo socks5 (\S+)`)
 	return r
 }
 
-func (r *rig) startServer(t *testing.T) {
+// startRig starts both programs as they are.
+func startRig(t *testing.T, engine string) *rig {
 	t.Helper()
-	r.server = programs.StartServer(t, r.serverAddr, r.target.Addr().String(), r.serverArgs...)
+	return newRig(t, engine, exec.Command(programs.Server), exec.Command(programs.Client))
 }
 
 // accept gives each connection of the server to who has made it.
@@ -108,7 +113,7 @@ func (r *rig) accept(group *sync.WaitGroup) {
 			return
 		}
 		group.Go(func() {
-			c.SetDeadline(time.Now().Add(limit))
+			c.SetDeadline(time.Now().Add(r.limit))
 			var number [8]byte
 			if _, err := io.ReadFull(c, number[:]); err != nil {
 				c.Close()
@@ -226,7 +231,7 @@ func (s *scene) open() (*pair, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the SOCKS request: %w", err)
 	}
-	c.SetDeadline(time.Now().Add(limit))
+	c.SetDeadline(time.Now().Add(s.limit))
 	if _, err := c.Write(binary.BigEndian.AppendUint64(nil, number)); err != nil {
 		c.Close()
 		return nil, err

@@ -1,5 +1,3 @@
-//go:build !race
-
 package faults
 
 import (
@@ -15,6 +13,7 @@ type fault struct {
 	do   func(s *scene) middlebox.Fault // what happens to each exchange; it may do more by itself
 	ends time.Duration                  // the fault is over after that; 0: it stays
 	size int64                          // bytes in each direction; 0: usual
+	full bool                           // another session may be refused meanwhile
 	late bool                           // it has no sense at the start of a session
 }
 
@@ -123,7 +122,7 @@ var table = []fault{
 	{name: "trailers", do: every(middlebox.Trailers)},
 	{name: "header walls", do: every(middlebox.Headers(60))},
 	{name: "one exchange at a time", do: alone(0)},
-	{name: "one exchange at a time, others 503", do: alone(http.StatusServiceUnavailable)},
+	{name: "one exchange at a time, others 503", do: alone(http.StatusServiceUnavailable), full: true},
 	{name: "idle answers ended at 1 s", do: every(middlebox.Ends(time.Second, 0)), size: 20 << 10},
 	{name: "idle answers ended at 10 s", do: every(middlebox.Ends(10*time.Second, 0))},
 	{name: "answers ended at 1 s", do: every(middlebox.Ends(0, time.Second))},

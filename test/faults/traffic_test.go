@@ -1,5 +1,3 @@
-//go:build !race
-
 package faults
 
 import (
@@ -9,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"turbotunnel/test/target"
@@ -96,18 +95,24 @@ type run struct {
 	up, down *flow
 	begun    time.Time
 	stop     chan struct{} // closed: enough
-	errs     chan error    // of four goroutines
+	ends     chan outcome  // of four goroutines
+}
+
+// An outcome is how one end of one direction came to its own.
+type outcome struct {
+	near bool // at the client
+	err  error
 }
 
 // start moves size bytes at least in each direction, and goes on until it is ended.
 func (p *pair) start(size int64) *run {
 	r := &run{
-		pair: p, begun: time.Now(), stop: make(chan struct{}), errs: make(chan error, 4),
+		pair: p, begun: time.Now(), stop: make(chan struct{}), ends: make(chan outcome, 4),
 		up: &flow{from: p.near, to: p.far, seed: 1}, down: &flow{from: p.far, to: p.near, seed: 2},
 	}
 	for side, f := range map[string]*flow{"up": r.up, "down": r.down} {
-		go func() { r.errs <- wrap(side, f.write(size, r.stop)) }()
-		go func() { r.errs <- wrap(side, f.read()) }()
+		go func() { r.ends <- outcome{f == r.up, wrap(side, f.write(size, r.stop))} }()
+		go func() { r.ends <- outcome{f == r.down, wrap(side, f.read())} }()
 	}
 	return r
 }
@@ -124,12 +129,28 @@ func (r *run) whole() error {
 	close(r.stop)
 	defer r.pair.close()
 	var err error
-	for range cap(r.errs) {
-		if e := <-r.errs; e != nil && err == nil {
+	for range cap(r.ends) {
+		if e := (<-r.ends).err; e != nil && err == nil {
 			err = fmt.Errorf("after %v (%d of %d bytes up, %d of %d down): %w", time.Since(r.begun).Round(time.Millisecond),
 				r.up.came.Load(), r.up.sent.Load(), r.down.came.Load(), r.down.sent.Load(), e)
 			r.pair.close() // the others end, too
 		}
 	}
 	return err
+}
+
+// broken waits until the run fails at its client, and returns when that was. It
+// must be a reset, with nothing wrong before it; bytes that were on their way may
+// be missing.
+func (r *run) broken() (time.Time, error) {
+	defer r.pair.close()
+	for {
+		switch e := <-r.ends; {
+		case !e.near || e.err == nil:
+		case errors.Is(e.err, syscall.ECONNRESET) || errors.Is(e.err, syscall.EPIPE):
+			return time.Now(), nil
+		default:
+			return time.Now(), fmt.Errorf("the stream does not end by a reset: %w", e.err)
+		}
+	}
 }

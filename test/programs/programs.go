@@ -65,10 +65,8 @@ func Main(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	for program, folder := range map[*string]string{&Client: "client", &Server: "server"} {
 		*program = filepath.Join(dir, "turbotunnel-"+folder)
-		// In their own module, so that they are made as users make them.
-		args := append([]string{"-C", Root, "build", "-o", *program}, buildFlags...)
-		if out, err := exec.Command("go", append(args, "./"+folder)...).CombinedOutput(); err != nil {
-			fmt.Printf("go build %s: %v\n%s", folder, err, out)
+		if err := build(*program, folder); err != nil {
+			fmt.Println(err)
 			return 1
 		}
 	}
@@ -89,6 +87,35 @@ func Main(m *testing.M) int {
 		code = 1
 	}
 	return code
+}
+
+// build makes a program, with more flags, in its own module, so that it is made as
+// users make it.
+func build(program, folder string, flags ...string) error {
+	args := append([]string{"-C", Root, "build", "-o", program}, buildFlags...)
+	args = append(append(args, flags...), "./"+folder)
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", folder, err, out)
+	}
+	return nil
+}
+
+// WithFile makes the program of a folder, client or server, with a file more in it
+// whose text is given, and returns the program's name.
+func WithFile(t *testing.T, folder, text string) string {
+	t.Helper()
+	dir := Folder(t)
+	root, err := filepath.Abs(Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, overlay, program := filepath.Join(dir, "more.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, folder)
+	Write(t, file, text)
+	Write(t, overlay, fmt.Sprintf(`{"Replace": {%q: %q}}`, filepath.Join(root, folder, "of_a_test_more.go"), file))
+	if err := build(program, folder, "-overlay", overlay); err != nil {
+		t.Fatal(err)
+	}
+	return program
 }
 
 // RaceEnv is what the environment of a program needs that was built by Main.

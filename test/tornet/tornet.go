@@ -365,3 +365,18 @@ func (n *Network) Close() error {
 	ending.Wait()
 	return errors.Join(errs...)
 }
+
+// RestartBridge ends the bridge's tor, and its transport with it, and starts it
+// again. It returns when clients can come.
+func (n *Network) RestartBridge(ctx context.Context) error {
+	if err := n.bridge.stop(); err != nil {
+		return err
+	}
+	if err := n.run(n.bridge); err != nil {
+		return err
+	}
+	if err := n.bridgeReady(ctx); err != nil {
+		return err
+	}
+	return n.bridge.proc.Wait(ctx, "a listener on "+n.bridgeAddr, func() error { return proc.Listening(n.bridgeAddr) })
+}
