@@ -283,6 +283,8 @@ func testBridgeLine(t *testing.T, tt *torTest) {
 	defer transport.CloseIdleConnections()
 	if err := tt.web.Get(ctx, &http.Client{Transport: transport}); err != nil {
 		t.Fatal(err)
+	}
+}
 
 // testTorRestarted ends the bridge's tor under a client of each engine: each gets a
 // page once it is back, without anything done to the client.
