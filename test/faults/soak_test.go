@@ -30,6 +30,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"runtime/pprof"
 	"syscall"
 )
 
@@ -43,6 +44,10 @@ func init() {
 			var m runtime.MemStats
 			runtime.ReadMemStats(&m)
 			name := os.Getenv("PROBE")
+			if f, err := os.Create(name + ".goroutines"); err == nil {
+				pprof.Lookup("goroutine").WriteTo(f, 1) // for whoever looks for what has grown
+				f.Close()
+			}
 			os.WriteFile(name+".new", fmt.Appendf(nil, "%d %d", runtime.NumGoroutine(), m.HeapAlloc), 0o600)
 			os.Rename(name+".new", name)
 		}
@@ -144,7 +149,7 @@ func testSoak(t *testing.T, engine, server, client string, seed uint64) {
 			if n == 0 {
 				first[p] = h
 			} else if h.beyond(first[p]) {
-				t.Errorf("the %s has grown: %v, at first %v", p.name, h, first[p])
+				t.Errorf("the %s has grown: %v, at first %v; see %s.goroutines", p.name, h, first[p], p.file)
 			}
 		}
 	}
