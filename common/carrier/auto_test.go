@@ -90,7 +90,7 @@ func TestAutoStreams(t *testing.T) {
 		w.net.set(always(near()))
 		client, session := w.pair(Auto)
 		time.Sleep(time.Second)
-		if !client.way().streaming() {
+		if !client.way().streams.has() {
 			t.Error("the path's first answer did not show that it streams")
 		}
 		both(t, client, session, 300)
@@ -150,7 +150,7 @@ func TestAutoHeldBack(t *testing.T) {
 		if took := both(t, client, session, 800); took > 5*time.Second {
 			t.Errorf("took %v", took)
 		}
-		if client.way().streaming() {
+		if client.way().streams.has() {
 			t.Error("takes the path for one that streams")
 		}
 		if n := client.link.in.givenUp.Load() + session.link.in.givenUp.Load(); n > 0 {
@@ -171,7 +171,7 @@ func TestAutoChanges(t *testing.T) {
 			if took := both(t, client, session, 300); took > 10*time.Second {
 				t.Errorf("held back: took %v", took)
 			}
-			if client.way().streaming() {
+			if client.way().streams.has() {
 				t.Error("did not notice that answers are held back")
 			}
 			w.net.set(always(near()))
@@ -179,7 +179,7 @@ func TestAutoChanges(t *testing.T) {
 				say(t, client.Conn(), session.Conn(), "still here")
 				time.Sleep(time.Second)
 			}
-			if !client.way().streaming() {
+			if !client.way().streams.has() {
 				t.Error("did not notice that answers come as they are written")
 			}
 		}

@@ -72,7 +72,7 @@ func newBudget(limit int64) *budget {
 // admit has what a new session holds counted, and the session ended when that is
 // more than its share.
 func (r *budget) admit(s *Session) {
-	s.link.strict = true
+	s.link.strict, s.link.in.delay = true, 0
 	s.link.held.limit = r.share
 	s.link.held.passed = func() {
 		if s.greedy.CompareAndSwap(false, true) {

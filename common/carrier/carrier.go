@@ -126,6 +126,11 @@ type Transport interface {
 	// has nothing to say keeps others waiting.
 	Slots() (n int, crowded bool)
 
+	// Feeds tells whether a request may have a body that is written bit by bit and
+	// has no length: whether it looks like what browsers do, where the Transport's
+	// shall. It may change.
+	Feeds() bool
+
 	// Rest is how long the fronts have asked to be left alone (Retry-After):
 	// 0 while there is one that has not.
 	Rest() time.Duration

@@ -23,6 +23,7 @@ type plainTransport struct {
 
 func (t plainTransport) Slots() (n int, crowded bool) { return t.max, false }
 func (plainTransport) Name() string                   { return "" }
+func (plainTransport) Feeds() bool                    { return true }
 func (plainTransport) Rest() time.Duration            { return 0 }
 func (plainTransport) Foreign(*http.Response)         {}
 

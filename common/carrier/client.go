@@ -103,6 +103,7 @@ type Client struct {
 	serial    serial
 	up, down  bodies
 	polling   polling
+	feeding   feeding
 }
 
 // milestones are the moments of a session's life that others wait for. Safe for
@@ -228,7 +229,7 @@ func (fs flights) cancelSwallowed(ago time.Duration) {
 // carry tells whether one of them carries records.
 func (fs flights) carry() bool {
 	for _, f := range fs {
-		if len(f.records) > 0 || f.kind == farewell {
+		if len(f.records) > 0 || f.kind == feed || f.kind == farewell {
 			return true
 		}
 	}
@@ -261,6 +262,7 @@ func NewClient(cfg ClientConfig) *Client {
 		flights:   make(flights),
 		receiving: receiving{mode: cfg.Mode, streams: cfg.Mode == Stream},
 	}
+	c.feeding.nudge = make(chan struct{}, 1)
 	for _, g := range []*gate{&c.ready, &c.ending, &c.done} {
 		g.c = make(chan struct{})
 	}
@@ -354,6 +356,7 @@ func (c *Client) carry() error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	c.receiving.begin(c.way())
+	c.feeding.begin(c.way())
 	c.up.limit, c.down.limit = c.way().up.known(MaxBody), c.way().down.known(largestBody)
 	var closed time.Time // when the server said that it has ended the session
 	for {
@@ -362,13 +365,18 @@ func (c *Client) carry() error {
 			wait = min(wait, farewellTime)
 		}
 		timer.Reset(wait)
+		wake := c.link.wake
+		if c.feeding.leads {
+			wake = nil
+		}
 		select {
 		case <-c.ctx.Done():
 			return nil
 		case <-c.link.closed:
 			c.sayFarewell()
 			return nil
-		case <-c.link.wake:
+		case <-wake:
+		case <-c.feeding.nudge:
 		case <-timer.C:
 		case res := <-c.results:
 			c.observe(res)
@@ -410,6 +418,7 @@ func (c *Client) way() *way { return c.cfg.Path.way(c.cfg.Transport.Name()) }
 // launch does what is to be done now and says how long to wait before it is
 // called again, unless something happens.
 func (c *Client) launch(now time.Time) time.Duration {
+	c.say(c.feeding.heardOf(now, c.way()))
 	for {
 		s := c.situation(now)
 		p := decide(&s)
@@ -431,7 +440,7 @@ func (c *Client) situation(now time.Time) situation {
 		serial:   way.oneAtATime(now),
 		streams:  c.receiving.streams,
 		probing:  c.cfg.Mode != Poll,
-		probeIn:  way.probeIn(now),
+		probeIn:  way.streams.probeIn(now),
 		polls:    c.polling.next(),
 		silent:   now.Sub(c.spoke),
 		combined: now.Sub(c.combined),
@@ -439,6 +448,12 @@ func (c *Client) situation(now time.Time) situation {
 	}
 	s.slots, s.crowded = t.Slots()
 	s.suspended, s.suspendedFor, s.answered = c.serial.next(now)
+	s.feed = c.feeding.glance(now, c.cfg.Mode != Poll && t.Feeds() && c.up.next(&way.up) >= MaxBody, way)
+	if b := c.feeding.current.Load(); b != nil {
+		if spoke := b.spoke.Load(); spoke > 0 {
+			s.silent = min(s.silent, now.Sub(b.flight.started)-time.Duration(spoke))
+		}
+	}
 	for _, f := range c.flights {
 		s.flights = append(s.flights, f.glance(now))
 	}
@@ -463,6 +478,7 @@ func (c *Client) act(p *plan, now time.Time) {
 	if p.resume {
 		c.serial.resume()
 	}
+	c.actFeed(p, now)
 	c.polling.settle(p.polls)
 	if p.cancelHeld {
 		c.flights.cancelHeld(now)
@@ -474,6 +490,34 @@ func (c *Client) act(p *plan, now time.Time) {
 		for range p.start[k] {
 			c.start(k, p.little)
 		}
+	}
+}
+
+// actFeed does what a plan says of feeds.
+func (c *Client) actFeed(p *plan, now time.Time) {
+	b := c.feeding.open()
+	c.feeding.leads = p.leads && b != nil
+	if b == nil {
+		return
+	}
+	b.take(p.feeds)
+	if p.leads && c.last.due == 0 {
+		signal(b.turn) // run may have taken the token of wake that was meant for it
+	}
+	b.unit.Store(int64(unitField(c.down.unit(&c.way().down))))
+	if p.feeds {
+		c.link.setUnit(c.up.unit(&c.way().up))
+		if now.Sub(c.feeding.learned) > feedLearned { // others need not wait for the end of the feed
+			c.feeding.learned = now
+			c.cfg.Path.recall.learn(c.cfg.Transport.Name(), c.link, feed, false) // recall
+		}
+	}
+	switch {
+	case p.feedBack != "":
+		c.say(c.feeding.heldBack(now, p.feedBack, c.way()))
+		b.flight.cancel(errUnneeded)
+	case p.endFeed:
+		b.end()
 	}
 }
 
@@ -537,6 +581,12 @@ func (c *Client) start(k kind, little bool) {
 		} else if !c.last.crowded {
 			f.asked.Hold = hold
 		}
+	case feed:
+		limit, age := way.feedBounds()
+		f.asked.Limit, f.asked.Tell = smallBody, tellWithin(c.last.trip)
+		f.feed = c.newFeed(f, limit, age, c.feeding.passes)
+		f.feed.unit.Store(int64(f.asked.Unit))
+		c.feeding.current.Store(f.feed)
 	case farewell:
 		f.asked.Close = wire.CloseDone
 	}
@@ -560,13 +610,18 @@ func (c *Client) observe(res *result) {
 	delete(c.flights, f.number)
 	c.cfg.Path.recall.learn(c.cfg.Transport.Name(), c.link, f.kind, res.good && c.carrying.failing()) // recall
 	c.say(c.serial.observe(now, res, way))
+	c.say(c.feeding.observe(now, res, c.last.late(), way))
+	if f.kind == feed && !res.good {
+		return // it is not the way to send, which says nothing of others
+	}
 	shaken, back := c.carrying.observe(now, res)
 	if shaken {
 		c.log.Info("an exchange failed", "err", res.err)
 	}
 	if back > 0 {
 		c.log.Info("carrying again", "after", back.Round(time.Millisecond))
-		way.soon(now)
+		way.streams.soon(now)
+		way.feeds.soon(now)
 	}
 	c.doubts(c.carrying.forgotten())
 	end, report := c.receiving.observe(now, res, way)
@@ -591,6 +646,9 @@ func (c *Client) observe(res *result) {
 func (c *Client) sayFarewell() {
 	ctx, cancel := context.WithTimeout(c.ctx, farewellTime)
 	defer cancel()
+	if b := c.feeding.open(); b != nil {
+		b.end()
+	}
 	c.start(farewell, false)
 	said := false
 	for {

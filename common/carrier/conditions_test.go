@@ -9,6 +9,9 @@ import (
 	"time"
 )
 
+// fedMode is Auto where requests may be written bit by bit.
+const fedMode = Mode("fed")
+
 // TestConditions moves datagrams in both directions over networks of every
 // kind. On none of them one is lost, doubled, altered or out of order.
 func TestConditions(t *testing.T) {
@@ -164,14 +167,25 @@ func TestConditions(t *testing.T) {
 			})
 		}, time.Minute},
 	} {
-		for _, mode := range []Mode{Poll, Stream, Auto} {
+		for _, mode := range []Mode{Poll, Stream, Auto, fedMode} {
 			t.Run(fmt.Sprintf("%s/%s", c.name, mode), func(t *testing.T) {
+				mode, feeds := mode, mode == fedMode
+				if feeds {
+					mode = Auto
+				}
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld(t)
+					w.net.feeds = feeds
 					if strings.Contains(c.name, " above ") {
 						c.start(w.net) // nothing larger has ever passed
 					}
 					client, session := w.pair(mode)
+					if feeds {
+						w.learnFeeds(client, session)
+						if strings.HasPrefix(c.name, "answers above") == client.feeding.passes {
+							t.Errorf("feeds pass: %v", client.feeding.passes)
+						}
+					}
 					c.start(w.net)
 					w.net.cutAll() // the poll or stream that is open
 					begin := time.Now()
@@ -202,6 +216,7 @@ func bodiesAbove(f fate, limit int64, bad func(*fate)) func(*request) fate {
 		if r.ContentLength > limit {
 			bad(&f)
 		}
+		f.above, f.large = limit, bad
 		return f
 	}
 }
@@ -214,13 +229,7 @@ func answersAbove(f fate, limit int) func(*request) fate {
 
 // bodyLimit refuses bodies that are larger.
 func bodyLimit(f fate, limit int64) func(*request) fate {
-	return func(r *request) fate {
-		f := f
-		if r.ContentLength > limit {
-			f.instead = page(http.StatusRequestEntityTooLarge)
-		}
-		return f
-	}
+	return bodiesAbove(f, limit, func(f *fate) { f.instead = page(http.StatusRequestEntityTooLarge) })
 }
 
 // outage breaks all connections after a while and lets none succeed for d.

@@ -141,7 +141,7 @@ type receiving struct {
 // begin takes in what other sessions have found.
 func (r *receiving) begin(w *way) {
 	if r.mode == Auto {
-		r.streams = w.streaming()
+		r.streams = w.streams.has()
 	}
 }
 
@@ -163,7 +163,7 @@ func (r *receiving) observe(now time.Time, res *result, w *way) (end bool, repor
 		return false, ""
 	}
 	r.streams = streams
-	switch changed := w.saw(now, streams); {
+	switch changed := w.streams.saw(now, streams); {
 	case !changed:
 	case streams:
 		report = "receiving by streams: answers come as they are written"
@@ -176,7 +176,7 @@ func (r *receiving) observe(now time.Time, res *result, w *way) (end bool, repor
 // heldBack notes that a stream does not come as it is written. Of several that
 // show the same, the first counts: each more would put off the next probe.
 func (r *receiving) heldBack(now time.Time, why string, w *way) (report string) {
-	if r.streams && w.saw(now, false) {
+	if r.streams && w.streams.saw(now, false) {
 		report = "receiving by polls: " + why
 	}
 	r.streams = false

@@ -133,12 +133,12 @@ func TestReceiving(t *testing.T) {
 	// What is seen again and again is no news, and puts off the next probe.
 	now, w := time.Now(), new(Path).way("")
 	r := receiving{mode: Auto, streams: true}
-	w.saw(now, true)
+	w.streams.saw(now, true)
 	for i, want := range []time.Duration{firstProbe, firstProbe, firstProbe} {
 		if report := r.heldBack(now, "why", w); (report != "") != (i == 0) {
 			t.Errorf("%d: reports %q", i, report)
 		}
-		if in := w.probeIn(now); in > want || in < want*3/4 {
+		if in := w.streams.probeIn(now); in > want || in < want*3/4 {
 			t.Errorf("%d: the next probe is in %v", i, in)
 		}
 	}

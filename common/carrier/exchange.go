@@ -38,6 +38,7 @@ const (
 	poll                 // is answered when there is something to say
 	stream               // is answered bit by bit
 	combined             // carries records and is answered as a poll: for a path that lets one exchange through at a time
+	feed                 // an upload whose body is written bit by bit; see feed.go
 	farewell             // ends the session
 	kinds                // how many there are
 )
@@ -51,6 +52,7 @@ type flight struct {
 	records []*sentRecord
 	size    int  // bytes of the records
 	probe   bool // made to see whether the path streams
+	feed    *feedBody
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	started time.Time
@@ -60,6 +62,13 @@ type flight struct {
 	sent  atomic.Int64 // the request's last byte
 	first atomic.Int64 // the first unit of the answer
 	heard atomic.Int64 // the newest one
+
+	got atomic.Int64 // bytes of records in the answer, written by the exchange
+}
+
+// isEnding tells whether the answer, a streamed one, is about to end for its size.
+func (f *flight) isEnding() bool {
+	return f.kind == stream && !f.probe && f.got.Load() > int64(float64(f.asked.Limit)*overlap)
 }
 
 func (f *flight) mark(what *atomic.Int64) { what.Store(max(1, int64(time.Since(f.started)))) }
@@ -71,6 +80,7 @@ func (f *flight) glance(now time.Time) glance {
 		probe:  f.probe,
 		hold:   f.asked.Hold,
 		stream: f.asked.Stream,
+		ending: f.isEnding(),
 		size:   f.size,
 		age:    now.Sub(f.started),
 		begun:  time.Duration(f.begun.Load()),
@@ -97,6 +107,7 @@ type result struct {
 	tooLarge bool  // the body was, of size bytes
 	size     int64
 	closed   bool // the server has ended the session
+	lost     bool // not all that it carried is acknowledged
 	answered counter
 }
 
@@ -141,7 +152,7 @@ func (r *result) answer(now time.Time) (s sample, shows bool) {
 		s.idle = r.received+r.backlog <= smallBody
 	}
 	switch {
-	case f.probe || f.kind == greeting || f.kind == farewell || errors.Is(r.err, errUnneeded):
+	case f.probe || f.kind == greeting || f.kind == feed || f.kind == farewell || errors.Is(r.err, errUnneeded):
 		return s, false
 	case r.size > smallBody && r.err != nil:
 		return s, false // the request may be to blame
@@ -241,28 +252,22 @@ func (c *Client) exchange(f *flight) {
 	watchdog := time.AfterFunc(wait, func() {
 		f.cancel(fmt.Errorf("no answer within %v: %w", wait.Round(time.Second), os.ErrDeadlineExceeded))
 	})
-	pad := min(c.blur.pad(sizeOf(f.records)), max(0, f.most*3/4-sizeOf(f.records)))
-	b := newBody(c.link.head(f.number, f.asked, pad), f.records, c.link.send, func(last bool) {
-		watchdog.Reset(wait)
-		f.mark(&f.begun)
-		if last {
-			f.mark(&f.sent)
-			c.link.wrote(f.number)
-			signal(c.link.wake) // the next one may be due
-		}
-	})
-	res.size = b.size
+	b, size := c.bodyOf(f, watchdog, wait)
 	end := func(err error) {
 		if res.err = err; err != nil && f.ctx.Err() != nil {
 			res.err = context.Cause(f.ctx)
 		}
-		c.link.endExchange(f.number)
-		b.Close()
+		b.Close() // first: what a feed takes afterwards would be lost for ever
+		res.lost = c.link.endExchange(f.number)
 		watchdog.Stop()
 		f.cancel(nil)
+		if res.size = size; f.kind == feed {
+			res.size = f.feed.sent.Load()
+			res.good = res.good || f.first.Load() > 0 // some of it has come
+		}
 		c.results <- res
 	}
-	resp, err := c.post(f.ctx, b, b.size)
+	resp, err := c.post(f.ctx, b, size)
 	if err != nil {
 		end(err)
 		return
@@ -281,7 +286,7 @@ func (c *Client) exchange(f *flight) {
 			if sent := f.sent.Load(); f.first.CompareAndSwap(0, f.heard.Load()) && f.kind == upload && sent > 0 {
 				// Such an answer comes at once. The times in heads would count
 				// the wait for a connection, too.
-				c.link.measured(time.Duration(f.first.Load()-sent), b.size)
+				c.link.measured(time.Duration(f.first.Load()-sent), size)
 			}
 		})
 		resp.Body.Close()
@@ -289,7 +294,31 @@ func (c *Client) exchange(f *flight) {
 	})
 }
 
-// post sends a request for this session with a body of size bytes.
+// bodyOf is the body of f's request and its length, -1 for one that has none. While it
+// is read the watchdog waits.
+func (c *Client) bodyOf(f *flight, watchdog *time.Timer, wait time.Duration) (io.ReadCloser, int64) {
+	if f.kind == feed {
+		f.feed.moved = func() {
+			watchdog.Reset(wait)
+			f.mark(&f.begun)
+		}
+		return f.feed, -1
+	}
+	pad := min(c.blur.pad(sizeOf(f.records)), max(0, f.most*3/4-sizeOf(f.records)))
+	b := newBody(c.link.head(f.number, f.asked, pad), f.records, c.link.send, func(last bool) {
+		watchdog.Reset(wait)
+		f.mark(&f.begun)
+		if last {
+			f.mark(&f.sent)
+			c.link.wrote(f.number)
+			signal(c.link.wake) // the next one may be due
+		}
+	})
+	return b, b.size
+}
+
+// post sends a request for this session with a body of size bytes, or of no known
+// length if that is negative.
 func (c *Client) post(ctx context.Context, body io.ReadCloser, size int64) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.target, body)
 	if err != nil {
@@ -331,7 +360,7 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 		}
 	}()
 	var head wire.Head
-	large := false
+	f, large := res.flight, false
 	for {
 		if buf != nil && r.Buffered() == 0 {
 			buf.release() // a long wait may begin
@@ -365,6 +394,10 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 				large = true
 				c.way().down.passed(res.received) // a stream may not end soon
 			}
+			ended := f.isEnding()
+			if f.got.Store(int64(res.received)); !ended && f.isEnding() {
+				signal(c.feeding.nudge) // it is time for the next one
+			}
 			c.blur.moved(len(u.Payload))
 			if c.link.received(u.Number, buf) {
 				buf = nil
@@ -376,6 +409,7 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 		}
 		res.good = true
 		res.backlog = head.Backlog
+		c.feeding.told(&head)
 		c.link.opened(u.Number, &head, false)
 		if head.Close != 0 && head.Backlog == 0 {
 			res.closed = true

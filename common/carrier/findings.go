@@ -18,9 +18,10 @@ type Findings struct {
 func (p *Path) Findings(front string) Findings {
 	w := p.way(front)
 	f := Findings{Serial: w.oneAtATime(time.Now()), Request: w.up.refused(), Answer: w.down.refused()}
+	f.Known, f.Streams = w.streams.found()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	f.Known, f.Streams, f.Hold, f.Quiet = w.known, w.streams, w.hold, w.quiet
+	f.Hold, f.Quiet = w.hold, w.quiet
 	f.Cut = w.hold < defaultHold || w.quiet < defaultQuiet
 	return f
 }

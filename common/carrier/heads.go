@@ -41,6 +41,7 @@ type heads struct {
 	newest   uint64    // number of the newest head received, plus one
 	peerTime uint32    // the other side's clock in that head, in milliseconds
 	peerAt   time.Time // when that head came
+	waited   uint32    // this side's clock in the newest head that may have waited for a connection
 	trip     trip
 }
 
@@ -56,6 +57,11 @@ func (c *heads) stamp(h *wire.Head, now time.Time) (number uint64) {
 	c.next++
 	return c.next - 1
 }
+
+// waits says that a head with these times may wait before it leaves, and prompt
+// whether one that has come echoes one that does not.
+func (c *heads) waits(h *wire.Head)       { c.waited = h.Time }
+func (c *heads) prompt(h *wire.Head) bool { return h.Echoes && int32(h.Echo-c.waited) > 0 }
 
 // opened takes in the times of a head. It tells whether that is the newest so
 // far, and the round-trip time that it shows: negative if it shows none.

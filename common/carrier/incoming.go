@@ -61,16 +61,25 @@ type incoming struct {
 	owedSince time.Time // since when one of them has been missing; zero: none is
 
 	// What the other side is to hear.
-	granted uint64    // what the grant has been at most
-	frozen  bool      // it does not grow
-	told    uint64    // the newest grant that it was told
-	newsAt  time.Time // since when, nearly, there is news to tell; zero: there is none
-	room    bool      // part of the news is that the grant has moved
-	ended   wire.Set  // exchanges of which no more will be received
+	granted uint64        // what the grant has been at most
+	frozen  bool          // it does not grow
+	told    uint64        // the newest grant that it was told
+	newsAt  time.Time     // since when, nearly, there is news to tell; zero: there is none
+	room    bool          // part of the news is that the grant has moved
+	delay   time.Duration // how long at most news may be kept; 0: what has brought it is answered, and that tells it
+	ended   wire.Set      // exchanges of which no more will be received
+	feeds   feeds
+}
+
+// feeds are the bodies of streamed uploads that are open, at a server: what comes in
+// them is told by other answers. The zero value is none.
+type feeds struct {
+	open   int
+	newest uint64 // one more than the number of the newest head that has come in one
 }
 
 func newIncoming(held *account, wake, readable chan<- struct{}) incoming {
-	return incoming{held: held, wake: wake, readable: readable, early: make(map[uint64]*buffer), granted: windowRecords, told: windowRecords}
+	return incoming{held: held, wake: wake, readable: readable, early: make(map[uint64]*buffer), granted: windowRecords, told: windowRecords, delay: ackDelay}
 }
 
 // receive files record n, which has come in b. This half becomes an owner of b if it
@@ -78,10 +87,7 @@ func newIncoming(held *account, wake, readable chan<- struct{}) incoming {
 // a smaller buffer.
 func (i *incoming) receive(n uint64, b *buffer, now time.Time) bool {
 	i.cameAt = now
-	if i.newsAt.IsZero() {
-		i.tell(now)
-		signal(i.wake)
-	}
+	i.tellOnce(now)
 	if i.closed || n >= i.grant() {
 		return false
 	}
@@ -281,22 +287,44 @@ func (i *incoming) owedFor(now time.Time) time.Duration {
 func (i *incoming) complete() bool { return i.got.Low >= i.existing }
 
 // tell has the other side told soon what this one has.
-func (i *incoming) tell(now time.Time) { i.newsAt = now.Add(-rand.N(ackDelay / 4)) }
+func (i *incoming) tell(now time.Time) { i.newsAt = now.Add(-rand.N(i.delay/4 + 1)) }
 
-// newsIn says how long the client may still keep the news that records came;
-// negative if there is none.
+// tellOnce does so if it is not going to be told anyway.
+func (i *incoming) tellOnce(now time.Time) {
+	if i.newsAt.IsZero() && i.delay > 0 {
+		i.tell(now)
+		signal(i.wake)
+	}
+}
+
+// newsIn says how long news may still be kept; negative if there is none.
 func (i *incoming) newsIn(now time.Time) time.Duration {
-	if i.newsAt.IsZero() {
+	if i.newsAt.IsZero() || i.delay == 0 {
 		return -1
 	}
-	return max(0, ackDelay-now.Sub(i.newsAt))
+	return max(0, i.delay-now.Sub(i.newsAt))
+}
+
+// feed says that the body of a streamed upload is open, or, if none is left, that
+// what comes is told by what it comes in.
+func (i *incoming) feed(open int, delay time.Duration) {
+	if i.feeds.open += open; i.feeds.open == 0 {
+		i.feeds, delay = feeds{}, 0
+	}
+	i.delay = delay
+}
+
+// fed says that a head has come in the body of a streamed upload.
+func (i *incoming) fed(head uint64, now time.Time) {
+	i.feeds.newest = max(i.feeds.newest, head+1)
+	i.tellOnce(now)
 }
 
 // stamp writes into a head what this half has to say, which is no news then.
 func (i *incoming) stamp(h *wire.Head) {
 	h.Acks, h.Ended = i.got, i.ended
 	i.told = i.grant()
-	h.Window = i.told
+	h.Window, h.Told = i.told, i.feeds.newest
 	i.newsAt, i.room = time.Time{}, false
 }
 

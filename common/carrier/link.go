@@ -137,24 +137,37 @@ func (l *link) wrote(e uint64) {
 }
 
 // endExchange says that exchange e has ended: of what it carried, all that is
-// not acknowledged is lost, and nothing more will be received.
-func (l *link) endExchange(e uint64) {
+// not acknowledged is lost, which it tells, and nothing more will be received.
+func (l *link) endExchange(e uint64) (lost bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.in.ended.Add(e)
-	l.out.endExchange(e)
+	return l.out.endExchange(e)
 }
 
 // head returns a sealed head for exchange e. fields has the values that are
 // the caller's affair; pad is the number of bytes of padding.
 func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
+	b, _ := l.seal(e, fields, pad, false)
+	return b
+}
+
+// promptHead returns one that leaves at once, and its number.
+func (l *link) promptHead(e uint64, fields wire.Head, pad int) (head []byte, number uint64) {
+	return l.seal(e, fields, pad, true)
+}
+
+func (l *link) seal(e uint64, fields wire.Head, pad int, prompt bool) (head []byte, number uint64) {
 	h := fields
 	h.Exchange = e
 	b := make([]byte, wire.HeaderSize, 256)
 	l.mu.Lock()
 	now := time.Now()
 	l.judge(now)
-	number := l.heads.stamp(&h, now)
+	number = l.heads.stamp(&h, now)
+	if !prompt {
+		l.heads.waits(&h)
+	}
 	l.in.stamp(&h)
 	l.out.stamp(&h)
 	b = h.Append(b) // copies the sets, so they may change afterwards
@@ -162,17 +175,18 @@ func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
 	if pad > 0 {
 		b = wire.Pad(b, pad)
 	}
-	return l.send.Seal(b, wire.HeadKind, number)
+	return l.send.Seal(b, wire.HeadKind, number), number
 }
 
 // opened takes in a head. If it is not the newest so far, nothing but what it
-// acknowledges counts. timed says that its times measure the round trip.
+// acknowledges counts. timed says that its times measure the round trip, as those do
+// that echo a prompt head.
 func (l *link) opened(number uint64, h *wire.Head, timed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	newest, rtt := l.heads.opened(number, h, now)
-	if timed && rtt >= 0 {
+	if (timed || l.heads.prompt(h)) && rtt >= 0 {
 		// Before the acknowledgements: what they let go depends on the delay that
 		// they came with.
 		l.out.window.took(rtt, 0)
@@ -227,6 +241,21 @@ func (l *link) delivered(before time.Time) {
 	if l.in.gapSince != before && !l.in.gapSince.IsZero() {
 		l.arm()
 	}
+}
+
+// feed says that the body of one streamed upload more is open, or one less, and how
+// late at most the client is to be told of what comes in it.
+func (l *link) feed(open int, tell time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.in.feed(open, tell)
+}
+
+// fed says that a head has come in such a body.
+func (l *link) fed(head uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.in.fed(head, time.Now())
 }
 
 // receivedHello takes in the datagrams of the first message.

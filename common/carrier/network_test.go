@@ -34,6 +34,8 @@ type network struct {
 	mu       sync.Mutex
 	server   *Server // guarded by mu, like what follows
 	fate     func(r *request) fate
+	feeds    bool                          // requests may be written bit by bit
+	ways     []*wayUp                      // of those that were
 	slots    chan struct{}                 // one for each exchange that can be under way; nil: 100
 	refuse   func(*request) *http.Response // answers what finds no slot; nil: it waits. Guarded by mu
 	requests int                           // so far
@@ -77,6 +79,11 @@ type fate struct {
 	stale       bool                          // the answer is an old one
 	instead     func(*request) *http.Response // somebody else answers
 	readHeaders bool                          // and the body is not read
+
+	// Of a request whose body has no length:
+	collected bool        // the server gets it when it is complete
+	above     int64       // with more bytes than this, something else happens; 0: nothing
+	large     func(*fate) // what that is
 }
 
 var (
@@ -150,6 +157,13 @@ func (n *network) Slots() (most int, crowded bool) {
 
 func (n *network) Name() string { return "" }
 
+// Feeds says that requests may be written bit by bit if the test wants that.
+func (n *network) Feeds() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.feeds
+}
+
 // Rest is what the last answer with a Retry-After has asked for.
 func (n *network) Rest() time.Duration {
 	n.mu.Lock()
@@ -212,6 +226,9 @@ func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
 		n.mu.Lock()
 		f = fateOf(r)
 		n.mu.Unlock()
+	}
+	if req.ContentLength < 0 {
+		return n.feed(ctx, r, f)
 	}
 	if !f.readHeaders {
 		body, err := io.ReadAll(req.Body)
@@ -335,6 +352,16 @@ func (n *network) exchange(ctx context.Context, r *request, f fate) (*http.Respo
 
 // deliver gives a request to the server.
 func (n *network) deliver(ctx context.Context, r *request, f fate) *answer {
+	body := r.body
+	var end error = io.EOF
+	if f.cutRequest {
+		body, end = body[:min(f.cutAt, len(body))], io.ErrUnexpectedEOF
+	}
+	return n.hand(ctx, r, f, io.MultiReader(bytes.NewReader(body), failing{end}))
+}
+
+// hand gives a request with this body to the server.
+func (n *network) hand(ctx context.Context, r *request, f fate, body io.Reader) *answer {
 	n.mu.Lock()
 	server := n.server
 	n.mu.Unlock()
@@ -348,13 +375,8 @@ func (n *network) deliver(ctx context.Context, r *request, f fate) *answer {
 		cancel: cancel,
 		hold:   f.buffered || f.swapped || f.stale,
 	}
-	body := r.body
-	var end error = io.EOF
-	if f.cutRequest {
-		body, end = body[:min(f.cutAt, len(body))], io.ErrUnexpectedEOF
-	}
 	req := r.Request.Clone(ctx)
-	req.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), failing{end}))
+	req.Body = io.NopCloser(body)
 	req.RemoteAddr = "192.0.2.1:1234"
 	n.handled.Go(func() {
 		server.ServeHTTP(a, req)
@@ -366,6 +388,172 @@ func (n *network) deliver(ctx context.Context, r *request, f fate) *answer {
 		n.old = append(n.old, a)
 	})
 	return a
+}
+
+// feed makes an exchange whose body is written bit by bit.
+func (n *network) feed(ctx context.Context, r *request, f fate) (*http.Response, error) {
+	n.mu.Lock()
+	server := n.server
+	n.open[r] = true
+	n.most = max(n.most, len(n.open))
+	n.mu.Unlock()
+	way := &wayUp{ctx: ctx, there: f.there, news: make(chan struct{}, 1), collected: f.collected}
+	n.mu.Lock()
+	n.ways = append(n.ways, way)
+	n.mu.Unlock()
+	type outcome struct {
+		resp *http.Response
+		err  error
+	}
+	met := make(chan outcome, 1) // what happened before an answer
+	aborted := make(chan struct{})
+	var a *answer
+	began := make(chan struct{}) // never, if it vanishes
+	if !f.vanish && !f.refuse && f.instead == nil && !f.readHeaders {
+		a = n.hand(ctx, r, f, way)
+		began = a.began
+	}
+	n.handled.Go(func() {
+		defer r.Request.Body.Close()
+		if f.refuse || f.instead != nil || f.readHeaders {
+			resp, err := n.exchange(ctx, r, f)
+			met <- outcome{resp, err}
+			return
+		}
+		whole, err := n.carry(r, &f, way)
+		sent := *r // the server may have answered what r is
+		sent.body = whole
+		n.trace.request(server, &sent)
+		switch {
+		case f.refuse || f.instead != nil:
+			close(aborted)
+			a.discard()
+			way.put(nil, errReset)
+			resp, err := n.exchange(ctx, r, f)
+			met <- outcome{resp, err}
+		case f.cutRequest && errors.Is(err, io.ErrUnexpectedEOF):
+			sleep(ctx, f.there+f.back)
+			met <- outcome{nil, errReset}
+		case f.again && err == io.EOF && sleep(ctx, f.after):
+			n.deliver(ctx, &sent, f)
+		}
+	})
+	var resp *http.Response
+	var err error
+	select {
+	case o := <-met:
+		resp, err = o.resp, o.err
+	case <-began:
+		if isClosed(aborted) {
+			o := <-met
+			resp, err = o.resp, o.err
+		} else if err = errReset; !f.loseAnswer && sleep(ctx, f.back) {
+			resp, err = a.response(ctx, f), nil
+		}
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		n.forget(r)
+		return nil, err
+	}
+	resp.Body = &closer{resp.Body, func() { n.forget(r) }}
+	return resp, nil
+}
+
+// collect has the server get the requests that are under way, or others no more, when
+// they are complete.
+func (n *network) collect(yes bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, w := range n.ways {
+		w.mu.Lock()
+		w.collected = yes
+		w.mu.Unlock()
+	}
+}
+
+// carry puts what a body says on its way, as far as f lets it, and returns that and
+// why it has ended.
+func (n *network) carry(r *request, f *fate, way *wayUp) (whole []byte, err error) {
+	buf := make([]byte, 16<<10)
+	for err == nil {
+		var k int
+		k, err = r.Request.Body.Read(buf)
+		if f.cutRequest && len(whole)+k >= f.cutAt {
+			k, err = f.cutAt-len(whole), io.ErrUnexpectedEOF
+		}
+		whole = append(whole, buf[:k]...)
+		if f.above > 0 && int64(len(whole)) > f.above {
+			f.above = 0
+			if f.large(f); f.refuse || f.instead != nil {
+				return whole, errReset
+			}
+		}
+		if !f.vanish {
+			way.put(bytes.Clone(buf[:k]), err)
+		}
+	}
+	return whole, err
+}
+
+// A wayUp is the body of a request as the server reads it.
+type wayUp struct {
+	ctx       context.Context
+	there     time.Duration
+	news      chan struct{}
+	collected bool
+
+	mu     sync.Mutex
+	chunks []chunk // guarded by mu, like what follows
+	end    error
+}
+
+func (w *wayUp) put(b []byte, end error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.chunks = append(w.chunks, chunk{time.Now().Add(w.there), b})
+	w.end = end
+	signal(w.news)
+}
+
+func (w *wayUp) Read(p []byte) (int, error) {
+	for {
+		n, at, end := w.next(p)
+		switch {
+		case w.ctx.Err() != nil:
+			return 0, context.Cause(w.ctx)
+		case n > 0:
+			return n, nil
+		case !at.IsZero():
+			sleep(w.ctx, time.Until(at))
+		case end != nil:
+			return 0, end
+		default:
+			select {
+			case <-w.news:
+			case <-w.ctx.Done():
+			}
+		}
+	}
+}
+
+// next copies what has arrived, or says when there will be something.
+func (w *wayUp) next(p []byte) (n int, at time.Time, end error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(w.chunks) > 0 && (w.end != nil || !w.collected) {
+		c := &w.chunks[0]
+		if time.Now().Before(c.at) {
+			return 0, c.at, nil
+		}
+		if n = copy(p, c.b); n > 0 {
+			c.b = c.b[n:]
+			return n, at, nil
+		}
+		w.chunks = w.chunks[1:]
+	}
+	return 0, at, w.end
 }
 
 type failing struct{ err error }
@@ -646,7 +834,7 @@ func (tr *trace) request(server *Server, r *request) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	id, s := tr.session(server, r)
-	if s != nil && tr.open(unitName{id: id, up: true}, s.link.receive, r.body) > 0 {
+	if s != nil && tr.open(unitName{id: id, up: true}, s.link.receive, r.body) > 0 || r.ContentLength < 0 {
 		return
 	}
 	tr.same("message 1 of "+id, r.body)

@@ -388,16 +388,17 @@ func (o *outgoing) wrote(e uint64, now time.Time) {
 }
 
 // endExchange notes that what exchange e carried and was not acknowledged is
-// lost.
-func (o *outgoing) endExchange(e uint64) {
+// lost, and tells whether there was anything.
+func (o *outgoing) endExchange(e uint64) (lost bool) {
 	c := o.cargoes.of(e)
 	if c == nil {
-		return
+		return false
 	}
 	o.cargoes.remove(e)
 	for _, n := range c.records {
 		o.lose(n, e)
 	}
+	return len(c.records) > 0
 }
 
 // lose has record n sent again, if exchange e was the last that carried it.

@@ -47,18 +47,92 @@ type Path struct {
 // way is what is known of the way through one front.
 type way struct {
 	mu         sync.Mutex
-	known      bool // that it streams, or not; guarded by mu, like what follows
-	streams    bool
-	serialTill time.Time // until then it is taken to let one exchange through at a time
+	serialTill time.Time // until then it is taken to let one exchange through at a time; guarded by mu, like what follows
 	serialFor  time.Duration
-	probeAt    time.Time
-	probeAfter time.Duration
 	hold       time.Duration
 	quiet      time.Duration
-	age        time.Duration
-	cutAt      time.Duration // the age at which a stream was cut last
+	age        lifetime // of streams
+	feedAge    lifetime
+	feedLimit  int // bytes of the largest body of a feed
 
+	streams  habit // answers come as they are written
+	feeds    habit // requests do
 	up, down sizes // of requests and answers
+	feed     sizes // of the bodies of feeds
+}
+
+// A lifetime is how long something may stay open.
+type lifetime struct {
+	most  time.Duration
+	cutAt time.Duration // the age at which one was cut last; 0: none was
+}
+
+// cut notes that one was cut. Once may be chance; twice at one age is a rule.
+func (l *lifetime) cut(age time.Duration) {
+	if age < minLearned {
+		return
+	}
+	if l.cutAt > 0 && (age-l.cutAt).Abs() < age/10 {
+		l.most = min(l.most, share(age))
+	}
+	l.cutAt = age
+}
+
+// draw is how long the next one is to stay open.
+func (l *lifetime) draw() time.Duration { return below(l.most, l.most/4) }
+
+// A habit is something that a way may do, and is looked at again when it does not.
+// The zero value knows nothing. Safe for concurrent use.
+type habit struct {
+	mu    sync.Mutex
+	known bool // guarded by mu, like what follows
+	does  bool
+	at    time.Time     // when it is to be looked at again
+	after time.Duration // how long that was
+}
+
+// found tells whether it is known what the way does, and whether it does it.
+func (h *habit) found() (known, does bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.known, h.does
+}
+
+// has tells whether the way does it, as far as known.
+func (h *habit) has() bool {
+	_, does := h.found()
+	return does
+}
+
+// saw notes whether the way did it, and tells whether that is news.
+func (h *habit) saw(now time.Time, does bool) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	changed := !h.known || h.does != does
+	if does || h.does || h.after == 0 {
+		h.after = firstProbe
+	} else {
+		h.after = min(2*h.after, lastProbe)
+	}
+	h.at = now.Add(below(h.after, h.after/4))
+	h.known, h.does = true, does
+	return changed
+}
+
+// probeIn says how long to wait before the way is looked at again.
+func (h *habit) probeIn(now time.Time) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.at.Sub(now)
+}
+
+// soon has the way looked at again: it may have changed.
+func (h *habit) soon(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.known {
+		h.at, h.after = now, 0
+	}
 }
 
 func (p *Path) way(front string) *way {
@@ -66,7 +140,10 @@ func (p *Path) way(front string) *way {
 	defer p.mu.Unlock()
 	w := p.ways[front]
 	if w == nil {
-		w = &way{hold: defaultHold, quiet: defaultQuiet, age: defaultAge}
+		w = &way{
+			hold: defaultHold, quiet: defaultQuiet,
+			age: lifetime{most: defaultAge}, feedAge: lifetime{most: defaultFeed}, feedLimit: MaxBody,
+		}
 		if p.ways == nil {
 			p.ways = make(map[string]*way)
 		}
@@ -81,14 +158,42 @@ func (p *Path) way(front string) *way {
 func (w *way) lengths() (hold, quiet, age time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return below(w.hold, w.hold/4), w.quiet, below(w.age, w.age/4)
+	return below(w.hold, w.hold/4), w.quiet, w.age.draw()
 }
 
-// streaming tells whether answers arrive as they are written, as far as known.
-func (w *way) streaming() bool {
+// feedBounds are how large and how long open the body of the next feed may be.
+func (w *way) feedBounds() (limit int, age time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.streams
+	return w.feedLimit, w.feedAge.draw()
+}
+
+// fed notes that the body of a feed has passed. full says that it would have been
+// larger if it could.
+func (w *way) fed(now time.Time, size int, full bool) {
+	w.feed.passed(size)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if full && size > w.feedLimit/2 && w.feed.worth(now, min(2*w.feedLimit, maxFeed)) {
+		w.feedLimit = min(2*w.feedLimit, maxFeed)
+	}
+}
+
+// feedRefused notes that the way does not take bodies of feeds of size bytes, and
+// tells whether it takes any that are worth it.
+func (w *way) feedRefused(now time.Time, size int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.feedLimit = min(w.feedLimit, max(size/2, minFeed))
+	w.feed.refuses(now, size, w.feedLimit)
+	return size/2 >= minFeed
+}
+
+// feedCut notes that a feed was cut at an age.
+func (w *way) feedCut(age time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.feedAge.cut(age)
 }
 
 // oneAtATime tells whether exchanges wait for one another.
@@ -105,38 +210,6 @@ func (w *way) setSerial(now time.Time) {
 	defer w.mu.Unlock()
 	w.serialFor = min(max(firstProbe, 2*w.serialFor), lastProbe)
 	w.serialTill = now.Add(w.serialFor)
-}
-
-// saw notes whether an answer arrived as it was written, and tells whether that
-// is news.
-func (w *way) saw(now time.Time, streams bool) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	changed := !w.known || w.streams != streams
-	if streams || w.streams || w.probeAfter == 0 {
-		w.probeAfter = firstProbe
-	} else {
-		w.probeAfter = min(2*w.probeAfter, lastProbe)
-	}
-	w.probeAt = now.Add(below(w.probeAfter, w.probeAfter/4))
-	w.known, w.streams = true, streams
-	return changed
-}
-
-// probeIn says how long to wait before the way is looked at again.
-func (w *way) probeIn(now time.Time) time.Duration {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.probeAt.Sub(now)
-}
-
-// soon has the way looked at again: it may have changed.
-func (w *way) soon(now time.Time) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.known {
-		w.probeAt, w.probeAfter = now, 0
-	}
 }
 
 // observe learns from how an exchange ended how long the way lets answers wait,
@@ -163,12 +236,8 @@ func (w *way) cut(streamed bool, age, silence time.Duration) {
 		w.quiet = min(w.quiet, share(silence))
 	case silence >= minLearned:
 		w.hold = min(w.hold, share(silence))
-	case age >= minLearned && streamed:
-		// Once may be chance; twice at one age is a rule.
-		if w.cutAt > 0 && (age-w.cutAt).Abs() < age/10 {
-			w.age = min(w.age, share(age))
-		}
-		w.cutAt = age
+	case streamed:
+		w.age.cut(age)
 	}
 }
 

@@ -3,8 +3,8 @@ package carrier
 import "time"
 
 const (
-	// overlap is the share of a stream's age after which the next one is asked
-	// for, so that one is always open.
+	// overlap is the share of a stream's age, and of its size, after which the next
+	// one is asked for, so that one is always open.
 	overlap = 0.9
 
 	// slack is what an answer may take beyond some round trips before it means
@@ -40,6 +40,7 @@ type glance struct {
 	size   int           // bytes of its records
 	hold   time.Duration // as asked
 	stream time.Duration // likewise
+	ending bool          // it is about to end for its size
 	age    time.Duration // since it was started
 
 	// The age at which something was seen, or 0: not yet. See flight.
@@ -77,6 +78,7 @@ type situation struct {
 	probeIn      time.Duration // when it is
 	polls        int           // answers that it is worth to wait for in silence; see polling
 	answered     time.Duration // since the upload was started that was answered last
+	feed         feedGlance
 
 	// What there is to say and to hear.
 	demand                 // of which due counts the news, too
@@ -134,11 +136,15 @@ type plan struct {
 	little     bool          // an upload that is started is to be small
 	cancel     [kinds]bool   // exchanges under way, by kind
 	cancelHeld bool          // those that are held, whatever their kind
+	feeds      bool          // the feed that is open takes what is due
+	leads      bool          // and nothing else does
+	endFeed    bool          // it is to end
 	polls      int           // so many are wanted to be under way; 0: polls are not the way to receive now
 	again      time.Duration // when to plan anew, if nothing happens before
 
 	// What the exchanges under way show of the path.
 	heldBack string // why answers do not come as they are written; empty: it does not show
+	feedBack string // why feeds do not; empty: it does not show
 	swallow  bool   // large uploads are not answered while smaller ones are
 	suspend  bool   // uploads may wait for the answers that are open, or fail because of them
 	resume   bool   // they do not
@@ -208,6 +214,7 @@ func (p *plan) suspendAll() {
 // there is something to say while the server has nothing to say, it is broken
 // off. In a crowd an idle session is silent now and then.
 func (s *situation) combine(p *plan) {
+	p.endFeed = s.feed.open
 	if len(s.flights) == 0 {
 		if s.crowded && s.silent >= lively && s.due < 0 && s.combined < crowdPause {
 			p.within(crowdPause - s.combined)
@@ -227,17 +234,59 @@ func (s *situation) combine(p *plan) {
 	}
 }
 
-// say starts an upload if one is due.
+// say has a feed say what is due, or starts an upload for it.
 func (s *situation) say(p *plan) {
+	writing := maxSending
+	if s.feed.may && s.streams {
+		if s.sayByFeed(p); p.leads || p.starts() {
+			return
+		}
+		if p.feeds {
+			writing = 1 // beside the feed
+		}
+	} else {
+		p.endFeed = s.feed.open
+	}
 	most, _ := room(s.slots, s.count(poll)+s.count(stream))
 	switch {
 	case s.due != 0:
 		p.waitDue(s)
 	case s.count(upload) >= most: // the end of one is a result
-	case s.sending() < maxSending:
+	case s.sending() < writing:
 		p.start[upload] = 1
 	default:
 		p.within(slack) // then one of them may count no more
+	}
+}
+
+// sayByFeed has a feed say what is due where the path lets feeds through, and finds out
+// whether it does.
+func (s *situation) sayByFeed(p *plan) {
+	f, late, stuckAt := &s.feed, s.late(), s.trip.smoothed/stuckShare+stuck
+	switch {
+	case f.open && f.waits > late && s.answered < f.waits:
+		// The server tells at once, and others got through.
+		p.feedBack = "a request did not come as it was written"
+	case f.open && f.waits > late && s.count(upload) == 0:
+		p.start[upload] = 1 // to see whether others get through
+	case f.open && f.waits > late: // they carry what is due
+	case f.passes && !f.open && s.due == 0:
+		p.start[feed] = 1
+	case f.passes && !f.open:
+		p.leads = true // what is due will start one
+		p.waitDue(s)
+	case f.passes:
+		p.feeds, p.leads = true, f.busy <= stuckAt
+		if p.within(late - f.waits); s.silent < slack {
+			p.within(stuckAt - f.busy)
+		}
+	case f.open:
+		p.within(late - f.waits)
+	case s.silent >= lively:
+	case f.probeIn <= 0:
+		p.start[feed] = 1 // a probe
+	default:
+		p.within(f.probeIn)
 	}
 }
 
@@ -327,7 +376,7 @@ func (s *situation) judgeUploads(p *plan) {
 		p.within(0)
 	case s.suspended:
 		p.within(late - s.suspendedFor)
-	case waiting < 0 || s.answered <= 2*late:
+	case waiting < 0 || s.answered <= 2*late || s.feed.heard && s.feed.told <= 2*late:
 	case waiting > 2*late:
 		p.suspendAll()
 		p.within(late)
@@ -372,7 +421,7 @@ func (s *situation) wantedStreams() int {
 		case f.kind != stream:
 		case f.probe:
 			probes++
-		case f.age > f.renewal():
+		case f.age > f.renewal() || f.ending:
 			n = 2
 		}
 	}

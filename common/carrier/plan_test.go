@@ -11,7 +11,7 @@ import (
 
 // text is what a plan does, in words.
 func (p *plan) text() string {
-	names := [kinds]string{"greeting", "upload", "poll", "stream", "combined", "farewell"}
+	names := [kinds]string{"greeting", "upload", "poll", "stream", "combined", "feed", "farewell"}
 	var does []string
 	for k, n := range p.start {
 		if n > 0 {
@@ -26,7 +26,7 @@ func (p *plan) text() string {
 	if p.cancelHeld {
 		does = append(does, "cancel what is held")
 	}
-	said := map[string]bool{"held back": p.heldBack != "", "little": p.little, "swallow": p.swallow, "suspend": p.suspend, "resume": p.resume}
+	said := map[string]bool{"held back": p.heldBack != "", "little": p.little, "feed": p.feeds, "alone": p.leads, "end feed": p.endFeed, "feed held back": p.feedBack != "", "swallow": p.swallow, "suspend": p.suspend, "resume": p.resume}
 	for _, what := range slices.Sorted(maps.Keys(said)) {
 		if said[what] {
 			does = append(does, what)
@@ -127,6 +127,51 @@ func TestPlans(t *testing.T) {
 			s.streams, s.owed, s.flights = true, time.Second, []glance{quiet}
 		}, "start 1 poll, cancel stream, held back", 0},
 		{"records owed for a moment mean nothing yet", func(s *situation) { s.streams, s.owed, s.flights = true, 100*ms, []glance{streamed} }, "", late - 100*ms},
+
+		{"where feeds may pass, one is made to see, beside the uploads of a conversation", func(s *situation) {
+			s.streams, s.silent, s.feed, s.flights = true, 0, feedGlance{may: true}, []glance{streamed}
+		}, "start 1 feed", 0},
+		{"not in silence", func(s *situation) {
+			s.streams, s.feed, s.flights = true, feedGlance{may: true}, []glance{streamed}
+		}, "", 53 * time.Second},
+		{"not where answers come when they are complete", func(s *situation) {
+			s.silent, s.feed, s.flights = 0, feedGlance{may: true, passes: true}, []glance{polled, polled}
+		}, "", 0},
+		{"what is due is not for a feed that was not told of", func(s *situation) {
+			s.streams, s.due, s.feed, s.flights = true, 0, feedGlance{may: true, open: true, waits: 100 * ms}, []glance{streamed}
+		}, "start 1 upload", 0},
+		{"where feeds pass, what is due starts one", func(s *situation) {
+			s.streams, s.due, s.feed, s.flights = true, 0, feedGlance{may: true, passes: true}, []glance{streamed}
+		}, "start 1 feed", 0},
+		{"and the one that is open takes it", func(s *situation) {
+			s.streams, s.due, s.silent, s.flights = true, 0, 0, []glance{streamed}
+			s.feed = feedGlance{may: true, passes: true, open: true, waits: 100 * ms}
+		}, "alone, feed", 60 * ms},
+		{"one that does not get on has an upload beside it", func(s *situation) {
+			s.streams, s.due, s.flights = true, 0, []glance{streamed}
+			s.feed = feedGlance{may: true, passes: true, open: true, busy: 100 * ms}
+		}, "start 1 upload, feed", 0},
+		{"and no second one", func(s *situation) {
+			s.streams, s.due, s.flights = true, 0, []glance{streamed, writing}
+			s.feed = feedGlance{may: true, passes: true, open: true, busy: 100 * ms}
+		}, "feed", slack},
+		{"one that the server does not tell of takes nothing, and an upload asks whether others get through", func(s *situation) {
+			s.streams, s.flights, s.feed = true, []glance{streamed}, feedGlance{may: true, passes: true, open: true, waits: late + ms}
+		}, "start 1 upload", 0},
+		{"they carry what is due meanwhile", func(s *situation) {
+			s.streams, s.due, s.flights = true, 0, []glance{streamed, written}
+			s.feed = feedGlance{may: true, passes: true, open: true, waits: late + ms}
+		}, "start 1 upload", 0},
+		{"they do get through: it is held back", func(s *situation) {
+			s.streams, s.answered, s.flights = true, 150*ms, []glance{streamed}
+			s.feed = feedGlance{may: true, passes: true, open: true, waits: late + ms}
+		}, "feed held back", 0},
+		{"it ends where answers do not come any more as they are written", func(s *situation) {
+			s.due, s.feed, s.flights = 0, feedGlance{may: true, passes: true, open: true}, []glance{polled}
+		}, "start 1 upload, end feed", 0},
+		{"and where one exchange passes at a time", func(s *situation) {
+			s.serial, s.streams, s.feed, s.flights = true, true, feedGlance{may: true, passes: true, open: true}, []glance{streamed}
+		}, "end feed", 0},
 
 		{"a conversation by polls makes a probe when it is time", func(s *situation) {
 			s.silent, s.probeIn, s.flights = time.Second, 0, []glance{polled, polled}

@@ -297,12 +297,12 @@ func (m *memory) begin(front string, l *link, asked *wire.Head) {
 }
 
 // learn keeps what a client's link has found when an exchange of kind k has ended,
-// if it was an upload. What was found since the one before belongs to a front only
+// or a feed goes on, if it was an upload. What was found since the one before belongs to a front only
 // if both went by it. back says that the exchange came through where others were
 // failing: what was known of the front is forgotten then, because the network
 // may be another one.
 func (m *memory) learn(front string, l *link, k kind, back bool) {
-	if k == upload && l.stays(front) {
+	if (k == upload || k == feed) && l.stays(front) {
 		up, down := l.finds()
 		m.finds(front, up, down)
 	}

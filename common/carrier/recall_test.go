@@ -102,7 +102,7 @@ func TestFirstAnswerStays(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.net.set(always(near()))
 		path := new(Path)
-		path.way("").saw(time.Now(), true)
+		path.way("").streams.saw(time.Now(), true)
 		client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Path = path })
 		<-client.Ready()
 		session := <-w.accepted
@@ -127,7 +127,7 @@ func TestFirstAnswerHeldBack(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.net.set(always(held()))
 		path := new(Path)
-		path.way("").saw(time.Now(), true)
+		path.way("").streams.saw(time.Now(), true)
 		begin := time.Now()
 		client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Path = path })
 		client.Conn().WriteTo([]byte("hello"), nil)
@@ -146,7 +146,7 @@ func TestFirstAnswerHeldBack(t *testing.T) {
 		if took := time.Since(begin); took > 10*time.Second {
 			t.Errorf("what the server said first came after %v", took)
 		}
-		if client.way().streaming() {
+		if client.way().streams.has() {
 			t.Error("takes the path for one that streams")
 		}
 		both(t, client, session, 300)
@@ -209,7 +209,7 @@ func TestFirstAnswerBlamesNobody(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.net.set(always(held()))
 		path := new(Path)
-		path.way("").saw(time.Now(), true)
+		path.way("").streams.saw(time.Now(), true)
 		net := causes{w.net, make(chan error, 10)}
 		client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Path, cfg.Transport = path, net })
 		<-client.Ready()
@@ -231,7 +231,7 @@ func TestFirstAnswerInCrowd(t *testing.T) {
 		w.net.set(always(near()))
 		w.net.atMost(1)
 		path := new(Path)
-		path.way("").saw(time.Now(), true)
+		path.way("").streams.saw(time.Now(), true)
 		begin := time.Now()
 		for range 5 {
 			<-w.dial(Auto, func(cfg *ClientConfig) { cfg.Path = path }).Ready()

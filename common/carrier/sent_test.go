@@ -2,7 +2,10 @@ package carrier
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -145,6 +148,63 @@ func TestTooManyHeads(t *testing.T) {
 			}
 		}
 		quiet(t, "what came after too many heads", s.Conn())
+	})
+}
+
+// That of a streamed upload may have as many as a client makes in its time, and is
+// paid for while it is open.
+func TestHeadsOfFeed(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		time.Sleep(time.Second)
+		c := w.raw(w.hello())
+		c.greet()
+		c.isOurs("a request", c.post(c.body(wire.Head{})))
+		s := <-w.accepted
+		before := s.link.held.bytes()
+		body, say := io.Pipe()
+		answered := make(chan *httptest.ResponseRecorder)
+		go func() {
+			rec := httptest.NewRecorder()
+			w.server.ServeHTTP(rec, httptest.NewRequest(http.MethodPost, "/"+c.id.String(), body))
+			body.Close()
+			answered <- rec
+		}()
+		buf := make([]byte, 10)
+		said := 0
+		next := func() (err error) {
+			if _, err = say.Write(c.body(wire.Head{Tell: 10 * ms}, fmt.Sprint(said))); err == nil {
+				said++
+			}
+			return err
+		}
+		read := func(upTo int) {
+			t.Helper()
+			for ; upTo > 0; upTo-- {
+				if _, _, err := s.Conn().ReadFrom(buf); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		const paced = 3 * feedHeads
+		for range paced {
+			if err := next(); err != nil {
+				t.Fatalf("after %d heads: %v", said, err)
+			}
+			time.Sleep(feedPause)
+		}
+		read(paced)
+		if got := s.link.held.bytes() - before; got <= unitCost {
+			t.Errorf("a streamed upload that is open is taken to hold %d bytes", got)
+		}
+		for next() == nil {
+		}
+		if most := paced*int(feedPause/feedPace) + feedHeads; said > most {
+			t.Errorf("%d heads were read, %d at most", said, most)
+		}
+		rec := <-answered
+		if h := c.isOurs("a streamed upload with too many heads", rec); h.Acks.Low != uint64(said) {
+			t.Errorf("%d records are acknowledged of %d", h.Acks.Low, said)
+		}
 	})
 }
 

@@ -523,8 +523,13 @@ func TestSlowBody(t *testing.T) {
 		if took != bodyPatience {
 			t.Errorf("a request without an end took %v", took)
 		}
-		if n := w.server.Stats().BodiesCut; n != 1 {
-			t.Errorf("%d bodies are counted as cut, want 1", n)
+		rec, took = post(c.body(wire.Head{Tell: 10 * ms}, "hello"))
+		c.isOurs("a streamed upload without an end", rec)
+		if took != bodyPatience {
+			t.Errorf("a streamed upload without an end took %v", took)
+		}
+		if n := w.server.Stats().BodiesCut; n != 2 {
+			t.Errorf("%d bodies are counted as cut, want 2", n)
 		}
 		rec, took = post(c.first[:20])
 		isDecoy(t, "less than a first message for an open session", rec)

@@ -38,7 +38,16 @@ const (
 	minQuiet = time.Second
 
 	// maxHeads is how many heads the body of a request may have. A client makes one.
-	maxHeads = 4
+	// That of a streamed upload may have feedHeads, and one more in each feedPace:
+	// half as long as a client takes for one (feedPause).
+	maxHeads  = 4
+	feedHeads = 128
+	feedPace  = 4 * time.Millisecond
+
+	// minTell bounds how soon what comes in a streamed upload is told, and maxTell how
+	// late a client may ask for.
+	minTell = time.Millisecond
+	maxTell = time.Second
 
 	// farewellLife is how long a session that this side has ended still says so.
 	farewellLife = 30 * time.Second
@@ -182,12 +191,11 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 			told = true
 			s.server.known(r)
 		}
-	})
+	}, func() { s.note(s.server.clientAddr(r)) })
 	if !ours {
 		return false
 	}
 	body.freed(control)
-	s.note(s.server.clientAddr(r))
 	s.mu.Lock()
 	room := cap(s.seen.Spans)
 	repeated := !s.seen.Add(head.Exchange)
@@ -203,13 +211,18 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 
 // takeIn takes in a request's body and returns its first head. ours is false
 // if the body does not begin with a head of this session. opened is called for
-// each unit under the session's key.
-func (s *Session) takeIn(body *opening, opened func()) (first wire.Head, ours bool) {
+// each unit under the session's key, and known when it is known that the client has
+// made the request, and when all of it has come.
+func (s *Session) takeIn(body *opening, opened, known func()) (first wire.Head, ours bool) {
 	buf := newBuffer()
 	defer func() {
 		buf.release()
 		if ours {
+			known()
 			s.link.held.add(-unitCost)
+		}
+		if first.Tell > 0 {
+			s.link.feed(-1, first.Tell)
 		}
 	}()
 	closing, end := false, uint64(0)
@@ -219,7 +232,7 @@ func (s *Session) takeIn(body *opening, opened func()) (first wire.Head, ours bo
 		}
 	}()
 	var head wire.Head
-	heads := 0
+	heads, begun := 0, time.Now()
 	for {
 		u, err := s.link.receive.Next(body, buf.raw[:])
 		if err != nil {
@@ -243,7 +256,8 @@ func (s *Session) takeIn(body *opening, opened func()) (first wire.Head, ours bo
 			}
 			continue
 		}
-		if heads++; heads > maxHeads {
+		heads++
+		if heads > maxHeads && (first.Tell == 0 || heads > feedHeads+int(time.Since(begun)/feedPace)) {
 			s.server.log.Debug("too many heads in a request", "session", s.Name())
 			return first, ours
 		}
@@ -258,8 +272,16 @@ func (s *Session) takeIn(body *opening, opened func()) (first wire.Head, ours bo
 			s.confirm()
 			first = head
 			first.Acks, first.Ended = wire.Set{}, wire.Set{}
+			if first.Tell > 0 {
+				known()
+				first.Tell = min(max(first.Tell, minTell), maxTell)
+				s.link.feed(1, first.Tell)
+			}
 		}
 		s.link.opened(u.Number, &head, true)
+		if first.Tell > 0 {
+			s.link.fed(u.Number)
+		}
 		if head.Close != 0 { // for good, whatever other head has overtaken this one
 			closing, end = true, head.Sent
 		}
@@ -388,7 +410,7 @@ func (s *Session) await(ctx context.Context, a *answering, e uint64, limit int, 
 		if d.due == 0 {
 			return s.link.take(e, limit, in)
 		}
-		if d.room {
+		if d.room || d.news == 0 {
 			return nil
 		}
 		wait := time.Until(until)
@@ -397,6 +419,9 @@ func (s *Session) await(ctx context.Context, a *answering, e uint64, limit int, 
 		}
 		if d.due > 0 {
 			wait = min(wait, d.due)
+		}
+		if d.news > 0 {
+			wait = min(wait, d.news)
 		}
 		timer.Reset(wait)
 		select {

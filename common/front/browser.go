@@ -25,6 +25,10 @@ type browser struct {
 	// onlyH2 are the headers that are not sent over HTTP/1.1, in small letters.
 	onlyH2 []string
 
+	// feeds says that over HTTP/2 a script's fetch() may send a body that is
+	// written bit by bit. Its head lacks Content-Length, and nothing else differs.
+	feeds bool
+
 	h2 h2Look
 }
 
@@ -52,6 +56,7 @@ var (
 			"Accept-Encoding", "Accept-Language", "Cookie", "Priority",
 		},
 		onlyH2: []string{"priority"},
+		feeds:  true,
 		h2: h2Look{
 			settings: []http2.Setting{
 				{ID: http2.SettingHeaderTableSize, Val: 64 << 10},

@@ -13,6 +13,7 @@ import (
 // A conn is a connection and what its pool knows of it.
 type conn struct {
 	browser *browser // constant: that exchanges on it look like
+	feeds   bool     // constant: it takes bodies of no known length
 	h2      bool     // it speaks HTTP/2
 	wire    wire
 	sock    *sock
@@ -139,7 +140,7 @@ type place struct {
 // roundTrip sends req and returns the response, whose body holds the place. On
 // an error the place is given back.
 func (p *place) roundTrip(req *http.Request) (*http.Response, error) {
-	long := p.conn.h2 && req.ContentLength >= longBody
+	long := p.conn.h2 && (req.ContentLength >= longBody || req.ContentLength < 0)
 	if long {
 		p.pool.watch(p.conn.life.beginLong())
 	}

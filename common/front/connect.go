@@ -99,5 +99,6 @@ func (c *connector) connectAs(ctx context.Context, via string, as *look, last bo
 		s.Close()
 		return nil, err
 	}
-	return &conn{h2: h2, browser: as.browser, wire: w, sock: s, life: life{sock: s, wire: w}}, nil
+	feeds := as.wires.look == nil || h2 && as.browser.feeds
+	return &conn{h2: h2, browser: as.browser, feeds: feeds, wire: w, sock: s, life: life{sock: s, wire: w}}, nil
 }

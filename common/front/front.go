@@ -77,6 +77,12 @@ func (f *Front) Name() string { return f.pool.name }
 // Before the first response it is six. More than that wait in RoundTrip.
 func (f *Front) MaxInFlight() int { return f.pool.maxInFlight() }
 
+// Feeds tells whether a request whose body has no known length, because it is
+// written bit by bit, looks like one of the browser's: of those imitated only Chrome
+// sends such, and only over HTTP/2. Where nothing is imitated it does. It is that of
+// the newest connection, and false before there is one.
+func (f *Front) Feeds() bool { return f.pool.takesFeeds() }
+
 // RoundTrip sends req and returns the head of the response, whatever its
 // status: redirects and errors of the server are the caller's to judge. The
 // response's body must be closed.

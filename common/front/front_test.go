@@ -604,6 +604,67 @@ func TestMaxInFlight(t *testing.T) {
 	}
 }
 
+// Bodies that are written bit by bit are for where the browser sends such, and pass
+// as they are written.
+func TestFeeds(t *testing.T) {
+	for _, c := range []struct {
+		opts serverOptions
+		utls string
+		want bool
+	}{
+		{serverOptions{}, "chrome", true},
+		{serverOptions{noH2: true}, "chrome", false},
+		{serverOptions{}, "firefox", false},
+		{serverOptions{}, "safari", false},
+		{serverOptions{}, "none", true},
+		{serverOptions{noH2: true}, "none", true},
+	} {
+		came := make(chan string)
+		s := serve(t, c.opts, func(w http.ResponseWriter, r *http.Request) {
+			if r.ContentLength >= 0 {
+				return
+			}
+			p := make([]byte, 100)
+			for n, err := 0, error(nil); err == nil; came <- string(p[:n]) {
+				n, err = r.Body.Read(p)
+			}
+		})
+		f := newFront(t, s, func(cfg *Config) { cfg.UTLS = c.utls })
+		if f.Feeds() {
+			t.Error("before the first connection it is known what suits it")
+		}
+		exchange(t, f, "x")
+		if got := f.Feeds(); got != c.want {
+			t.Errorf("%s, %+v: feeds suit it: %v", c.utls, c.opts, got)
+		}
+		if !c.want {
+			continue
+		}
+		body, say := io.Pipe()
+		answered := make(chan error)
+		go func() {
+			resp, err := f.RoundTrip(postBody(t.Context(), body, -1))
+			if err == nil {
+				resp.Body.Close()
+			}
+			answered <- err
+		}()
+		for _, part := range []string{"one", "two"} {
+			io.WriteString(say, part)
+			if got := <-came; got != part {
+				t.Errorf("%s, %+v: in place of %q came %q", c.utls, c.opts, part, got)
+			}
+		}
+		say.Close()
+		if got := <-came; got != "" {
+			t.Errorf("%s, %+v: at the end came %q", c.utls, c.opts, got)
+		}
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // More exchanges than the server takes wait for their turn.
 func TestStreamLimit(t *testing.T) {
 	var now, most atomic.Int32

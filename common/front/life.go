@@ -26,7 +26,8 @@ const (
 	slowest = 32 << 10
 
 	// longBody is the size in bytes from which a request's body is one that a
-	// server answers when it has it: what may be held has little to say.
+	// server answers when it has it: what may be held has little to say. One of no
+	// known length is long.
 	longBody = 16 << 10
 )
 

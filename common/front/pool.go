@@ -39,6 +39,7 @@ type pool struct {
 	mu       sync.Mutex // guards what follows
 	closed   bool
 	h1       bool // the newest connection speaks HTTP/1.1
+	feeds    bool // it takes bodies of no known length
 	inFlight int  // what maxInFlight returns
 	conns    connList
 	waiters  []*waiter
@@ -72,6 +73,13 @@ func (p *pool) maxInFlight() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.inFlight
+}
+
+// takesFeeds is Front.Feeds.
+func (p *pool) takesFeeds() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.feeds
 }
 
 // enter keeps close from returning until running.Done is called. It tells
@@ -242,6 +250,7 @@ func (p *pool) add(d *dialing, c *conn) {
 			c.close() // nobody wants it any more, or the one that was doubted is alive
 			return
 		}
+		p.feeds = c.feeds
 		if p.h1 = !c.h2; p.h1 {
 			p.inFlight = maxConns
 		}

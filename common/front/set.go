@@ -85,6 +85,9 @@ func (s *Set) Slots(users int) (each int, crowded bool) {
 	return max(1, each), each < 2
 }
 
+// Feeds is Front.Feeds of the front that carries, or did last.
+func (s *Set) Feeds() bool { return s.carrier().front.Feeds() }
+
 // Rest is how long no exchange should be begun because every front has asked
 // for that (Retry-After). It is 0 when one of them has not, even one that is
 // merely unreachable: it may come back any moment.

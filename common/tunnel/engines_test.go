@@ -59,6 +59,7 @@ type transport struct {
 
 func (t transport) Slots() (n int, crowded bool) { return t.exchanges, false }
 func (transport) Name() string                   { return "" }
+func (transport) Feeds() bool                    { return true }
 func (transport) Rest() time.Duration            { return 0 }
 func (transport) Foreign(*http.Response)         {}
 

@@ -52,6 +52,7 @@ type plainTransport struct{ *http.Transport }
 
 func (plainTransport) Slots() (n int, crowded bool) { return 6, false }
 func (plainTransport) Name() string                 { return "" }
+func (plainTransport) Feeds() bool                  { return true }
 func (plainTransport) Rest() time.Duration          { return 0 }
 func (plainTransport) Foreign(*http.Response)       {}
 

@@ -45,6 +45,8 @@ type Head struct {
 	More    bool          // beside Rate: the path may carry more
 	Unit    int           // request, first message: the largest unit of the answers, in bytes; 0: MaxUnit
 	Trip    time.Duration // first message: the path's shortest round trip of late
+	Tell    time.Duration // request: its body stays open; what comes in it is to be told in other answers, so late at most
+	Told    uint64        // answer: one more than the number of the newest head that has come in a body which is open; 0: none is
 }
 
 // Types of a head's fields.
@@ -62,6 +64,8 @@ const (
 	fieldTrip    = 10 // milliseconds
 	fieldMore    = 11 // 1: yes
 	fieldUnit    = 12 // bytes
+	fieldTell    = 13 // milliseconds
+	fieldTold    = 14 // number of a head, plus one
 	fieldKept    = 15 // record number
 )
 
@@ -104,6 +108,8 @@ func (h *Head) Append(b []byte) []byte {
 		b = appendField(b, fieldMore, 1)
 	}
 	b = appendField(b, fieldUnit, uint64(h.Unit))
+	b = appendField(b, fieldTell, milli(h.Tell))
+	b = appendField(b, fieldTold, h.Told)
 	return appendField(b, fieldKept, h.Kept)
 }
 
@@ -193,6 +199,10 @@ func (h *Head) Parse(b []byte) error {
 			h.More = v > 0
 		case fieldUnit:
 			h.Unit = number(v)
+		case fieldTell:
+			h.Tell = duration(v)
+		case fieldTold:
+			h.Told = v
 		case fieldKept:
 			h.Kept = v
 		}

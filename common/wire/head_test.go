@@ -30,8 +30,8 @@ func TestHeadRoundTrip(t *testing.T) {
 		"zero":     {},
 		"echo 0":   {Echoes: true},
 		"times":    {Time: 1<<32 - 1, Echoes: true, Echo: 1<<32 - 1, Delay: (maxMilli - 1) * time.Millisecond},
-		"fields":   {Hold: time.Second, Limit: 1, Stream: time.Hour, Quiet: time.Millisecond, Window: 1, Backlog: 3, Close: CloseRoom, Sent: 9, Rate: 5, More: true, Unit: 9, Trip: time.Millisecond, Kept: 4},
-		"greatest": {Exchange: MaxNumber, Hold: (maxMilli - 1) * time.Millisecond, Limit: greatest, Window: maxField, Backlog: greatest, Close: maxField, Sent: maxField, Unit: greatest, Kept: maxField, Rate: greatest, More: true, Trip: (maxMilli - 1) * time.Millisecond},
+		"fields":   {Hold: time.Second, Limit: 1, Stream: time.Hour, Quiet: time.Millisecond, Window: 1, Backlog: 3, Close: CloseRoom, Sent: 9, Rate: 5, More: true, Unit: 9, Trip: time.Millisecond, Kept: 4, Tell: time.Millisecond, Told: 7},
+		"greatest": {Exchange: MaxNumber, Hold: (maxMilli - 1) * time.Millisecond, Limit: greatest, Window: maxField, Backlog: greatest, Close: maxField, Sent: maxField, Unit: greatest, Kept: maxField, Rate: greatest, More: true, Trip: (maxMilli - 1) * time.Millisecond, Tell: (maxMilli - 1) * time.Millisecond, Told: maxField},
 		"sets":     {Acks: wide, Ended: wide},
 	} {
 		b := h.Append(nil)

@@ -53,7 +53,7 @@ const startTime = 2 * time.Minute
 
 // newRecorder returns a Recorder, its certificate, and the file of whom its
 // clients have to trust.
-func newRecorder(t *testing.T, protocol string) (*Recorder, tls.Certificate, string) {
+func newRecorder(t *testing.T, protocol, page string) (*Recorder, tls.Certificate, string) {
 	t.Helper()
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	cert, err := cdn.WriteCA(ca)
@@ -71,6 +71,12 @@ func newRecorder(t *testing.T, protocol string) (*Recorder, tls.Certificate, str
 // ofChromium returns the connections of a Chromium that loads the page.
 func ofChromium(t *testing.T, protocol string) []*Connection {
 	t.Helper()
+	return ofChromiumWith(t, protocol, page)
+}
+
+// ofChromiumWith returns those of one that loads another page.
+func ofChromiumWith(t *testing.T, protocol, page string) []*Connection {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("starts Chromium")
 	}
@@ -78,7 +84,7 @@ func ofChromium(t *testing.T, protocol string) []*Connection {
 	if err != nil {
 		t.Fatalf("%v: make test installs it", err)
 	}
-	rec, cert, _ := newRecorder(t, protocol)
+	rec, cert, _ := newRecorder(t, protocol, page)
 	leaf, err := x509.ParseCertificate(cert.Certificate[0])
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +126,7 @@ func browse(t *testing.T, rec *Recorder, name string, cmd *exec.Cmd) {
 // stand in for its own: those that say on what computer a browser runs.
 func ofOurs(t *testing.T, protocol, utls string, header http.Header) []*Connection {
 	t.Helper()
-	rec, _, ca := newRecorder(t, protocol)
+	rec, _, ca := newRecorder(t, protocol, page)
 	roots, err := cdn.ReadCA(ca)
 	if err != nil {
 		t.Fatal(err)

@@ -40,7 +40,7 @@ user_pref("intl.accept_languages", "en-US, en");
 // ofFirefox returns the connections of a Firefox that loads the page.
 func ofFirefox(t *testing.T, program, protocol string) []*Connection {
 	t.Helper()
-	rec, _, ca := newRecorder(t, protocol)
+	rec, _, ca := newRecorder(t, protocol, page)
 	profile := filepath.Join(t.TempDir(), "profile")
 	if err := os.Mkdir(profile, 0o700); err != nil {
 		t.Fatal(err)
