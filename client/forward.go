@@ -13,11 +13,12 @@ import (
 
 	"turbotunnel/common/ptproc"
 	"turbotunnel/common/relay"
+	"turbotunnel/common/tunnel"
 )
 
 // runForward is the life of the program without tor.
-func runForward(p *ptproc.Process, s settings) int {
-	d, err := open(s.tunnel, s.proxyURL, p.Log())
+func runForward(p *ptproc.Process, s settings, memory *tunnel.Memory) int {
+	d, err := open(s.tunnel, tunnel.Options{Proxy: s.proxyURL, Memory: memory, Log: p.Log()})
 	if err != nil {
 		p.Say("%v; see %s -h", err, program)
 		return exitUsage

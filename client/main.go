@@ -24,6 +24,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -43,6 +44,9 @@ const (
 
 	// method is the transport's name in bridge lines and CMETHOD lines.
 	method = tunnel.Transport
+
+	// leastMemory is the least that -memory-limit takes, in bytes.
+	leastMemory = 8 << 20
 )
 
 // Exit codes. Two is what the flag package and most Unix tools use for a wrong
@@ -90,6 +94,9 @@ Finding out what is wrong (nothing is carried; the exit code is the verdict's):
 Running:
   -drain TIME       how long streams may go on when the program is told to end
                     (default: 30s; under tor 2s)
+  -memory-limit BYTES
+                    what sessions may hold together, as in 64M (default: half
+                    of the memory there is, at most 1G)
   -log FILE         append the log to FILE (default: stderr)
   -unsafe-logging   show network addresses in the log, and in a check, which
                     then shows the line that works best, too
@@ -101,6 +108,7 @@ Running:
 type settings struct {
 	tunnel  config         // from flags, and from URL in forwarding mode
 	drain   *time.Duration // nil: as ptproc has it
+	memory  int64          // bytes that sessions may hold
 	logFile string
 	unsafe  bool
 	version bool
@@ -123,6 +131,7 @@ func parse(args []string) (settings, error) {
 		s.drain = &d
 		return err
 	})
+	memory := flags.String("memory-limit", "", "")
 	flags.StringVar(&s.logFile, "log", "", "")
 	flags.StringVar(&s.proxy, "proxy", "", "")
 	flags.BoolVar(&s.unsafe, "unsafe-logging", false, "")
@@ -168,6 +177,9 @@ func parse(args []string) (settings, error) {
 		return s, errors.New("-proxy is for forwarding and -check; under tor, torrc says HTTPSProxy, Socks5Proxy or Socks4Proxy")
 	}
 	var err error
+	if s.memory, err = ptproc.MemoryLimit(*memory, leastMemory); err != nil {
+		return s, err
+	}
 	if s.tunnel, err = s.tunnel.With(given); err != nil {
 		return s, err
 	}
@@ -208,10 +220,15 @@ func run(args []string) int {
 	if s.drain != nil {
 		p.SetDrainTime(*s.drain)
 	}
+	ptproc.FitMemory()
+	memory := tunnel.NewMemory(s.memory)
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	go ptproc.CollectGarbage(ctx, s.memory, memory.Held)
 	if s.listen != "" {
-		return runForward(p, s)
+		return runForward(p, s, memory)
 	}
-	return runManaged(p, s)
+	return runManaged(p, s, memory)
 }
 
 // engineOf names c's engine, for the log.

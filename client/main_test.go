@@ -14,7 +14,7 @@ func TestDocumentationNamesEveryFlag(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range append([]string{"drain", "log", "unsafe-logging", "version", "h", "check", "check-file", "json", "long"}, tunnel.Arguments...) {
+	for _, name := range append([]string{"drain", "memory-limit", "log", "unsafe-logging", "version", "h", "check", "check-file", "json", "long"}, tunnel.Arguments...) {
 		if !strings.Contains(help, "\n  -"+name+" ") {
 			t.Errorf("the help does not name -%s", name)
 		}

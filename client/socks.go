@@ -43,7 +43,7 @@ var (
 )
 
 // runManaged is the life of the program under tor.
-func runManaged(p *ptproc.Process, s settings) int {
+func runManaged(p *ptproc.Process, s settings, memory *tunnel.Memory) int {
 	info, err := p.ClientSetup()
 	if err != nil {
 		p.Say("%v", err)
@@ -53,7 +53,8 @@ func runManaged(p *ptproc.Process, s settings) int {
 		return exitFailure
 	}
 	pt.ReportVersion(program, ptproc.Version())
-	dialers := newPool(func(c config) (dialer, error) { return open(c, info.ProxyURL, p.Log()) })
+	opts := tunnel.Options{Proxy: info.ProxyURL, Memory: memory, Log: p.Log()}
+	dialers := newPool(func(c config) (dialer, error) { return open(c, opts) })
 	defer dialers.Close()
 
 	var ln net.Listener

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"log/slog"
-	"net/url"
 
 	"turbotunnel/common/tunnel"
 )
@@ -22,10 +20,10 @@ type dialer interface {
 	Close() error
 }
 
-// open returns the dialer for c, which goes through proxy where there is one.
-func open(c config, proxy *url.URL, log *slog.Logger) (dialer, error) {
+// open returns the dialer for c.
+func open(c config, opts tunnel.Options) (dialer, error) {
 	// Not returned directly: a nil *tunnel.Dialer is no nil dialer.
-	d, err := tunnel.NewDialer(c, tunnel.Options{Proxy: proxy, Log: log})
+	d, err := tunnel.NewDialer(c, opts)
 	if err != nil {
 		return nil, err
 	}

@@ -215,7 +215,7 @@ func (c *serverCheck) settings() finding {
 		err = checkTLS(c.set)
 	}
 	if err == nil {
-		_, err = memoryLimit(c.set.memoryLimit)
+		_, err = ptproc.MemoryLimit(c.set.memoryLimit, leastMemory)
 	}
 	if err == nil && c.set.proxyProtocol && c.set.trustedProxies == "" {
 		err = errors.New("-proxy-protocol needs -trusted-proxies")

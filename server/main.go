@@ -202,6 +202,7 @@ type service struct {
 	key     *tunnel.Key    // nil: the well-known one
 	trusted []netip.Prefix // proxies
 	limits  budget
+	memory  int64 // bytes that sessions may hold
 
 	decoy    *decoy.Decoy
 	tunnel   *tunnel.Server
@@ -246,10 +247,12 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 	if err := checkTLS(set); err != nil {
 		return nil, err
 	}
-	memory, err := memoryLimit(set.memoryLimit)
+	memory, err := ptproc.MemoryLimit(set.memoryLimit, leastMemory)
 	if err != nil {
 		return nil, err
 	}
+	s.memory = memory
+	ptproc.FitMemory()
 	// The placeholder page is as old as the server's key: neither the same on
 	// every server nor new at every start.
 	born := time.Now()
@@ -461,7 +464,7 @@ func (s *service) serve() int {
 	}
 	running.Go(func() { s.streams.run(p.Draining()) })
 	serving, stop := context.WithCancel(context.Background())
-	running.Go(func() { collect(serving, s.held) })
+	running.Go(func() { ptproc.CollectGarbage(serving, s.memory, s.held) })
 	running.Go(func() { summarize(serving, s.totals, p.Log()) })
 
 	code := 0

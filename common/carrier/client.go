@@ -68,6 +68,7 @@ type ClientConfig struct {
 	Engine    string // the engine's name, told to the server
 	Mode      Mode
 	Path      *Path        // shared with other sessions; nil: the session's own
+	Memory    *Memory      // the same
 	Log       *slog.Logger // nil: nothing is logged
 }
 
@@ -245,7 +246,11 @@ func NewClient(cfg ClientConfig) *Client {
 	if cfg.Path == nil {
 		cfg.Path = new(Path)
 	}
+	if cfg.Memory == nil {
+		cfg.Memory = NewMemory(0)
+	}
 	l := newLink(nil)
+	l.share(cfg.Memory)
 	binding := make([]byte, handshake.BindingSize)
 	rand.Read(binding) // never fails (crypto/rand)
 	ctx, cancel := context.WithCancel(context.Background())

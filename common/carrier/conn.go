@@ -55,6 +55,10 @@ func (c *Conn) Binding() []byte { return c.binding }
 // with Close.
 func (c *Conn) Hold(n int) { c.link.engine.add(n) }
 
+// Promise counts n bytes more that the other side may have the engine hold, or
+// fewer, and returns how many may be promised yet; see engine.Carrier.
+func (c *Conn) Promise(n int) (left int) { return c.link.promise(n) }
+
 // ReadFrom returns the next datagram. Its errors match net.ErrClosed after
 // Close, or when the other side has ended the session and everything that came
 // was read; and os.ErrDeadlineExceeded after the deadline.

@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"math"
 	"sync"
 	"time"
 
@@ -23,6 +24,8 @@ type link struct {
 	send, receive *wire.Key     // set before the first exchange, constant then
 	held          account       // of both halves, the engine and the requests that are being answered
 	engine        account       // of what the engine holds, in held
+	promised      account       // of what the engine lets the other side send
+	memory        *Memory       // that the session shares; nil: what is promised has no limit
 	wake          chan struct{} // holds a token when there may be something new to send
 	readable      chan struct{} // holds a token when ReadFrom may go on
 	writable      chan struct{} // holds a token when WriteTo may go on
@@ -61,12 +64,29 @@ func newLink(above *account) *link {
 	return l
 }
 
+// share has a link keep to what all that share m may hold. It is called before
+// anything else.
+func (l *link) share(m *Memory) {
+	l.memory, l.out.memory = m, m
+	l.held.above, l.promised.above = &m.held, &m.promised
+}
+
 // signal leaves a token in c, unless there is one.
 func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
 	}
+}
+
+// promise counts n bytes more that the engine lets the other side send, and returns
+// how many more that may be.
+func (l *link) promise(n int) (left int) {
+	l.promised.add(n)
+	if l.memory == nil {
+		return math.MaxInt
+	}
+	return l.memory.left()
 }
 
 // put queues a datagram if there is room.
@@ -404,6 +424,7 @@ func (l *link) close() {
 	}
 	l.in.drop()
 	l.engine.close()
+	l.promised.close()
 	signal(l.wake)
 }
 

@@ -98,6 +98,7 @@ type cargo struct {
 // concurrent use: the link's mu guards every field that changes.
 type outgoing struct {
 	held     *account        // of the buffers below
+	memory   *Memory         // that bounds them, too; nil: nothing does
 	wake     chan<- struct{} // the link's, like writable
 	writable chan<- struct{}
 	resent   atomic.Uint64 // bytes sent again
@@ -107,6 +108,8 @@ type outgoing struct {
 	queued  int       // bytes of datagrams in them, with their lengths
 	taken   time.Time // when some were taken last
 	blocked bool      // a WriteTo waits for room
+	short   bool      // it does because memory has none
+	kept    int       // bytes that these buffers and those of sent take
 
 	unit int // size of the largest record that is made, in bytes
 
@@ -157,6 +160,10 @@ func (o *outgoing) put(p []byte) bool {
 	if !o.unfinished() {
 		o.silence.lastAck = time.Now() // nothing was to be acknowledged until now
 	}
+	if o.memory != nil && !o.memory.mayKeep(o.kept) {
+		o.blocked, o.short = true, true
+		return false
+	}
 	if o.queued > 0 && o.queued+len(p) > o.allowance() {
 		o.blocked = true
 		if o.flying+o.queued+len(p) > o.window.size {
@@ -172,7 +179,7 @@ func (o *outgoing) put(p []byte) bool {
 		tail = newBuffer()
 		tail.b = tail.b[:wire.HeaderSize]
 		o.queue = append(o.queue, tail)
-		o.held.add(tail.cost() + outgoingCost)
+		o.keep(tail.cost() + outgoingCost)
 	}
 	tail.b = wire.AppendDatagram(tail.b, p)
 	o.queued += need
@@ -267,7 +274,7 @@ func (o *outgoing) take(e uint64, limit int, now time.Time, in lanes) (taken []*
 		r := &sentRecord{number: o.next, size: len(b.b) + wire.Overhead - wire.HeaderSize, buf: b}
 		if small := b.fitting(wire.SealRoom); small != nil {
 			r.buf = small
-			o.held.add(small.cost() - b.cost())
+			o.keep(small.cost() - b.cost())
 			b.release()
 		}
 		o.next++
@@ -321,7 +328,7 @@ func (o *outgoing) nextRecord(size int) *buffer {
 	}
 	b.b = b.b[:wire.HeaderSize+copy(plain, plain[n:])]
 	o.queued -= n
-	o.held.add(first.cost() + outgoingCost)
+	o.keep(first.cost() + outgoingCost)
 	return first
 }
 
@@ -598,8 +605,21 @@ func (o *outgoing) probe(c *cargo, now time.Time) {
 
 // giveBack gives back a buffer that was counted.
 func (o *outgoing) giveBack(b *buffer) {
-	o.held.add(-b.cost() - outgoingCost)
+	o.keep(-b.cost() - outgoingCost)
 	b.release()
+	if o.short {
+		o.short = false
+		signal(o.writable)
+	}
+}
+
+// keep counts n bytes more that are kept, or fewer.
+func (o *outgoing) keep(n int) {
+	o.kept += n
+	o.held.add(n)
+	if o.memory != nil {
+		o.memory.sending.Add(int64(n))
+	}
 }
 
 // stands tells whether the other side has taken nothing for a while of what it has

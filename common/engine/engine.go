@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 )
 
@@ -94,6 +95,14 @@ type Carrier interface {
 	// account, and closes under a session that holds more than its share. It
 	// never blocks. At the session's end nothing has to be given back.
 	Hold(n int)
+
+	// Promise says that the other side may have this one hold n bytes more until
+	// they are read, what has come included, or fewer if n is negative, and returns
+	// how many more all sessions together may be promised: who promises all of that
+	// leaves nothing to the others. Where memory has no limit of that kind it is
+	// without end. It never blocks. At the session's end nothing has to be given
+	// back.
+	Promise(n int) (left int)
 }
 
 // Over makes a Carrier of any PacketConn that does what a Carrier must. peer is
@@ -109,6 +118,7 @@ func (o over) RemoteAddr() net.Addr { return o.peer }
 func (over) WaitRead()              {}
 func (over) Binding() []byte        { return nil }
 func (over) Hold(int)               {}
+func (over) Promise(int) int        { return math.MaxInt }
 
 // A Session is one conversation between a client and a server.
 //

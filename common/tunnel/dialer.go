@@ -100,10 +100,22 @@ type Options struct {
 	// network nor close the Dialer.
 	Events func(Event)
 
+	// Memory is how much the Dialer's sessions may hold, together with those of all
+	// Dialers that share it. Nil: NewMemory(0) of its own.
+	Memory *Memory
+
 	// Log receives what happens. Nil: nothing is logged. Messages hold no
 	// secret; network addresses stand in errors and attributes only.
 	Log *slog.Logger
 }
+
+// A Memory is how much the sessions of Dialers may hold: see carrier.Memory. What has
+// no room waits at the server, or with who writes.
+type Memory = carrier.Memory
+
+// NewMemory returns a Memory of limit bytes; 0: half of Go's memory limit
+// (GOMEMLIMIT), 1 GiB at most.
+func NewMemory(limit int64) *Memory { return carrier.NewMemory(limit) }
 
 // An Event is something that a program may want to show its user, in the words of
 // its Kind and of Err.
@@ -142,6 +154,7 @@ type Dialer struct {
 	engine engine.Engine
 	share  share
 	known  carrier.Path
+	memory *Memory
 
 	resolver io.Closer // of names
 	log      *slog.Logger
@@ -192,7 +205,10 @@ func NewDialer(cfg Config, opts Options) (*Dialer, error) {
 		resolver.Close() // never fails
 		return nil, err
 	}
-	d := &Dialer{cfg: p, engine: e, log: log, events: opts.Events, resolver: resolver}
+	d := &Dialer{cfg: p, engine: e, memory: opts.Memory, log: log, events: opts.Events, resolver: resolver}
+	if d.memory == nil {
+		d.memory = NewMemory(0)
+	}
 	if d.events == nil {
 		d.events = func(Event) {}
 	}
@@ -322,6 +338,7 @@ func (d *Dialer) start() (*session, error) {
 	c := carrier.NewClient(carrier.ClientConfig{
 		Transport: &d.share,
 		Path:      &d.known,
+		Memory:    d.memory,
 		URL:       d.cfg.url,
 		Key:       d.cfg.key,
 		Engine:    d.engine.Name(),

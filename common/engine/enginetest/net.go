@@ -3,6 +3,7 @@ package enginetest
 import (
 	"container/heap"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -48,13 +49,19 @@ type Conn struct {
 	name, peer net.Addr
 	in, out    *direction
 	held       atomic.Int64 // what the engine has said by Hold
+	promised   atomic.Int64 // and by Promise
+	room       atomic.Int64 // for that
 }
 
 // Connect returns the two ends of a network whose directions are ab and ba.
 // The same seed gives the same losses for the same datagrams.
 func Connect(ab, ba Path, seed uint64) (a, b *Conn) {
 	x, y := newDirection(ab, seed), newDirection(ba, seed+1)
-	return &Conn{name: addr("a"), peer: addr("b"), in: y, out: x}, &Conn{name: addr("b"), peer: addr("a"), in: x, out: y}
+	a = &Conn{name: addr("a"), peer: addr("b"), in: y, out: x}
+	b = &Conn{name: addr("b"), peer: addr("a"), in: x, out: y}
+	a.SetRoom(math.MaxInt)
+	b.SetRoom(math.MaxInt)
+	return a, b
 }
 
 type addr string
@@ -76,6 +83,17 @@ func (*Conn) Binding() []byte { return nil }
 
 // Hold implements engine.Carrier.
 func (c *Conn) Hold(n int) { c.held.Add(int64(n)) }
+
+// Promise implements engine.Carrier.
+func (c *Conn) Promise(n int) (left int) {
+	return int(c.room.Load() - c.promised.Add(int64(n)))
+}
+
+// SetRoom has at most so many bytes promised. It is called before the engine starts.
+func (c *Conn) SetRoom(bytes int) { c.room.Store(int64(bytes)) }
+
+// Promised is how many bytes the engine lets the other side send.
+func (c *Conn) Promised() int { return int(c.promised.Load()) }
 
 // Held is how many bytes the engine says that it holds.
 func (c *Conn) Held() int { return int(c.held.Load()) }

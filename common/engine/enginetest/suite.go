@@ -14,6 +14,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,6 +59,7 @@ var cases = []struct {
 	{"ThousandStreams", false, many, testThousandStreams},
 	{"ManyAtOnce", true, many, testManyAtOnce},
 	{"StalledStream", false, many, testStalledStream},
+	{"LittleMemory", false, 0, testLittleMemory},
 	{"ResetLeavesOthers", true, many, testResetLeavesOthers},
 	{"SingleStream", true, 1, testSingleStream},
 }
@@ -78,7 +80,7 @@ func Run(t *testing.T, eng engine.Engine) { setup{eng: eng}.run(t) }
 // that is left over after that fails the test. size is how many bytes go each
 // way in the test of bulk.
 func RunOver(t *testing.T, eng engine.Engine, size int, connect func(t *testing.T) (client, server engine.Carrier)) {
-	setup{eng, connect, size}.run(t)
+	setup{eng: eng, connect: connect, size: size}.run(t)
 }
 
 // A setup is what a test runs on.
@@ -86,6 +88,7 @@ type setup struct {
 	eng     engine.Engine
 	connect func(t *testing.T) (client, server engine.Carrier) // nil: Connect, and a fake clock
 	size    int                                                // of bulk over connect, in bytes each way
+	room    int                                                // bytes that the client may promise; 0: as many as it wants
 }
 
 func (on setup) run(t *testing.T) {
@@ -197,6 +200,9 @@ func newClient(t *testing.T, on setup, up, down Path) *pair {
 		near, p.far = on.connect(t)
 	} else {
 		p.a, p.b = Connect(up, down, 1)
+		if on.room > 0 {
+			p.a.SetRoom(on.room)
+		}
 		near, p.far = p.a, p.b
 	}
 	var err error
@@ -968,6 +974,57 @@ func testStalledStream(t *testing.T, on setup) {
 		s.Close()
 	}
 	blocked.Wait()
+}
+
+// testLittleMemory: where there is room for little, streams that nobody reads take
+// no more than that, however many they are, and hinder no other. What is read makes
+// room again.
+func testLittleMemory(t *testing.T, on setup) {
+	const room = 4 << 20
+	const least = 32 << 10 // that a stream may have in any case
+	on.room = room
+	p := newPair(t, on, ordinary, ordinary)
+	streams := 50
+	if !on.eng.Multiplexes() {
+		streams = 1
+	}
+	var group sync.WaitGroup
+	var all []engine.Stream
+	var written atomic.Int64
+	for range streams {
+		c, s := p.stream()
+		all = append(all, c)
+		group.Go(func() {
+			n, err := p.fill(s, newSource(1))
+			if err != nil {
+				t.Error(err)
+			}
+			written.Add(int64(n))
+			s.SetWriteDeadline(time.Time{})
+			s.CloseWrite()
+		})
+	}
+	group.Wait()
+	const own = 2 << 20 // that the server's side has taken and not sent
+	if n, most := int(written.Load()), room+streams*least; n > most+own || p.a.Promised() > most {
+		t.Errorf("%d bytes were written that nobody reads, and %d are promised; want %d at most", n, p.a.Promised(), most)
+	}
+	if on.eng.Multiplexes() {
+		c, s := p.stream()
+		exchange(t, c, s, 4<<20)
+		c.Close()
+		s.Close()
+	}
+	for _, c := range all {
+		n, err := io.Copy(io.Discard, c)
+		if err != nil {
+			t.Error(err)
+		}
+		written.Add(-n)
+	}
+	if n := written.Load(); n != 0 {
+		t.Errorf("%d bytes have not come", n)
+	}
 }
 
 // testResetLeavesOthers: streams that end in every way, in the middle of a

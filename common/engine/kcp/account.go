@@ -140,18 +140,3 @@ func (r *received) advance() {
 func (*received) place(sn uint32) (at uint32, bit uint64) {
 	return sn % circle / 64, 1 << (sn % 64)
 }
-
-// count tells the carrier what KCP and this package hold now. The driver's mutex
-// is held.
-func (d *driver) count() {
-	segments := int(d.given-d.flight.una) + d.came.queued + d.came.early
-	d.most = max(d.most, segments)
-	held := restCost
-	if d.kcp != nil {
-		held = sessionCost + segments*segmentCost + (d.most-segments)*placeCost + len(d.packed.list)*datagramCost + 8*len(d.came.which)
-	}
-	if held != d.held {
-		d.pc.Hold(held - d.held)
-		d.held = held
-	}
-}

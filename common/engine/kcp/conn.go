@@ -82,10 +82,10 @@ type outgoing struct {
 }
 
 // NewConn starts one side of a conversation over pc, which it owns from now on.
+// Who reads it promises by Conn.Promise what the other side may send.
 func NewConn(pc engine.Carrier, client bool) *Conn {
 	c := prepare(pc, client)
-	c.group.Go(c.readDatagrams)
-	c.group.Go(c.drive)
+	c.start()
 	return c
 }
 
@@ -99,6 +99,12 @@ func prepare(pc engine.Carrier, client bool) *Conn {
 	}
 	c.init(c, pc)
 	return c
+}
+
+// start starts the two goroutines.
+func (c *Conn) start() {
+	c.group.Go(c.readDatagrams)
+	c.group.Go(c.drive)
 }
 
 // Done is closed when the session has ended.
@@ -128,6 +134,10 @@ func (c *Conn) RemoteAddr() net.Addr {
 
 // Hold counts n bytes that are held beside the conversation, see engine.Carrier.
 func (c *Conn) Hold(n int) { c.pc.Hold(n) }
+
+// Promise counts n bytes that are promised beside the conversation, see
+// engine.Carrier.
+func (c *Conn) Promise(n int) (left int) { return c.pc.Promise(n) }
 
 // Read waits for bytes of the stream. After the last one it returns io.EOF if the
 // other side has ended its direction, an error that matches engine.ErrReset if

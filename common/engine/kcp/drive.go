@@ -82,7 +82,7 @@ type driver struct {
 
 	packed  packed
 	backlog backlog
-	held    int       // bytes that the carrier was told of
+	credit  credit
 	taken   sync.Cond // the carrier has taken acknowledgements
 
 	owed     int       // acknowledgements that KCP has not put out
@@ -202,6 +202,7 @@ func (d *driver) take(p []byte) {
 		d.tell = true
 		d.poke()
 	}
+	d.extend()
 }
 
 // output receives what KCP wants to send, whole segments at a time.
@@ -213,6 +214,7 @@ func (d *driver) output(buf []byte, size int) {
 			d.owed = 0
 		}
 		if s.cmd != kcp.IKCP_CMD_PUSH || d.flight.goes(s) {
+			d.limit(p)
 			d.packed.add(p[:len(p)-len(rest)], s.cmd == kcp.IKCP_CMD_ACK)
 		}
 		p = rest

@@ -147,6 +147,13 @@ func (f *flight) patience() []byte {
 	return p
 }
 
+// question asks for the window, so that KCP says it.
+func (f *flight) question() []byte {
+	p := f.patience()
+	p[4] = kcp.IKCP_CMD_WASK
+	return p
+}
+
 // clock is KCP's time in milliseconds, which it tells by what it sends only.
 func clock() (ms uint32) {
 	k := kcp.NewKCP(conversation, func(p []byte, _ int) { ms = binary.LittleEndian.Uint32(p[8:]) })

@@ -45,12 +45,12 @@ func (Engine) Multiplexes() bool { return false }
 
 // Client implements engine.Engine.
 func (Engine) Client(pc engine.Carrier) (engine.Session, error) {
-	return newSession(NewConn(pc, true)), nil
+	return newSession(pc, true), nil
 }
 
 // Server implements engine.Engine.
 func (Engine) Server(pc engine.Carrier) (engine.Session, error) {
-	return newSession(NewConn(pc, false)), nil
+	return newSession(pc, false), nil
 }
 
 // session implements engine.Session. It is safe for concurrent use.
@@ -60,7 +60,12 @@ type session struct {
 	given  atomic.Bool // the stream is somebody's, or an Accept waits for it
 }
 
-func newSession(c *Conn) *session { return &session{conn: c, stream: newStream(c)} }
+func newSession(pc engine.Carrier, client bool) *session {
+	c := prepare(pc, client)
+	c.bind()
+	c.start()
+	return &session{conn: c, stream: newStream(c)}
+}
 
 // Open implements engine.Session.
 func (s *session) Open(ctx context.Context) (engine.Stream, error) {

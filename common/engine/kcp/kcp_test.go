@@ -77,7 +77,7 @@ func TestMarks(t *testing.T) {
 func TestMalformedEndsSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		client, server := newSession(NewConn(x, true)), newSession(NewConn(y, false))
+		client, server := newSession(x, true), newSession(y, false)
 		defer client.Close()
 		defer server.Close()
 		c, err := client.Open(context.Background())

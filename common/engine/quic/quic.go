@@ -85,6 +85,14 @@ const (
 	// that were read at full speed before.
 	sessionWindow = 256 << 20
 
+	// Where memory is short a session is promised three quarters of what is left at
+	// its start, leastSession bytes in any case, and a stream one streamPart of that,
+	// for good: what nobody reads must not use up three quarters of what the library
+	// shares among all, since it tells of room when one quarter was read.
+	// Until it is read, what came takes a third more than it says: a packet's buffer.
+	leastSession = 1 << 20
+	streamPart   = 96
+
 	// maxStreams is how many streams a client may have open at a time. Open waits
 	// for the next one.
 	maxStreams = engine.MaxStreams
@@ -106,6 +114,19 @@ var config = sync.OnceValue(func() *quic.Config {
 		DisablePathMTUDiscovery:        true,
 	}
 })
+
+// within returns the configuration of a session that may have left bytes promised,
+// and how many of them it takes.
+func within(left int) (c *quic.Config, promised int) {
+	c = config().Clone()
+	session := max(left/16*9, leastSession)
+	if session < sessionWindow {
+		c.InitialConnectionReceiveWindow, c.MaxConnectionReceiveWindow = uint64(session), uint64(session)
+		c.InitialStreamReceiveWindow = uint64(session / streamPart)
+		c.MaxStreamReceiveWindow = c.InitialStreamReceiveWindow
+	}
+	return c, min(session, sessionWindow) / 3 * 4
+}
 
 // Engine is the engine quic.
 type Engine struct{}

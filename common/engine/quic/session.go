@@ -73,12 +73,14 @@ func (noConnectionID) ConnectionIDLen() int { return 0 }
 
 func newClient(pc engine.Carrier) *session {
 	s := newSession(pc, true)
+	config, promised := within(pc.Promise(0))
+	pc.Promise(promised)
 	s.group.Go(func() {
 		remote := s.pipe.remote()
 		if remote == nil {
 			remote = pc.LocalAddr() // the carrier does not care
 		}
-		conn, err := s.transport.Dial(s.ctx, remote, tlsConfig(pc), config())
+		conn, err := s.transport.Dial(s.ctx, remote, tlsConfig(pc), config)
 		if err != nil {
 			s.lost(err)
 			return

@@ -104,6 +104,8 @@ func newConn(pc engine.Carrier, client bool) (*conn, error) {
 
 func (c *conn) Hold(n int) { c.pc.Hold(n) }
 
+func (c *conn) Promise(n int) (left int) { return c.pc.Promise(n) }
+
 func (c *conn) Done() <-chan struct{} { return c.done }
 
 func (c *conn) Err() error {

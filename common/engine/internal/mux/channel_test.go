@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,8 @@ type memory struct {
 	err     error // guarded by mu
 	peer    *memory
 	held    atomic.Int64
+
+	promised, room atomic.Int64
 }
 
 // connect returns two ends in each of whose directions limit bytes may wait.
@@ -37,6 +40,8 @@ func connect(limit int) (a, b *memory) {
 	a = &memory{in: y, out: x, done: make(chan struct{})}
 	b = &memory{in: x, out: y, done: make(chan struct{}), peer: a}
 	a.peer = b
+	a.room.Store(math.MaxInt64)
+	b.room.Store(math.MaxInt64)
 	return a, b
 }
 
@@ -132,6 +137,10 @@ func (m *memory) Close() error {
 }
 
 func (m *memory) Hold(n int) { m.held.Add(int64(n)) }
+
+func (m *memory) Promise(n int) (left int) {
+	return int(m.room.Load() - m.promised.Add(int64(n)))
+}
 
 func (m *memory) LocalAddr() net.Addr  { return &net.UnixAddr{Name: "a", Net: "memory"} }
 func (m *memory) RemoteAddr() net.Addr { return &net.UnixAddr{Name: "b", Net: "memory"} }

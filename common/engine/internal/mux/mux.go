@@ -40,10 +40,13 @@
 //
 // A client has at most maxStreams streams a session. A server has room for twice
 // as many, because it learns late of those that have ended; it answers what comes
-// beyond them by RESET and FIN, and ends the session after maxRefused in a row. For
-// each stream there are streamWindow unread bytes and a frame, and maxHeld bytes
-// for a session, counted as memory; one that holds as much reads no more until its
-// streams are read. The Channel is told of all that is held. A peer that breaks a
+// beyond them by RESET and FIN, and ends the session after maxRefused in a row. A
+// stream's window is at most streamWindow bytes, and less where the windows of others
+// and what is unread leave less of maxHeld, counted as memory, or of what the Channel
+// has left for all sessions: see credit. So streams that nobody reads do not stop
+// those that are read. A session that holds maxHeld all the same, because many have
+// the least window, reads no more until its streams are read. The Channel is told of
+// all that is held and promised. A peer that breaks a
 // rule ends the session: a frame that smux does not know, an even or known number
 // in SYN, more bytes than the window, more consumed than was sent, a malformed
 // notice, and so much to be answered that maxAnswers bytes wait for a carrier that
@@ -69,30 +72,6 @@ const (
 	// frameSize is the largest body of a frame in bytes. smux takes memory in
 	// powers of two, so the whole of a full frame's is used.
 	frameSize = 32 << 10
-
-	// streamWindow is how many bytes of a stream may be on their way or unread.
-	// 500 Mbit/s with a round trip of 200 ms are 12.5 MB; half as much again
-	// waits in the bottleneck and in this machine; and the other side knows of
-	// what was read only up to updateEvery ago. 12.5 + 6.25 + 1 < 20.
-	streamWindow = 20 << 20
-
-	// updateEvery is how many bytes are read between two words to the other
-	// side about that: smux says it after half of its MaxStreamBuffer, and would
-	// tell that as the window, in whose place the tap writes streamWindow.
-	updateEvery = 1 << 20
-
-	// firstWindow is the window of a stream before the first UPD, in bytes
-	// (initialPeerWindow in smux). Neither side waits for the first Read with its
-	// UPD, as smux does: the client's follows the SYN, and the server's answers
-	// it. So a download has its window from its first byte on, and an upload
-	// after a round trip, in which 256 KB go.
-	firstWindow = 256 << 10
-
-	// maxHeld is how much memory in bytes a session may take: the unread frames of
-	// a dozen streams that nobody reads, and of one at full speed, in frames of 2 or
-	// 32 KB, as relay makes them of what comes fast. Of frames a little longer than
-	// a power of two it is half as many.
-	maxHeld = 13 * streamWindow
 
 	// frameCost is what an unread frame takes besides its body, in bytes: the
 	// slice that is its buffer's head, a place of 32 in the ring of its stream and
@@ -130,7 +109,7 @@ var config = smux.Config{
 	KeepAliveDisabled: true, // the carrier knows whether the other side is there
 	MaxFrameSize:      frameSize,
 	MaxReceiveBuffer:  math.MaxInt32, // maxHeld counts better
-	MaxStreamBuffer:   2 * updateEvery,
+	MaxStreamBuffer:   math.MaxInt32, // each Stream knows better when to send a UPD
 }
 
 var (
@@ -177,8 +156,10 @@ type Channel interface {
 	// any more.
 	Close() error
 
-	// Hold is engine.Carrier's. What waits in the channel itself is its own matter.
+	// Hold and Promise are engine.Carrier's. What waits in the channel itself is its
+	// own matter.
 	Hold(n int)
+	Promise(n int) (left int)
 
 	LocalAddr() net.Addr
 	RemoteAddr() net.Addr
@@ -203,12 +184,13 @@ type Session struct {
 	frames  atomic.Uint32 // that have come or gone
 	putting sync.Mutex    // held while frames are put into the channel, one after the other
 
-	mu      sync.Mutex         // guards what follows, and in each Stream what says so
-	streams map[uint32]*Stream // those that this side has not closed, by number
-	pending int                // of them: not yet accepted
-	refused int                // since the last that was not
-	held    int                // bytes of memory, but for sessionCost
-	over    bool               // the channel has ended, and all that came was seen
+	mu       sync.Mutex         // guards what follows, and in each Stream what says so
+	streams  map[uint32]*Stream // those that this side has not closed, by number
+	pending  int                // of them: not yet accepted
+	refused  int                // since the last that was not
+	held     int                // bytes of memory, but for sessionCost
+	promised int                // bytes that streams may take: what has not come, and what unread frames take
+	over     bool               // the channel has ended, and all that came was seen
 }
 
 // New starts one side of a session over a channel, which it owns from now on.

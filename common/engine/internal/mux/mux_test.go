@@ -21,7 +21,9 @@ func frame(cmd byte, id uint32, body ...byte) []byte {
 	return append(header(cmd, len(body), id), body...)
 }
 
-func update(id, consumed uint32) []byte { return frame(cmdUPD, id, updateBody(consumed)...) }
+func update(id, consumed uint32) []byte {
+	return frame(cmdUPD, id, updateBody(consumed, streamWindow)...)
+}
 
 func notice(what byte, id uint32) []byte { return frame(cmdPSH, 0, noticeBody(what, id)...) }
 

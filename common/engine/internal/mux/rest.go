@@ -10,7 +10,7 @@ import (
 
 // A server's session at rest has no smux, whose queues and goroutines take most of
 // what an idle session takes, and cannot be made smaller. All that smux knows of a
-// stream on which nothing is under way is known here, too, but for two counts. So
+// stream on which nothing is under way is known here, too, but for a count. So
 // smux is let go, and when something comes, or is to be written, another one is made
 // and told of the streams by SYN frames of our own. The other side sees nothing of
 // that. An idle session takes 75 KB less so, with one stream open or none; a rest costs
@@ -128,9 +128,9 @@ func (s *Session) resume() {
 	var frames []byte
 	for _, id := range ids {
 		st := s.streams[id]
-		st.sentBefore, st.readBefore = st.sent, st.taken
+		st.sentBefore = st.sent
 		frames = append(frames, header(cmdSYN, 0, id)...)
-		frames = append(append(frames, header(cmdUPD, updateSize, id)...), updateBody(0)...)
+		frames = append(append(frames, header(cmdUPD, updateSize, id)...), updateBody(0, 0)...)
 		copy(frames[len(frames)-len(noLimit):], noLimit)
 	}
 	s.mu.Unlock()

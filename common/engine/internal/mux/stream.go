@@ -43,15 +43,14 @@ type Stream struct {
 
 // incoming is what is known of the direction towards this side.
 type incoming struct {
-	unread     int      // bytes that have come, and Read has not returned
-	frames     []uint16 // the bodies that they came in, in bytes, what is read of the first included
-	begun      int      // bytes of the first frame that Read has returned
-	taken      uint32   // bytes that Read has returned, modulo 2^32
-	readBefore uint32   // of them before the session's last rest
-	cost       int      // the memory that the frames take, in bytes
-	fin        bool     // the other side has ended its direction
-	reset      bool     // the other side's end is a failure
-	ate        bool     // Read has returned the end of file: that no failure undoes
+	credit
+	unread int      // bytes that have come, and Read has not returned
+	frames []uint16 // the bodies that they came in, in bytes, what is read of the first included
+	begun  int      // bytes of the first frame that Read has returned
+	cost   int      // the memory that the frames take, in bytes
+	fin    bool     // the other side has ended its direction
+	reset  bool     // the other side's end is a failure
+	ate    bool     // Read has returned the end of file: that no failure undoes
 }
 
 // outgoing is what is known of the direction away from this side.
@@ -67,10 +66,10 @@ type outgoing struct {
 	ended      bool   // this side has ended its direction
 }
 
-// add makes a stream. The mutex is held.
-func (s *Session) add(id uint32) {
+// add makes a stream and returns its window. The mutex is held.
+func (s *Session) add(id uint32) (window int) {
 	s.hold(streamCost)
-	s.streams[id] = &Stream{
+	st := &Stream{
 		session:  s,
 		id:       id,
 		readable: make(chan struct{}, 1),
@@ -81,6 +80,9 @@ func (s *Session) add(id uint32) {
 		writing:  make(chan struct{}, 1),
 		outgoing: outgoing{window: firstWindow},
 	}
+	st.begin()
+	s.streams[id] = st
+	return st.room()
 }
 
 // Read implements net.Conn. After the last byte it returns io.EOF if the other
@@ -136,16 +138,30 @@ func (st *Stream) read(p []byte) (int, error) {
 	s.use()
 	n, err := st.smux.Read(p)
 	s.life.RUnlock()
+	read, window, err := st.took(n, err)
+	if window > 0 {
+		s.put(0, header(cmdUPD, updateSize, st.id), updateBody(read, window)) // fails with the session only
+	}
+	if err != nil {
+		return 0, err
+	}
+	return n, nil // an error that comes with bytes comes again
+}
+
+// took takes note of what smux has returned to a Read. It returns what Read fails
+// with, if it does, and what the other side shall hear of it, unless window is 0.
+func (st *Stream) took(n int, err error) (read uint32, window int, failure error) {
+	s := st.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case st.closed:
-		return 0, engine.ErrClosed
+		return 0, 0, engine.ErrClosed
 	case n == 0 && st.fin: // smux has dropped what a plain smux sent behind its end
 		st.forget()
-		return 0, io.EOF
+		return 0, 0, io.EOF
 	case n == 0:
-		return 0, s.failure(err)
+		return 0, 0, s.failure(err)
 	}
 	st.answers = true
 	st.unread -= n
@@ -155,16 +171,22 @@ func (st *Stream) read(p []byte) (int, error) {
 		freed := cost(int(st.frames[0]))
 		st.cost -= freed
 		s.hold(-freed)
+		s.promise(-freed)
 	}
 	if len(st.frames) == 0 {
 		st.frames = nil
 	}
-	return n, nil // an error that comes with bytes comes again
+	if st.extend() {
+		return st.taken, st.room(), nil
+	}
+	return 0, 0, nil
 }
 
 // forget takes off the account what will not be read. The session's mutex is held.
 func (st *Stream) forget() {
 	st.session.hold(-st.cost)
+	st.session.promise(st.unread - st.room() - st.cost)
+	st.edge = st.taken
 	st.unread, st.frames, st.begun, st.cost = 0, nil, 0, 0
 }
 

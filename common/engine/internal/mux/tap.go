@@ -49,9 +49,9 @@ func noticeBody(what byte, id uint32) []byte {
 	return binary.LittleEndian.AppendUint32([]byte{what}, id)
 }
 
-func updateBody(consumed uint32) []byte {
+func updateBody(consumed uint32, window int) []byte {
 	p := binary.LittleEndian.AppendUint32(nil, consumed)
-	return binary.LittleEndian.AppendUint32(p, streamWindow)
+	return binary.LittleEndian.AppendUint32(p, uint32(window))
 }
 
 // errRests is what smux reads that is let go.
@@ -199,6 +199,7 @@ func (s *Session) came(id uint32, size int) {
 	st.frames = append(st.frames, uint16(size))
 	st.cost += cost(size)
 	s.hold(cost(size))
+	s.promise(cost(size) - size)
 	signal(st.readable)
 }
 
@@ -239,35 +240,35 @@ func (s *Session) announced(id uint32, size int) error {
 // open handles a SYN: there is a stream to accept, and its window is told; or it
 // is refused, and smux, which would take it in, reads a NOP in its place.
 func (t *tap) open(id uint32) error {
-	ok, err := t.s.register(id)
+	window, err := t.s.register(id)
 	if err != nil {
 		return err
 	}
-	if !ok {
+	if window == 0 {
 		t.buf[1] = cmdNOP
 		return t.s.put(0, header(cmdPSH, noticeSize, 0), noticeBody(noticeReset, id), header(cmdFIN, 0, id))
 	}
 	signal(t.s.accepted)
-	return t.s.put(0, header(cmdUPD, updateSize, id), updateBody(0))
+	return t.s.put(0, header(cmdUPD, updateSize, id), updateBody(0, window))
 }
 
-// register makes the stream of a SYN, if there is room for it.
-func (s *Session) register(id uint32) (ok bool, err error) {
+// register makes the stream of a SYN and returns its window, which is 0 if there is
+// no room for it.
+func (s *Session) register(id uint32) (window int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.client || id%2 == 0 || s.streams[id] != nil:
-		return false, errFormat
+		return 0, errFormat
 	case len(s.streams) >= 2*maxStreams && s.refused >= maxRefused:
-		return false, errRefused
+		return 0, errRefused
 	case len(s.streams) >= 2*maxStreams:
 		s.refused++
-		return false, nil
+		return 0, nil
 	}
 	s.refused = 0
-	s.add(id)
 	s.pending++
-	return true, nil
+	return s.add(id), nil
 }
 
 // noticed handles a notice. The Session's mutex is held.
@@ -294,12 +295,10 @@ func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 	switch head[1] {
 	case cmdSYN:
 		t.s.mu.Lock()
-		t.s.add(id)
+		window := t.s.add(id)
 		t.s.mu.Unlock()
-		err = t.s.put(openDelay, head, header(cmdUPD, updateSize, id), updateBody(0))
-	case cmdUPD:
-		consumed := binary.LittleEndian.Uint32(body) + t.s.readBefore(id)
-		err = t.s.put(0, head, updateBody(consumed))
+		err = t.s.put(openDelay, head, header(cmdUPD, updateSize, id), updateBody(0, window))
+	case cmdUPD: // a Stream sends its own
 	default:
 		err = t.s.put(0, head, body)
 	}
@@ -307,16 +306,6 @@ func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 		return 0, err
 	}
 	return len(head) + len(body), nil
-}
-
-// readBefore is how many bytes of a stream were read before this smux was made.
-func (s *Session) readBefore(id uint32) uint32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if st := s.streams[id]; st != nil {
-		return st.readBefore
-	}
-	return 0
 }
 
 // put appends a frame, or two, to the channel.

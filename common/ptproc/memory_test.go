@@ -1,4 +1,4 @@
-package main
+package ptproc
 
 import (
 	"context"
@@ -17,7 +17,7 @@ func TestParseMemory(t *testing.T) {
 		"33554432": 32 << 20, "64M": 64 << 20, "2G": 2 << 30, "1T": 1 << 40, "65536K": 64 << 20,
 		"": 0, "M": 0, "1.5G": 0, "-1G": 0, "64MB": 0, "31M": 0, "9000000T": 0, "99999999999999999999": 0, "64m": 0,
 	} {
-		if got, err := parseMemory(s); got != want || (err == nil) != (want > 0) {
+		if got, err := parseMemory(s, 32<<20); got != want || (err == nil) != (want > 0) {
 			t.Errorf("%q: %d, %v; want %d", s, got, err, want)
 		}
 	}
@@ -50,7 +50,7 @@ func TestGroupMemory(t *testing.T) {
 			t.Errorf("%s: %d, want %d", name, got, c.want)
 		}
 	}
-	if n, err := memoryLimit(""); err != nil || n < leastMemory || n > defaultMemory {
+	if n, err := MemoryLimit("", 32<<20); err != nil || n < 32<<20 || n > defaultMemory {
 		t.Errorf("without a flag: %d, %v", n, err)
 	}
 }
@@ -68,11 +68,11 @@ func TestCollect(t *testing.T) {
 		var held atomic.Int64
 		ctx, stop := context.WithCancel(t.Context())
 		var running sync.WaitGroup
-		running.Go(func() { collect(ctx, held.Load) })
+		running.Go(func() { CollectGarbage(ctx, 1<<30, held.Load) })
 		for _, c := range []struct {
 			held int64
 			want int
-		}{{0, usualGarbage}, {muchMemory + 1, lessGarbage}, {muchMemory, usualGarbage}, {1 << 30, lessGarbage}} {
+		}{{0, usualGarbage}, {muchMemory + 1, lessGarbage}, {muchMemory, usualGarbage}, {1<<29 + 1, leastGarbage}} {
 			held.Store(c.held)
 			time.Sleep(2 * collectEvery)
 			synctest.Wait()

@@ -1,0 +1,155 @@
+package ptproc
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// defaultMemory is how many bytes sessions may hold together where there is
+	// memory enough; the process takes up to twice as many (Go's collector).
+	defaultMemory = 1 << 30
+
+	// freePart of what a group of processes may have, one in so many and mostFree
+	// bytes at most, is left free of Go's memory: for the program's own pages, the
+	// kernel's buffers, and what the others of the group take.
+	freePart = 4
+	mostFree = 64 << 20
+
+	// muchMemory is from how many bytes on that are held Go's collector leaves less
+	// garbage: usualGarbage in percent of what is in use below, as Go does by
+	// itself, and lessGarbage above. A process that holds a gigabyte would take two
+	// else, and memory_bytes would say half of what it takes. On loopback 25
+	// percent cost a third more time of the processor where little is held (9.0 s
+	// a gigabyte for 6.6), and nothing that shows where much is.
+	muchMemory   = 32 << 20
+	usualGarbage = 100
+	lessGarbage  = 25
+
+	// leastGarbage is that where more than one nearPart of the limit is held: an
+	// attack that fills it has the process take a tenth more, not a quarter.
+	leastGarbage = 10
+	nearPart     = 2
+
+	// collectEvery is how often that is looked at.
+	collectEvery = 250 * time.Millisecond
+)
+
+// sizes are the suffixes of -memory-limit.
+var sizes = map[byte]int64{'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
+
+// parseMemory reads a number of bytes such as 512M, which is to be least or more.
+func parseMemory(s string, least int64) (int64, error) {
+	digits, unit := s, int64(1)
+	if s != "" {
+		if u, ok := sizes[s[len(s)-1]]; ok {
+			digits, unit = s[:len(s)-1], u
+		}
+	}
+	n, err := strconv.ParseUint(digits, 10, 63)
+	switch {
+	case err != nil || int64(n) > math.MaxInt64/unit:
+		return 0, fmt.Errorf("-memory-limit %q is no number of bytes such as 512M", s)
+	case int64(n)*unit < least:
+		return 0, fmt.Errorf("-memory-limit %s is too little: %dM at least", s, least>>20)
+	}
+	return int64(n) * unit, nil
+}
+
+// MemoryLimit is how many bytes sessions may hold together: what the flag
+// -memory-limit says, which is to be least or more, or else half of what the
+// process may have, and no more than 1 GiB. That is the least of GOMEMLIMIT, what a
+// control group allows, and what the machine has.
+func MemoryLimit(flag string, least int64) (int64, error) {
+	if flag != "" {
+		return parseMemory(flag, least)
+	}
+	most := min(machineMemory(), groupMemory(os.DirFS("/")), debug.SetMemoryLimit(-1)) // -1 asks: GOMEMLIMIT, or a number without end
+	return max(min(most/2, defaultMemory), least), nil
+}
+
+// FitMemory has Go's collector work harder before the process takes more than its
+// control group allows, of which it would be killed. Who has set GOMEMLIMIT is left
+// alone.
+func FitMemory() {
+	group := groupMemory(os.DirFS("/"))
+	if os.Getenv("GOMEMLIMIT") == "" && group < math.MaxInt64 {
+		debug.SetMemoryLimit(group - min(group/freePart, mostFree))
+	}
+}
+
+// CollectGarbage has Go's collector follow what is held, of limit bytes, until ctx
+// ends. Who has set GOGC is left alone.
+func CollectGarbage(ctx context.Context, limit int64, held func() int64) {
+	if os.Getenv("GOGC") != "" {
+		return
+	}
+	ticker := time.NewTicker(collectEvery)
+	defer ticker.Stop()
+	defer debug.SetGCPercent(usualGarbage)
+	for now := usualGarbage; ; {
+		if next := garbage(held(), limit); next != now {
+			debug.SetGCPercent(next)
+			now = next
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// garbage is how much the collector shall leave, in percent of what is in use.
+func garbage(held, limit int64) int {
+	switch {
+	case held <= muchMemory:
+		return usualGarbage
+	case held <= limit/nearPart:
+		return lessGarbage
+	}
+	return leastGarbage
+}
+
+// groupMemory is the least of the limits of the control groups that the process
+// is in, as Linux tells them; without any it is without end.
+func groupMemory(root fs.FS) int64 {
+	most := int64(math.MaxInt64)
+	groups, err := fs.ReadFile(root, "proc/self/cgroup")
+	if err != nil {
+		return most
+	}
+	for line := range strings.Lines(string(groups)) {
+		// hierarchy:controllers:path, the first two of version 2 being 0 and nothing.
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) < 3 {
+			continue
+		}
+		folder, file := "sys/fs/cgroup", "memory.max"
+		if f[1] == "memory" {
+			folder, file = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+		} else if f[1] != "" {
+			continue
+		}
+		// A group above may allow less.
+		for at := path.Clean("/" + f[2]); ; at = path.Dir(at) {
+			if text, err := fs.ReadFile(root, path.Join(folder, at, file)); err == nil {
+				if n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil && n > 0 {
+					most = min(most, n)
+				}
+			}
+			if at == "/" {
+				break
+			}
+		}
+	}
+	return most
+}
