@@ -15,11 +15,12 @@ FUZZTIME = 30s
 
 all: build
 
-# Static programs: they run where there is nothing else, on any Linux of this
-# architecture. GOOS and GOARCH choose another one.
+# Static programs, made in the folder OUT: they run where there is nothing else, on
+# any Linux of this architecture. GOOS and GOARCH choose another one.
+OUT = .
 build:
-	CGO_ENABLED=0 go build -trimpath -o turbotunnel-client ./client
-	CGO_ENABLED=0 go build -trimpath -o turbotunnel-server ./server
+	CGO_ENABLED=0 go build -trimpath -o $(OUT)/turbotunnel-client ./client
+	CGO_ENABLED=0 go build -trimpath -o $(OUT)/turbotunnel-server ./server
 
 # For all users of this machine, or into the folder DESTDIR for whoever makes a
 # package. FROM has the programs.
@@ -68,8 +69,8 @@ FORCE:
 # tools are missing fails. -count=1, because go test does not know that a test
 # which runs a program depends on the program's source. The folder test is a
 # module of its own, which ./... does not enter. Its packages pace and faults, which
-# compute much and are left out under the race detector, run beside the others,
-# which mostly wait for programs.
+# compute much, and confined, which looks at memory, are left out under the race
+# detector: they run beside the others, which mostly wait for programs.
 test:
 	test/install.sh $(TEST_PACKAGES)
 	go vet ./...
@@ -89,7 +90,7 @@ test-programs:
 	go -C test test -race -count=1 -timeout 15m ./...
 
 test-computing:
-	go -C test test -count=1 -timeout 15m -skip 'TestSoak|TestMonth' ./pace ./faults
+	go -C test test -count=1 -timeout 15m -skip 'TestSoak|TestMonth' ./pace ./faults ./confined
 
 # What needs nothing but Go, without the race detector: some seconds.
 test-short:

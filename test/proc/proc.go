@@ -64,7 +64,10 @@ func Start(name, log string, cmd *exec.Cmd) (*Process, error) {
 	}
 	// The group lets Stop find what the program leaves behind, and keeps a
 	// Ctrl-C on the terminal from it: its owner decides when it ends.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, syscall.SIGKILL
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
