@@ -112,7 +112,7 @@ fuzz:
 	@set -e; for dir in $$(go list -f '{{.Dir}}' ./... && go -C test list -f '{{.Dir}}' ./...); do \
 		for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$$dir"/*_test.go 2>/dev/null | cut -d' ' -f2); do \
 			echo "$$dir $$target"; \
-			go -C "$$dir" test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .; \
+			go -C "$$dir" test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x .; \
 		done; \
 	done
 

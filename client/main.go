@@ -77,8 +77,8 @@ How to reach the server (arguments of a bridge line override these):
   -engine NAME      reliable transport inside: %s
   -mode MODE        use of HTTP: auto, poll, stream
   -utls NAMES       TLS ClientHello to imitate: chrome, firefox, safari, randomized,
-                    none; of several, as in chrome,firefox, the next one is tried
-                    where TLS fails
+                    none, file:PATH of a recorded one; of several, as in
+                    chrome,firefox, the next one is tried where TLS fails
   -ech LIST         encrypt the front's name in TLS: base64 of its ECHConfigList,
                     or dns: DNS has it
   -doh URL          ask this resolver by HTTPS for the front's addresses and ECH

@@ -132,7 +132,7 @@ func improve(cfg tunnel.Config, best []*FrontReport) (tunnel.Config, string) {
 	var changes []string
 	if best[0].look != "" {
 		cfg.UTLS = best[0].look
-		changes = append(changes, "utls="+best[0].look)
+		changes = append(changes, "utls="+shown(best[0].look))
 	}
 	if names := strings.Split(cfg.Fronts, ","); len(names) > 1 {
 		var keep, numbers []string

@@ -220,7 +220,7 @@ func (c *frontCheck) secure() (Finding, *Verdict) {
 			version = "HTTP/2"
 		}
 		return Finding{
-			Text:    fmt.Sprintf("%s, as %s, by %s; the certificate is right", version, looksOf(c.way)[0], c.nameOf()),
+			Text:    fmt.Sprintf("%s, as %s, by %s; the certificate is right", version, shown(looksOf(c.way)[0]), c.nameOf()),
 			Details: c.probe.Name(),
 		}, nil
 	}
@@ -240,6 +240,14 @@ func looksOf(way front.Config) []string {
 		return []string{"chrome"}
 	}
 	return strings.Split(strings.ReplaceAll(way.UTLS, " ", ""), ",")
+}
+
+// shown is a look as a report may say it: the path of a file may name its user.
+func shown(look string) string {
+	if strings.HasPrefix(look, "file:") {
+		return "a recorded browser"
+	}
+	return look
 }
 
 // nameOf says which name stands in the handshake, without saying it.
@@ -336,7 +344,7 @@ func (c *frontCheck) blockedTLS(f Finding) (Finding, *Verdict) {
 			continue
 		}
 		c.look = look
-		f.Text += fmt.Sprintf(" as %s; answered when it looks like %s", named[0], look)
+		f.Text += fmt.Sprintf(" as %s; answered when it looks like %s", shown(named[0]), shown(look))
 		if i < len(named)-1 { // the tunnel will use it, too
 			f.State = Odd
 			return f, nil

@@ -2,6 +2,7 @@ package front
 
 import (
 	"cmp"
+	_ "embed"
 	"net/http"
 	"net/url"
 	"slices"
@@ -32,71 +33,28 @@ type browser struct {
 	h2 h2Look
 }
 
-// These are the browsers that can be imitated. Chrome is the Chromium captured
-// for this project, whose every value test/fingerprint compares with it. The brand list follows from the version by a
-// rule in Chromium's source (user_agent_utils.cc). Firefox is the one captured
-// for this project (test/fingerprint/testdata). Safari is 17.0 on macOS as
+//go:generate go -C ../../test run ./fingerprint/record -o ../common/front/chrome.json chromium
+//go:generate go -C ../../test run ./fingerprint/record -o ../common/front/firefox.json firefox
+
+var (
+	//go:embed chrome.json
+	chromeFile []byte
+	//go:embed firefox.json
+	firefoxFile []byte
+)
+
+// These are the browsers that can be imitated. Chrome and Firefox are recorded, and
+// test/fingerprint compares them with the real ones. Safari is 17.0 on macOS as
 // curl-impersonate has published it, in tests/signatures/safari_17.0_macOS.yaml:
 // preface, pseudo-headers and the headers of a page's GET. The places of what
 // only a POST has, and the weight, have not been seen.
 var (
-	chrome = browser{
-		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0 Safari/537.36",
-		overTLS: http.Header{
-			"Accept-Encoding":    {"gzip, deflate, br, zstd"},
-			"Priority":           {"u=1, i"},
-			"Sec-Ch-Ua":          {`"Not:A-Brand";v="8", "Chromium";v="156", "Google Chrome";v="156"`},
-			"Sec-Ch-Ua-Mobile":   {"?0"},
-			"Sec-Ch-Ua-Platform": {`"Windows"`},
-		},
-		order: []string{
-			"Host", "Connection", "Content-Length", "Transfer-Encoding", "Pragma", "Cache-Control",
-			"sec-ch-ua-platform", "User-Agent", "sec-ch-ua", "Content-Type", "sec-ch-ua-mobile", "Accept",
-			"Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest", "Referer",
-			"Accept-Encoding", "Accept-Language", "Cookie", "Priority",
-		},
-		onlyH2: []string{"priority"},
-		feeds:  true,
-		h2: h2Look{
-			settings: []http2.Setting{
-				{ID: http2.SettingHeaderTableSize, Val: 64 << 10},
-				{ID: http2.SettingEnablePush, Val: 0},
-				{ID: http2.SettingInitialWindowSize, Val: 6 << 20},
-				{ID: http2.SettingMaxHeaderListSize, Val: maxResponseHead},
-			},
-			connWindow: 15<<20 - defaultWindow,
-			pseudo:     []string{":method", ":authority", ":scheme", ":path"},
-			weight:     http2.PriorityParam{Exclusive: true, Weight: 219},
-			inRow:      true,
-		},
-	}
-	firefox = browser{
-		agent: "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:153.0) Gecko/20100101 Firefox/153.0",
-		overTLS: http.Header{
-			"Accept-Encoding": {"gzip, deflate, br, zstd"},
-			"Priority":        {"u=4"},
-			"Te":              {"trailers"},
-		},
-		order: []string{
-			"Host", "User-Agent", "Accept", "Accept-Language", "Accept-Encoding", "Referer", "Content-Type",
-			"Content-Length", "Transfer-Encoding", "Origin", "Connection", "Cookie",
-			"Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site", "Priority", "TE",
-		},
-		onlyH2: []string{"te"},
-		h2: h2Look{
-			settings: []http2.Setting{
-				{ID: http2.SettingHeaderTableSize, Val: 64 << 10},
-				{ID: http2.SettingEnablePush, Val: 0},
-				{ID: http2.SettingInitialWindowSize, Val: 128 << 10},
-				{ID: http2.SettingMaxFrameSize, Val: 16 << 10},
-			},
-			connWindow: 12<<20 - defaultWindow,
-			pseudo:     []string{":method", ":path", ":authority", ":scheme"},
-			weight:     http2.PriorityParam{Weight: 21},
-			openBump:   12<<20 - 128<<10,
-		},
-	}
-	safari = browser{
+	chromeRecorded  = builtIn(chromeFile)
+	firefoxRecorded = builtIn(firefoxFile)
+
+	chrome  = chromeRecorded.browser
+	firefox = firefoxRecorded.browser
+	safari  = browser{
 		agent: "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.0 Safari/605.1.15",
 		overTLS: http.Header{
 			"Accept-Encoding": {"gzip, deflate, br"},

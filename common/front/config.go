@@ -33,7 +33,8 @@ type Config struct {
 
 	// UTLS names the browsers whose TLS ClientHello and HTTP to imitate: some of
 	// Hellos, with commas between them. The next one is tried where TLS fails with
-	// the one before. Empty: chrome. "none" imitates nothing but a browser's headers.
+	// the one before. Empty: chrome. "none" imitates nothing but a browser's headers,
+	// and "file:PATH" the browser of a Recording in a file of this computer.
 	UTLS string
 
 	// Proxy, of scheme http, socks4a or socks5, is used for every connection.

@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -17,12 +15,9 @@ import (
 
 // A hello is a ClientHello to imitate, and the browser whose HTTP goes with it.
 type hello struct {
-	id      utls.ClientHelloID
-	browser *browser
-
-	// spec makes the ClientHello of utls.HelloCustom. resumes says that there is
-	// a session of an earlier connection to offer, of TLS 1.3.
-	spec func(resumes bool) (*utls.ClientHelloSpec, error)
+	id       utls.ClientHelloID
+	browser  *browser
+	recorded *recorded // what the ClientHello of utls.HelloCustom is made of; else nil
 }
 
 // hellos maps what the argument utls= accepts to ClientHellos: of TLS 1.3, which
@@ -31,7 +26,7 @@ type hello struct {
 // "chrome", "firefox" and the PSK ones offer a session of an earlier connection,
 // which the others do only under TLS 1.2.
 var hellos = map[string]hello{
-	"chrome":            {utls.HelloCustom, &chrome, chromeHello},
+	"chrome":            {utls.HelloCustom, &chrome, chromeRecorded},
 	"chrome_100":        {utls.HelloChrome_100, &chrome, nil},
 	"chrome_102":        {utls.HelloChrome_102, &chrome, nil},
 	"chrome_106":        {utls.HelloChrome_106_Shuffle, &chrome, nil},
@@ -42,7 +37,7 @@ var hellos = map[string]hello{
 	"chrome_120_pq":     {utls.HelloChrome_120_PQ, &chrome, nil},
 	"chrome_131":        {utls.HelloChrome_131, &chrome, nil},
 	"chrome_133":        {utls.HelloChrome_133, &chrome, nil},
-	"firefox":           {utls.HelloCustom, &firefox, firefoxHello},
+	"firefox":           {utls.HelloCustom, &firefox, firefoxRecorded},
 	"firefox_99":        {utls.HelloFirefox_99, &firefox, nil},
 	"firefox_102":       {utls.HelloFirefox_102, &firefox, nil},
 	"firefox_105":       {utls.HelloFirefox_105, &firefox, nil},
@@ -78,7 +73,7 @@ func randomWeights() *utls.Weights {
 // ownHello is the name of Go's own ClientHello, by crypto/tls.
 const ownHello = "none"
 
-// Hellos returns the names of the ClientHellos that Config.UTLS accepts.
+// Hellos returns the names of the ClientHellos that Config.UTLS accepts, beside file:PATH.
 func Hellos() []string {
 	names := []string{ownHello}
 	for name := range hellos {
@@ -99,8 +94,11 @@ func (h *hello) http() *browser {
 // encrypts tells whether it has a place for an encrypted one: a browser without ECH
 // with it would be a browser that does not exist.
 func (h *hello) encrypts() bool {
-	if h == nil || h.spec != nil {
+	if h == nil {
 		return true
+	}
+	if h.recorded != nil {
+		return h.recorded.encrypts
 	}
 	spec, err := utls.UTLSIdToSpec(h.id)
 	return err == nil && slices.ContainsFunc(spec.Extensions, func(e utls.TLSExtension) bool {
@@ -118,7 +116,7 @@ func hellosNamed(list string) ([]*hello, error) {
 	var found []*hello
 	var names []string
 	for _, text := range strings.Split(list, ",") {
-		name := helloName(text)
+		name, path := helloName(text)
 		if slices.Contains(names, name) {
 			return nil, fmt.Errorf("utls: %.40q stands there twice", text)
 		}
@@ -127,9 +125,17 @@ func hellosNamed(list string) ([]*hello, error) {
 			found = append(found, nil)
 			continue
 		}
+		if path != "" {
+			recorded, err := recordingIn(path)
+			if err != nil {
+				return nil, fmt.Errorf("utls: %q: %w", text, err)
+			}
+			found = append(found, &hello{utls.HelloCustom, &recorded.browser, recorded})
+			continue
+		}
 		known, ok := hellos[name]
 		if !ok {
-			return nil, fmt.Errorf("utls: unknown name %.40q; accepted: %s", text, strings.Join(Hellos(), ", "))
+			return nil, fmt.Errorf("utls: unknown name %.40q; accepted: %s, %sPATH", text, strings.Join(Hellos(), ", "), filePrefix)
 		}
 		if known.id.Client == utls.HelloRandomizedALPN.Client {
 			seed, err := utls.NewPRNGSeed()
@@ -144,101 +150,23 @@ func hellosNamed(list string) ([]*hello, error) {
 }
 
 // helloName is the name in hellos of what bridge lines of other transports write:
-// HelloChrome_Auto, hellofirefox_120, HelloRandomizedALPN.
-func helloName(text string) string {
-	name := strings.ToLower(strings.TrimSpace(text))
+// HelloChrome_Auto, hellofirefox_120, HelloRandomizedALPN. A recording's name comes
+// with the path of its file, which is "" for all others.
+func helloName(text string) (name, path string) {
+	text = strings.TrimSpace(text)
+	if path, ok := strings.CutPrefix(text, filePrefix); ok && path != "" {
+		return text, path
+	}
+	name = strings.ToLower(text)
 	name = strings.TrimSuffix(strings.TrimPrefix(name, "hello"), "_auto")
 	switch name {
 	case "randomizedalpn":
-		return "randomized"
+		return "randomized", ""
 	case "golang", "go":
-		return ownHello
+		return ownHello, ""
 	}
-	return name
+	return name, ""
 }
-
-// trustAnchors is the content of the extension of that number, from
-// draft-ietf-tls-trust-anchor-ids: the names of the certificate authorities
-// that the captured Chromium takes without a chain.
-const (
-	extTrustAnchors = 0xca34
-	trustAnchors    = "00b80582df1302010582df1302060582df13020d0582df13020e0582df13020f0582df1302120582df13021305" +
-		"82df13021408839a648c9b2d010708839a648c9b2d010808839a648c9b2d010908839a648c9b2d010a08839a648c9b2d010b" +
-		"08839a648c9b2d010c08839a648c9b2d010d08839a648c9b2d011208839a648c9b2d011304d679090104d679090404d67909" +
-		"0504d679090604d679090704d679090804d679090a04d679090b04d679090c04d679090d04d679090f"
-)
-
-// mlDSA are the signature algorithms of draft-ietf-tls-mldsa, which the
-// captured Chromium offers first. No authority of the web signs with them yet;
-// uTLS could not verify them.
-var mlDSA = []utls.SignatureScheme{0x0904, 0x0905, 0x0906}
-
-// chromeHello makes a ClientHello of the captured Chromium: uTLS's newest
-// Chrome, 133, with what has come since. Each has an order of extensions and
-// GREASE values of its own.
-func chromeHello(bool) (*utls.ClientHelloSpec, error) {
-	spec, err := utls.UTLSIdToSpec(utls.HelloChrome_133)
-	if err != nil {
-		return nil, err
-	}
-	anchors, err := hex.DecodeString(trustAnchors)
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range spec.Extensions {
-		if e, ok := e.(*utls.SignatureAlgorithmsExtension); ok {
-			n := utls.SignatureScheme(rand.IntN(16)<<4 | 0xa)
-			grease := n<<8 | n // RFC 8701; uTLS chooses the other ones
-			e.SupportedSignatureAlgorithms = slices.Concat([]utls.SignatureScheme{grease}, mlDSA, e.SupportedSignatureAlgorithms)
-		}
-	}
-	last := len(spec.Extensions) - 1 // GREASE, which stays the last but for the PSK
-	spec.Extensions = slices.Insert(spec.Extensions, last, utls.TLSExtension(&utls.GenericExtension{Id: extTrustAnchors, Data: anchors}))
-	spec.Extensions = utls.ShuffleChromeTLSExtensions(spec.Extensions)
-	spec.Extensions = append(spec.Extensions, &utls.UtlsPreSharedKeyExtension{})
-	return &spec, nil
-}
-
-// firefoxHello makes a ClientHello of the captured Firefox: uTLS's newest, 120,
-// with what has come since. Its order never changes.
-func firefoxHello(resumes bool) (*utls.ClientHelloSpec, error) {
-	spec, err := utls.UTLSIdToSpec(utls.HelloFirefox_120)
-	if err != nil {
-		return nil, err
-	}
-	spec.CipherSuites = slices.DeleteFunc(spec.CipherSuites, func(c uint16) bool {
-		return c == utls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA
-	})
-	var extensions []utls.TLSExtension
-	for _, e := range spec.Extensions {
-		switch e := e.(type) {
-		case *utls.SupportedCurvesExtension:
-			e.Curves = slices.Insert(e.Curves, 0, utls.X25519MLKEM768)
-		case *utls.SessionTicketExtension:
-			if resumes {
-				continue // it has a session of TLS 1.3
-			}
-		case *utls.KeyShareExtension:
-			extensions = append(extensions, &utls.SCTExtension{})
-			e.KeyShares = slices.Insert(e.KeyShares, 0, utls.KeyShare{Group: utls.X25519MLKEM768})
-		case *utls.GREASEEncryptedClientHelloExtension:
-			extensions = append(extensions, &utls.UtlsCompressCertExtension{Algorithms: []utls.CertCompressionAlgo{
-				utls.CertCompressionZlib, utls.CertCompressionBrotli, utls.CertCompressionZstd,
-			}})
-			if resumes {
-				e.CandidatePayloadLens = []uint16{resumedECH}
-			}
-		}
-		extensions = append(extensions, e)
-	}
-	spec.Extensions = append(extensions, &utls.UtlsPreSharedKeyExtension{})
-	return &spec, nil
-}
-
-// resumedECH is the size in bytes of what the encrypted_client_hello of the
-// captured Firefox would encrypt when it has a session to resume. Otherwise it
-// is that of uTLS's.
-const resumedECH = 383
 
 // sessionsKept is how many TLS sessions a Front remembers for resumption: what
 // Chrome keeps for one server (net/ssl/ssl_client_session_cache.h).
@@ -341,8 +269,8 @@ func (h *handshaker) handshake(ctx context.Context, conn net.Conn) (net.Conn, st
 		OmitEmptyPsk:                   true,
 		DynamicRecordSizingDisabled:    true,
 	}, h.hello.id)
-	if h.hello.spec != nil {
-		spec, err := h.hello.spec(resumes)
+	if h.hello.recorded != nil {
+		spec, err := h.hello.recorded.spec(resumes)
 		if err == nil {
 			err = c.ApplyPreset(spec)
 		}

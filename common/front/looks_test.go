@@ -107,7 +107,7 @@ func TestHelloNames(t *testing.T) {
 		"HelloRandomizedALPN": "randomized", "hellochrome_auto": "chrome", "HelloFirefox_120": "firefox_120",
 		" Chrome ": "chrome", "HelloIOS_Auto": "ios", "HelloGolang": "none", "HelloSafari_Auto": "safari",
 	} {
-		if got := helloName(text); got != want {
+		if got, _ := helloName(text); got != want {
 			t.Errorf("%s: %s, want %s", text, got, want)
 		}
 		if _, err := hellosNamed(text); err != nil {

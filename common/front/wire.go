@@ -80,8 +80,8 @@ type wireMaker struct {
 // to dial.
 type connKey struct{}
 
-// wireMakers makes, once each, the wireMaker of every browser and of none. One
-// costs 4 KB and keeps nothing of the Fronts that use it.
+// wireMakers makes, once each, the wireMaker of every browser that is built in, and of
+// none. One costs 4 KB and keeps nothing of the Fronts that use it.
 var wireMakers = map[*browser]func() (*wireMaker, error){
 	nil:      onceWireMaker(nil),
 	&chrome:  onceWireMaker(&chrome),
@@ -91,7 +91,12 @@ var wireMakers = map[*browser]func() (*wireMaker, error){
 
 // wireMakerFor returns one whose connections look like b's, or like Go's if b
 // is nil.
-func wireMakerFor(b *browser) (*wireMaker, error) { return wireMakers[b]() }
+func wireMakerFor(b *browser) (*wireMaker, error) {
+	if make, builtIn := wireMakers[b]; builtIn {
+		return make()
+	}
+	return newWireMaker(b)
+}
 
 // onceWireMaker puts off the making until somebody wants it.
 func onceWireMaker(b *browser) func() (*wireMaker, error) {

@@ -104,7 +104,7 @@ func (c *censor) fingerprints() []string {
 // Who drops the fingerprint of one browser is passed by another one of the list, or
 // by one that is on no list.
 func TestCensorOfOneJA4(t *testing.T) {
-	rec, _, ca := newRecorder(t, "h2", page)
+	rec, ca := newRecorder(t, "h2")
 	roots, err := cdn.ReadCA(filepath.Clean(ca))
 	if err != nil {
 		t.Fatal(err)

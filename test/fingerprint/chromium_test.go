@@ -2,10 +2,6 @@ package fingerprint
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/base64"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,55 +13,24 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
 	"turbotunnel/common/front"
 	"turbotunnel/test/cdn"
-	"turbotunnel/test/proc"
 )
 
-// The requests that both clients make: posts of opaque octets to their own
-// site, on two connections of which the second one has some at once.
-var (
-	firstPaths  = []string{"/a", "/b", "/last"}
-	secondPaths = []string{"/c", "/wait1", "/wait2", "/wait3", "/done"}
-)
-
-const bodySize = 2000 // bytes
-
-const page = `<!doctype html><title>x</title><link rel=icon href=data:><script>
-const post = path => fetch(path, {method: 'POST', body: new Uint8Array(2000)});
-(async () => {
-	await post('/a')
-	await post('/b')
-	await post('/last')
-	await post('/c')
-	await Promise.all([post('/wait1'), post('/wait2'), post('/wait3')])
-	await post('/done')
-})()
-</script>`
-
-// startTime is how long Chromium may take for everything on a busy machine.
-const startTime = 2 * time.Minute
-
-// newRecorder returns a Recorder, its certificate, and the file of whom its
-// clients have to trust.
-func newRecorder(t *testing.T, protocol, page string) (*Recorder, tls.Certificate, string) {
+// newRecorder returns a Recorder, and the file of whom its clients have to trust.
+func newRecorder(t *testing.T, protocol string) (*Recorder, string) {
 	t.Helper()
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	cert, err := cdn.WriteCA(ca)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rec, err := NewRecorder(cert, protocol, page)
+	dir := t.TempDir()
+	rec, _, err := record(dir, protocol, page)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { rec.Close() })
-	return rec, cert, ca
+	return rec, filepath.Join(dir, "ca.pem")
 }
 
 // ofChromium returns the connections of a Chromium that loads the page.
@@ -84,49 +49,18 @@ func ofChromiumWith(t *testing.T, protocol, page string) []*Connection {
 	if err != nil {
 		t.Fatalf("%v: make test installs it", err)
 	}
-	rec, cert, _ := newRecorder(t, protocol, page)
-	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	all, err := chromium(program, t.TempDir(), protocol, page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	browse(t, rec, "chromium", exec.Command(program,
-		"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-		"--remote-debugging-port=0", // keeps it running
-		"--lang=en-US",
-		"--user-data-dir="+filepath.Join(t.TempDir(), "profile"),
-		"--ignore-certificate-errors-spki-list="+base64.StdEncoding.EncodeToString(key[:]),
-		"--host-resolver-rules=MAP "+cdn.Front+" "+rec.Addr(),
-		"https://"+cdn.Front+"/"))
-	if err := rec.Close(); err != nil {
-		t.Error(err)
-	}
-	return rec.Connections()
-}
-
-// browse runs a browser that loads the page until it has made its requests.
-func browse(t *testing.T, rec *Recorder, name string, cmd *exec.Cmd) {
-	t.Helper()
-	browser, err := proc.Start(name, filepath.Join(t.TempDir(), "log"), cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-rec.Answered("/done"):
-	case <-time.After(startTime):
-		t.Errorf("%s has not made its requests:\n%s", name, browser.Tail())
-	}
-	if err := browser.Stop(); err != nil {
-		t.Log(err)
-	}
+	return all
 }
 
 // ofOurs returns the connections of this project's client. The headers given
 // stand in for its own: those that say on what computer a browser runs.
 func ofOurs(t *testing.T, protocol, utls string, header http.Header) []*Connection {
 	t.Helper()
-	rec, _, ca := newRecorder(t, protocol, page)
+	rec, ca := newRecorder(t, protocol)
 	roots, err := cdn.ReadCA(ca)
 	if err != nil {
 		t.Fatal(err)
@@ -235,8 +169,7 @@ func TestHTTP2(t *testing.T) {
 		a, b := theirs[i], ours[i]
 		s.compare(which+", JA4", a.Hello.JA4(), b.Hello.JA4())
 		s.compare(which+", JA3 with sorted extensions", a.Hello.SortedJA3(), b.Hello.SortedJA3())
-		s.compare(which+", extensions by number and size", a.Hello.sizes(), b.Hello.sizes())
-		s.compare(which+", places of GREASE", a.Hello.greasePlaces(), b.Hello.greasePlaces())
+		s.compare(which+", every byte that lasts", lastingOf(a.Hello), lastingOf(b.Hello))
 		if len(a.Requests()) > 0 {
 			s.compare(which+", HTTP/2", Akamai(a.Frames), Akamai(b.Frames))
 		}
@@ -263,13 +196,6 @@ func find(t *testing.T, conns []*Connection, wanted func(*Connection) bool) *Con
 		t.Fatalf("none of %d connections is the one to compare", len(conns))
 	}
 	return conns[i]
-}
-
-// asks tells whether path was asked for over HTTP/2.
-func (c *Connection) asks(path string) bool {
-	return slices.ContainsFunc(c.Requests(), func(f Frame) bool {
-		return slices.Contains(f.Fields, hpack.HeaderField{Name: ":path", Value: path})
-	})
 }
 
 // TestHTTP1 is the same for HTTP/1.1.
@@ -306,40 +232,19 @@ func firstPost(t *testing.T, conns []*Connection) (Head, []int) {
 	return Head{}, nil
 }
 
-// sizes are the extensions and how long each is, where that does not vary:
-// that of encrypted_client_hello is random.
-func (h *ClientHello) sizes() map[uint16]int {
-	const extECH = 0xfe0d
-	sizes := make(map[uint16]int)
-	for _, e := range h.Extensions {
-		switch {
-		case grease(e.Type):
-		case e.Type == extECH:
-			sizes[e.Type] = -1
-		default:
-			sizes[e.Type] = len(e.Data)
+// lastingOf is Lasting, with GREASE extensions where they are and the others, which
+// Chromium permutes, sorted.
+func lastingOf(h *ClientHello) []string {
+	lines := h.Lasting()
+	grease := func(line string) bool { return strings.HasPrefix(line, "extension 2570: ") }
+	sorted := slices.DeleteFunc(slices.Clone(lines), grease)
+	slices.Sort(sorted)
+	for i, line := range lines {
+		if grease(line) {
+			sorted = slices.Insert(sorted, i, line)
 		}
 	}
-	return sizes
-}
-
-// greasePlaces are the positions of GREASE in each list.
-func (h *ClientHello) greasePlaces() map[string][]int {
-	var types []uint16
-	for _, e := range h.Extensions {
-		types = append(types, e.Type)
-	}
-	places := make(map[string][]int)
-	for name, list := range map[string][]uint16{
-		"ciphers": h.Ciphers, "extensions": types, "groups": h.Groups, "signatures": h.Signatures, "versions": h.Versions,
-	} {
-		for i, v := range list {
-			if grease(v) {
-				places[name] = append(places[name], i)
-			}
-		}
-	}
-	return places
+	return sorted
 }
 
 // Every name that utls= accepts has the HTTP/2 preface of its browser.

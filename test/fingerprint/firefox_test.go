@@ -2,71 +2,25 @@ package fingerprint
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
-
-	"turbotunnel/test/cdn"
 )
-
-// firefoxPrefs make a Firefox resolve every name to this computer, speak no
-// HTTP/3, and ask for nothing by itself.
-const firefoxPrefs = `
-user_pref("network.dns.forceResolve", "127.0.0.1");
-user_pref("network.http.http3.enable", false);
-user_pref("network.trr.mode", 5);
-user_pref("network.captive-portal-service.enabled", false);
-user_pref("network.connectivity-service.enabled", false);
-user_pref("browser.startup.homepage_override.mstone", "ignore");
-user_pref("browser.shell.checkDefaultBrowser", false);
-user_pref("datareporting.policy.dataSubmissionEnabled", false);
-user_pref("toolkit.telemetry.enabled", false);
-user_pref("app.normandy.enabled", false);
-user_pref("browser.safebrowsing.malware.enabled", false);
-user_pref("browser.safebrowsing.phishing.enabled", false);
-user_pref("extensions.update.enabled", false);
-user_pref("intl.accept_languages", "en-US, en");
-`
 
 // ofFirefox returns the connections of a Firefox that loads the page.
 func ofFirefox(t *testing.T, program, protocol string) []*Connection {
 	t.Helper()
-	rec, _, ca := newRecorder(t, protocol, page)
-	profile := filepath.Join(t.TempDir(), "profile")
-	if err := os.Mkdir(profile, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(profile, "user.js"), []byte(firefoxPrefs), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, args := range [][]string{
-		{"-N", "--empty-password"},
-		{"-A", "-n", "test", "-t", "C,,", "-i", ca},
-	} {
-		if out, err := exec.Command("certutil", append(args, "-d", "sql:"+profile)...).CombinedOutput(); err != nil {
-			t.Fatalf("certutil (Debian: libnss3-tools): %v\n%s", err, out)
-		}
-	}
-	_, number, err := net.SplitHostPort(rec.Addr())
+	all, err := firefox(program, t.TempDir(), protocol, page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "--headless", "--no-remote", "--profile", profile, "https://"+cdn.Front+":"+number+"/")
-	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
-	browse(t, rec, "firefox", cmd)
-	if err := rec.Close(); err != nil {
-		t.Log(err)
-	}
-	return rec.Connections()
+	return all
 }
 
 // golden is what a Firefox has sent, as text. Its first line is the version.
@@ -165,5 +119,3 @@ func portrait(t *testing.T, h2, h1 []*Connection) string {
 	}
 	return b.String()
 }
-
-var port = regexp.MustCompile(`:\d{4,5}\b`)

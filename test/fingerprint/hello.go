@@ -24,13 +24,18 @@ const (
 	extPointFormats        = 11
 	extSignatureAlgorithms = 13
 	extALPN                = 16
+	extPSK                 = 41
 	extSupportedVersions   = 43
+	extKeyShare            = 51
+	extECH                 = 0xfe0d
 )
 
 // A ClientHello is what fingerprints are made of. GREASE values (RFC 8701) are
 // left in.
 type ClientHello struct {
 	Version    uint16 // the record of the message, not of the negotiation
+	Session    int    // bytes of the session's ID
+	Methods    []byte // of compression
 	Ciphers    []uint16
 	Extensions []Extension // in their order
 	Groups     []uint16
@@ -66,6 +71,7 @@ func ParseHello(message []byte) (*ClientHello, error) {
 		!body.ReadUint16LengthPrefixed(&extensions) {
 		return nil, errHello
 	}
+	h.Session, h.Methods = len(session), methods
 	var ok bool
 	if h.Ciphers, ok = uint16s(ciphers); !ok {
 		return nil, errHello
@@ -128,6 +134,80 @@ func (h *ClientHello) readExtension(kind uint16, data cryptobyte.String) (ok boo
 		}
 	}
 	return true
+}
+
+// Lasting are all bytes of a ClientHello that are the same in each one of a browser,
+// as lines: one for each extension, in their order. GREASE is 0a0a there, and of what
+// is drawn by lot or given by a server there is the size.
+func (h *ClientHello) Lasting() []string {
+	lines := []string{
+		fmt.Sprintf("version %04x", h.Version),
+		fmt.Sprintf("session ID of %d bytes", h.Session),
+		fmt.Sprintf("ciphers %04x", ungreased(h.Ciphers)),
+		fmt.Sprintf("compression %x", h.Methods),
+	}
+	for _, e := range h.Extensions {
+		line := fmt.Sprintf("%x", e.Data)
+		switch e.Type {
+		case extGroups:
+			line = fmt.Sprintf("%04x", ungreased(h.Groups))
+		case extSignatureAlgorithms:
+			line = fmt.Sprintf("%04x", ungreased(h.Signatures))
+		case extSupportedVersions:
+			line = fmt.Sprintf("%04x", ungreased(h.Versions))
+		case extKeyShare, extPSK, extECH:
+			line = describe(e)
+		}
+		lines = append(lines, fmt.Sprintf("extension %d: %s", ungreased([]uint16{e.Type})[0], line))
+	}
+	return lines
+}
+
+// describe says of an extension whose content is drawn by lot what is not, and "cut
+// short" of one that is not as its standard has it.
+func describe(e Extension) string {
+	s := cryptobyte.String(e.Data)
+	var list, item cryptobyte.String
+	var number, kdf uint16
+	var kind uint8
+	var b strings.Builder
+	switch e.Type {
+	case extKeyShare: // RFC 8446 section 4.2.8
+		ok := s.ReadUint16LengthPrefixed(&list)
+		for ok && !list.Empty() {
+			ok = list.ReadUint16(&number) && list.ReadUint16LengthPrefixed(&item)
+			fmt.Fprintf(&b, "share of %04x, %d bytes; ", ungreased([]uint16{number})[0], len(item))
+		}
+		if ok {
+			return b.String()
+		}
+	case extPSK: // RFC 8446 section 4.2.11: a server gives the identities
+		var identities cryptobyte.String
+		ok := s.ReadUint16LengthPrefixed(&identities) && s.ReadUint16LengthPrefixed(&list)
+		for ok && !list.Empty() {
+			ok = list.ReadUint8LengthPrefixed(&item)
+			fmt.Fprintf(&b, "binder of %d bytes; ", len(item))
+		}
+		if ok {
+			return b.String()
+		}
+	case extECH: // RFC 9849 section 5: a library draws the cipher and the size, too
+		if s.ReadUint8(&kind) && s.ReadUint16(&kdf) && s.ReadUint16(&number) && s.Skip(1) && s.ReadUint16LengthPrefixed(&item) {
+			return fmt.Sprintf("kind %d, KDF %d, key of %d bytes", kind, kdf, len(item))
+		}
+	}
+	return "cut short"
+}
+
+// ungreased is list with 0a0a for each GREASE value.
+func ungreased(list []uint16) []uint16 {
+	list = slices.Clone(list)
+	for i, v := range list {
+		if grease(v) {
+			list[i] = 0x0a0a
+		}
+	}
+	return list
 }
 
 func uint16s(s cryptobyte.String) (list []uint16, ok bool) {

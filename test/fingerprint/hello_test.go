@@ -136,6 +136,9 @@ func FuzzParseHello(f *testing.F) {
 		if ja4 := h.JA4(); len(ja4) != 36 || ja4[10] != '_' || ja4[23] != '_' {
 			t.Errorf("JA4 %q", ja4)
 		}
+		if lines := h.Lasting(); len(lines) != 4+len(h.Extensions) {
+			t.Errorf("lasting: %q", lines)
+		}
 	})
 }
 

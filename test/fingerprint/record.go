@@ -32,6 +32,7 @@ const patience = time.Minute
 // A Connection is what one client has sent on one connection.
 type Connection struct {
 	Hello   *ClientHello
+	Message []byte  // of which it was read
 	Resumed bool    // the TLS session of an earlier connection was accepted
 	Frames  []Frame // over HTTP/2
 	Heads   []Head  // over HTTP/1.1
@@ -190,6 +191,7 @@ func (r *Recorder) serve(conn net.Conn, c *Connection) error {
 	if c.Hello, err = ParseHello(message); err != nil {
 		return err
 	}
+	c.Message = message
 	state := secure.ConnectionState()
 	c.Resumed = state.DidResume
 	r.keep(c)

@@ -58,7 +58,7 @@ func (b *bitByBit) Close() error { return nil }
 // any other, in the same order, each part is a frame, and an empty one ends it.
 func TestStreamedUpload(t *testing.T) {
 	theirs := streamed(t, ofChromiumWith(t, "h2", streamPage))
-	rec, _, ca := newRecorder(t, "h2", page)
+	rec, ca := newRecorder(t, "h2")
 	roots, err := cdn.ReadCA(ca)
 	if err != nil {
 		t.Fatal(err)
