@@ -272,10 +272,13 @@ func onlyFirst(h http.Handler, n int64) http.Handler {
 // limitBodies refuses requests of more than so many bytes.
 func limitBodies(h http.Handler, most int64) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength > most {
+		body, err := io.ReadAll(io.LimitReader(r.Body, most+1))
+		if err != nil || int64(len(body)) > most {
 			http.Error(w, "too large", http.StatusRequestEntityTooLarge)
 			return
 		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		r.ContentLength = int64(len(body))
 		h.ServeHTTP(w, r)
 	})
 }
