@@ -133,7 +133,7 @@ func testSoak(t *testing.T, engine, server, client string, seed uint64) {
 	rounds, round, rest := 2, 4*time.Second, 2*time.Second
 	if *soak > 0 {
 		rounds, rest = 3, 6*time.Minute // sessions end of which nothing is heard for five
-		round = *soak/time.Duration(rounds) - rest
+		round = max(*soak/time.Duration(rounds)-rest, 10*time.Second)
 	}
 	dice := middlebox.NewDice(seed)
 	first := make(map[*soaked]holding)
