@@ -7,8 +7,8 @@ _turbotunnel_client() {
 	-mode) words="auto poll stream" ;;
 	-utls) words="chrome firefox safari randomized none" ;;
 	-log | -check-file) compopt -o default; return ;;
-	-url | -key | -front | -fronts | -addr | -ech | -doh | -proxy | -drain) return ;;
-	*) words="-addr -check -check-file -doh -drain -ech -engine -front -fronts -h -json -key -log -long -mode -proxy -unsafe-logging -url -utls -version" ;;
+	-url | -key | -front | -fronts | -addr | -ech | -doh | -proxy | -drain | -memory-limit) return ;;
+	*) words="-addr -check -check-file -doh -drain -ech -engine -front -fronts -h -json -key -log -long -memory-limit -mode -proxy -unsafe-logging -url -utls -version" ;;
 	esac
 	COMPREPLY=($(compgen -W "$words" -- "$current"))
 }

@@ -18,16 +18,20 @@ const (
 	// after a round trip, in which 256 KB go.
 	firstWindow = 256 << 10
 
-	// maxHeld is how much memory in bytes a session may promise to streams, and
-	// take: that of a dozen that nobody reads, and of one at full speed, in frames of
-	// 2 or 32 KB, as relay makes them of what comes fast. Of frames a little longer
-	// than a power of two it is half as many.
+	// maxHeld is how much memory in bytes a session may take: that of a dozen streams
+	// that nobody reads, and of one at full speed, in frames of 2 or 32 KB, as relay
+	// makes them of what comes fast. Of frames a little longer than a power of two it
+	// is half as many.
 	maxHeld = 13 * streamWindow
+
+	// maxPromised is how much it may promise to streams. Most of them say little and
+	// take little of it, and beside forty that say nothing one shall be fast.
+	maxPromised = 4 * maxHeld
 
 	// A new stream is promised one openPart of what is left, all of a window at
 	// first, and one that is read one growPart more each time that the other side is
 	// told. So streams that nobody reads leave something to those that come after
-	// them, however many they are: of 260 MB fifty leave 5.
+	// them, however many they are: of 1 GB fifty leave 19 MB.
 	openPart = 13
 	growPart = 4
 
@@ -53,7 +57,7 @@ func (s *Session) promise(n int) {
 }
 
 // left is how many bytes more may be promised. The mutex is held.
-func (s *Session) left() int { return max(min(maxHeld-s.promised, s.channel.Promise(0)), 0) }
+func (s *Session) left() int { return max(min(maxPromised-s.promised, s.channel.Promise(0)), 0) }
 
 // least is the smallest window: a client has that before the server's UPD comes.
 func (s *Session) least() int {
