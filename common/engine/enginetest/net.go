@@ -86,7 +86,7 @@ func (c *Conn) Hold(n int) { c.held.Add(int64(n)) }
 
 // Promise implements engine.Carrier.
 func (c *Conn) Promise(n int) (left int) {
-	return int(c.room.Load() - c.promised.Add(int64(n)))
+	return int(min(c.room.Load()-c.promised.Add(int64(n)), math.MaxInt))
 }
 
 // SetRoom has at most so many bytes promised. It is called before the engine starts.

@@ -139,7 +139,7 @@ func (m *memory) Close() error {
 func (m *memory) Hold(n int) { m.held.Add(int64(n)) }
 
 func (m *memory) Promise(n int) (left int) {
-	return int(m.room.Load() - m.promised.Add(int64(n)))
+	return int(min(m.room.Load()-m.promised.Add(int64(n)), math.MaxInt))
 }
 
 func (m *memory) LocalAddr() net.Addr  { return &net.UnixAddr{Name: "a", Net: "memory"} }
