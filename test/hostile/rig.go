@@ -156,55 +156,57 @@ func (r *rig) proxied() (addr string, err error) {
 }
 
 // newRig starts a server, and who is to suffer with it.
-func newRig(ctx context.Context, bin binaries, full bool, how setup) (r *rig, err error) {
+func newRig(ctx context.Context, bin binaries, full bool, how setup) (*rig, error) {
 	dir, err := os.MkdirTemp("", "turbotunnel-hostile")
 	if err != nil {
 		return nil, err
 	}
-	r = &rig{dir: dir, full: full, bin: bin}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.close())
-		}
-	}()
+	r := &rig{dir: dir, full: full, bin: bin}
+	if err := r.start(ctx, how); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	return r, nil
+}
+
+func (r *rig) start(ctx context.Context, how setup) error {
 	addrs, err := proc.FreeAddrs(2)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	r.addr, r.metrics = addrs[0], addrs[1]
 	r.url = "http://" + r.addr
 	if r.target, err = newTarget(); err != nil {
-		return nil, err
+		return err
 	}
 	flags, err := r.flags(how)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	args := []string{"-state-dir", filepath.Join(dir, "state"), "-metrics", r.metrics}
+	args := []string{"-state-dir", filepath.Join(r.dir, "state"), "-metrics", r.metrics}
 	args = append(append(args, flags...), r.addr, r.target.addr())
 	if err := r.startServer(ctx, args); err != nil {
-		return nil, err
+		return err
 	}
-	line, err := os.ReadFile(filepath.Join(dir, "state", "turbo_bridgeline.txt"))
+	line, err := os.ReadFile(filepath.Join(r.dir, "state", "turbo_bridgeline.txt"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	m := bridgeKey.FindSubmatch(line)
 	if m == nil {
-		return nil, fmt.Errorf("no key in %q", line)
+		return fmt.Errorf("no key in %q", line)
 	}
 	if r.key, err = handshake.ParsePublicKey(string(m[1])); err != nil {
-		return nil, err
+		return err
 	}
 	local, err := r.startHealthy(ctx, how)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if r.health, err = newHealth(local); err != nil {
-		return nil, fmt.Errorf("the healthy client: %w\n%s", err, r.server.Tail())
+		return fmt.Errorf("the healthy client: %w\n%s", err, r.server.Tail())
 	}
 	r.watch = newWatch(r)
-	return r, nil
+	return nil
 }
 
 func (r *rig) startServer(ctx context.Context, args []string) (err error) {

@@ -65,63 +65,65 @@ type binaries struct{ server, self string }
 
 var bridgeKey = regexp.MustCompile(`key=([A-Za-z0-9_-]{43})`)
 
-func newRig(ctx context.Context, bin binaries, engine string, how setup) (r *rig, err error) {
+func newRig(ctx context.Context, bin binaries, engine string, how setup) (*rig, error) {
 	dir, err := os.MkdirTemp("", "turbotunnel-load")
 	if err != nil {
 		return nil, err
 	}
-	r = &rig{dir: dir, engine: engine, ca: filepath.Join(dir, "ca.pem")}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.close())
-		}
-	}()
+	r := &rig{dir: dir, engine: engine, ca: filepath.Join(dir, "ca.pem")}
+	if err := r.start(ctx, bin, how); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	return r, nil
+}
+
+func (r *rig) start(ctx context.Context, bin binaries, how setup) error {
 	cert, err := cdn.WriteCA(r.ca)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	certName, keyName := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	certName, keyName := filepath.Join(r.dir, "cert.pem"), filepath.Join(r.dir, "key.pem")
 	if err := cdn.WritePEM(cert, certName, keyName); err != nil {
-		return nil, err
+		return err
 	}
 	if r.target, err = newTarget(); err != nil {
-		return nil, err
+		return err
 	}
 	addrs, err := proc.FreeAddrs(2 + how.fronts)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	r.metrics, r.entries = addrs[1], addrs[2:]
-	flags := []string{"-state-dir", filepath.Join(dir, "state"), "-metrics", r.metrics, "-trusted-proxies", "127.0.0.0/8"}
+	flags := []string{"-state-dir", filepath.Join(r.dir, "state"), "-metrics", r.metrics, "-trusted-proxies", "127.0.0.0/8"}
 	if how.fronts == 0 {
 		flags = append(flags, "-tls-cert", certName, "-tls-key", keyName)
 		r.entries = []string{addrs[0]}
 	}
 	if err := r.startServer(ctx, bin.server, append(flags, addrs[0], r.target.addr()), addrs[0]); err != nil {
-		return nil, err
+		return err
 	}
 	for i, addr := range r.entries[:how.fronts] {
 		// A front has fewer clients than there are addresses up to the next one's.
 		first := fmt.Sprintf("10.%d.0.0", 64*i)
 		cmd := exec.Command(bin.self, frontCommand, addr, addrs[0], certName, keyName, first)
 		if _, err := r.startHelper(ctx, fmt.Sprint("front", i), cmd, addr); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if how.path != (netpath.Config{}) {
 		if r.path, err = netpath.New(how.path, addrs[0]); err != nil {
-			return nil, err
+			return err
 		}
 		r.entries = []string{r.path.Addr()}
 	}
 	for i := range how.clients {
 		h, err := r.startHelper(ctx, fmt.Sprint("clients", i), exec.Command(bin.self, clientsCommand), "")
 		if err != nil {
-			return nil, err
+			return err
 		}
 		r.clients = append(r.clients, h)
 	}
-	return r, nil
+	return nil
 }
 
 func (r *rig) startServer(ctx context.Context, program string, args []string, addr string) error {

@@ -2,11 +2,15 @@ package proc
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Ports from firstPort to lastPort are handed out by FreePorts. They lie below
@@ -19,29 +23,57 @@ const (
 )
 
 // FreePorts returns n different TCP ports on which nobody listens on
-// 127.0.0.1. They are picked at random, so that harnesses that run at the same
-// time do not meet.
+// 127.0.0.1. Who asks next, in this process or in another one of this user, gets
+// later ones, and those again only after all others: between FreePorts and the
+// program that listens nobody holds them, and nobody tries whether they are free,
+// which Listening would take for the program.
 func FreePorts(n int) ([]int, error) {
-	var ports []int
-	var held []net.Listener
-	defer func() {
-		for _, l := range held {
-			l.Close()
-		}
-	}()
-	for range 100*n + 1 {
-		if len(ports) == n {
-			return ports, nil
-		}
-		port := firstPort + rand.IntN(lastPort-firstPort+1)
-		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
-		}
-		held = append(held, l)
-		ports = append(ports, port)
+	name := filepath.Join(os.TempDir(), fmt.Sprintf("turbotunnel-test-ports-%d", os.Getuid()))
+	last, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
 	}
-	return nil, fmt.Errorf("no %d free ports on 127.0.0.1 from %d to %d", n, firstPort, lastPort)
+	defer last.Close() // which unlocks it
+	if err := unix.Flock(int(last.Fd()), unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("locking %s: %w", name, err)
+	}
+	port := lastGiven(last)
+	var ports []int
+	for range lastPort - firstPort + 1 {
+		if len(ports) == n {
+			break
+		}
+		if port++; port > lastPort {
+			port = firstPort
+		}
+		if l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			ports = append(ports, port)
+		}
+	}
+	if len(ports) < n {
+		return nil, fmt.Errorf("no %d free ports on 127.0.0.1 from %d to %d", n, firstPort, lastPort)
+	}
+	if err := last.Truncate(0); err != nil {
+		return nil, err
+	}
+	if _, err := last.WriteAt([]byte(strconv.Itoa(port)), 0); err != nil {
+		return nil, err
+	}
+	return ports, nil
+}
+
+// lastGiven is the port that was handed out last: what the file says, or any where
+// it says nothing, as in a folder of temporary files that is new.
+func lastGiven(file *os.File) int {
+	text, err := io.ReadAll(io.LimitReader(file, 16))
+	if err == nil {
+		port, err := strconv.Atoi(string(text))
+		if err == nil && firstPort <= port && port <= lastPort {
+			return port
+		}
+	}
+	return firstPort + rand.IntN(lastPort-firstPort+1)
 }
 
 // FreeAddrs is FreePorts, as host:port.
