@@ -78,6 +78,7 @@ type door struct {
 	left     chan struct{} // has a token when a connection has ended
 	resting  atomic.Bool   // newcomers stay in the listener's queue
 
+	guests   *guests
 	held     atomic.Int64  // bytes
 	spared   atomic.Int64  // bytes above mostHeld up to which nobody need be looked for
 	closed   atomic.Uint64 // connections, for others
@@ -97,6 +98,7 @@ func newDoor(ln net.Listener, most int, mostHeld int64, log *slog.Logger) *door 
 		full:     rate.Sometimes{First: 1, Interval: fullInterval},
 		failing:  rate.Sometimes{First: 1, Interval: fullInterval},
 		left:     make(chan struct{}, 1),
+		guests:   newGuests(mostHeld),
 		visitors: make(map[*visitor]struct{}),
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())

@@ -190,8 +190,9 @@ func (c *http2Conn) enter(ctx context.Context) (leave func()) {
 // client's, who may send any that are no session's; but while a session answers
 // it, the session pays.
 type claim struct {
-	on   *http2Conn
-	paid atomic.Bool
+	on    *http2Conn
+	paid  atomic.Bool
+	leave func() // the guests; nil: it is none of them
 }
 
 // claimKey is where a request's context has its claim.
@@ -205,15 +206,22 @@ func claimOf(r *http.Request) *claim {
 
 // pay says that a session has begun to pay for the request.
 func (c *claim) pay() {
-	if !c.paid.Swap(true) {
-		c.on.hold(-requestCost)
+	if c.paid.Swap(true) {
+		return
+	}
+	c.on.hold(-requestCost)
+	if c.leave != nil {
+		c.leave()
 	}
 }
 
 // end says that the handler returns: from now on the session does not pay.
 func (c *claim) end() {
-	if c.paid.Load() {
+	switch {
+	case c.paid.Load():
 		c.on.hold(requestCost)
+	case c.leave != nil:
+		c.leave()
 	}
 }
 

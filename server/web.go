@@ -144,6 +144,9 @@ func oneOfMany(h http.Handler) http.Handler {
 		}
 		claim := &claim{on: c}
 		defer claim.end()
+		if v.exempt.Load() {
+			claim.leave = v.door.guests.enter(w)
+		}
 		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), claimKey{}, claim)))
 	})
 }
