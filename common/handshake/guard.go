@@ -1,6 +1,7 @@
 package handshake
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"sync"
@@ -136,6 +137,7 @@ type Guard struct {
 	looked [2]int64      // in which second of either clock it was looked for what is out of reach
 	early  uint64        // names that were forgotten before their time
 	saved  stretches     // what is spent by the clock, as kept by marks
+	text   []byte        // the same, as marks have it from this process or had it at its start
 	lost   bool          // what was kept could not be read: all times may be spent
 	failed time.Duration // when saving failed last; 0: it did not
 	held   int           // bytes of which hold was told
@@ -171,7 +173,7 @@ func NewGuard(marks Marks, clock Clock) (*Guard, error) {
 		err = g.others.spent.UnmarshalText(text)
 	}
 	g.lost = err != nil
-	g.saved = g.others.spent.clone()
+	g.saved, g.text = g.others.spent.clone(), text
 	return g, err
 }
 
@@ -337,12 +339,22 @@ func (g *Guard) gone() stretches {
 }
 
 func (g *Guard) save(s stretches) error {
+	// Another process of this server has written what it admits if one ends while the
+	// next already runs.
+	if text, err := g.marks.Load(); err == nil && !bytes.Equal(text, g.text) {
+		var theirs stretches
+		if theirs.UnmarshalText(text) == nil {
+			for _, o := range theirs {
+				s.add(o)
+			}
+		}
+	}
 	text, err := s.MarshalText()
 	if err == nil {
 		err = g.marks.Save(text)
 	}
 	if err == nil {
-		g.saved = s
+		g.saved, g.text = s, text
 	}
 	return err
 }

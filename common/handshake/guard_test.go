@@ -106,6 +106,35 @@ func TestGuard(t *testing.T) {
 	}
 }
 
+// What a process keeps at its end takes nothing from the next, which already runs: one
+// that drains its sessions ends half a minute after the other has begun.
+func TestGuardsOverlap(t *testing.T) {
+	clock, marks := &fakeClock{wall: noon}, &fakeMarks{}
+	old := newGuard(t, marks, clock)
+	if err := old.Admit(noon, Epoch{}, named(1)); err != nil {
+		t.Fatal(err)
+	}
+	next := newGuard(t, marks, clock)
+	clock.pass(time.Hour)
+	made := clock.wall
+	if err := next.Admit(made, Epoch{}, named(2)); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// next crashes, and its successor's clock is behind.
+	clock.pass(time.Second)
+	clock.wall = noon.Add(-time.Hour)
+	third := newGuard(t, marks, clock)
+	clock.wall = made
+	for _, m := range []message{{made, Epoch{}, named(2)}, {noon, Epoch{}, named(1)}} {
+		if err := third.Admit(m.made, m.epoch, m.name); err != ErrClock {
+			t.Errorf("what was admitted before: %v", err)
+		}
+	}
+}
+
 // A life is what a server goes through in TestClocks.
 type life struct {
 	t      *testing.T
