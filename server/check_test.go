@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -19,17 +18,15 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"turbotunnel/common/check"
+	"turbotunnel/common/check/checktest"
 	"turbotunnel/common/tunnel"
 	"turbotunnel/server/decoy"
 )
-
-var updateGolden = flag.Bool("update", false, "write the golden files")
 
 // A checkRig is a server that runs, with what is in front of it, and its check.
 type checkRig struct {
@@ -135,16 +132,6 @@ func oneFolder(h http.Handler) http.Handler {
 	})
 }
 
-// varying are the numbers that differ from run to run.
-var varying = []struct {
-	re   *regexp.Regexp
-	with string
-}{
-	{regexp.MustCompile(` +\d+ (ms|s)  `), " TIME  "},
-	{regexp.MustCompile(`\d+ (ms|s) at`), "TIME at"},
-	{regexp.MustCompile(`[\d.]+ [kM]bit/s`), "RATE"},
-}
-
 // TestServerCheck: each thing that can be wrong has its verdict, its remedy, and its
 // text.
 func TestServerCheck(t *testing.T) {
@@ -196,22 +183,7 @@ func TestServerCheck(t *testing.T) {
 					t.Errorf("%q is shown", secret)
 				}
 			}
-			for _, v := range varying {
-				text = v.re.ReplaceAllString(text, v.with)
-			}
-			file := filepath.Join("testdata", "check", strings.ReplaceAll(c.name, " ", "-")+".txt")
-			if *updateGolden {
-				if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if text != string(want) {
-				t.Errorf("%s is not what was written:\n%s", file, text)
-			}
+			checktest.Golden(t, "testdata/check", c.name, text)
 		})
 	}
 }

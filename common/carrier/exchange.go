@@ -282,7 +282,11 @@ func (c *Client) exchange(f *flight) {
 	c.wg.Go(func() {
 		err := c.takeIn(resp.Body, resp, res, func() {
 			watchdog.Reset(wait)
+			before := f.heard.Load()
 			f.mark(&f.heard)
+			if silence := time.Duration(f.heard.Load() - before); silence >= minLearned && f.asked.Hold+f.asked.Quiet > 0 {
+				c.way().passed(silence)
+			}
 			if sent := f.sent.Load(); f.first.CompareAndSwap(0, f.heard.Load()) && f.kind == upload && sent > 0 {
 				// Such an answer comes at once. The times in heads would count
 				// the wait for a connection, too.

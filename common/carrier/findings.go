@@ -2,14 +2,19 @@ package carrier
 
 import "time"
 
+// Silence is how long an answer may be silent at most, unless a path has shown that it
+// allows less.
+const Silence = defaultQuiet
+
 // Findings are what a Path has learned of the way through one front, for people.
 type Findings struct {
 	Known   bool          // whether answers arrive as they are written
 	Streams bool          // they do
+	Tried   bool          // it is known whether requests do
+	Feeds   bool          // they do
 	Serial  bool          // one exchange at a time is let through
-	Hold    time.Duration // how long a poll may wait for its answer
-	Quiet   time.Duration // how long a streamed answer may be silent
-	Cut     bool          // answers that took longer than one of these have been cut
+	Cut     time.Duration // the shortest silence after which an answer has ended before its time; 0: none has
+	Passes  time.Duration // the longest silence, of some seconds, after which one went on
 	Request int           // bytes of the smallest request that was refused for its size; 0: none
 	Answer  int           // likewise of answers
 }
@@ -19,11 +24,19 @@ func (p *Path) Findings(front string) Findings {
 	w := p.way(front)
 	f := Findings{Serial: w.oneAtATime(time.Now()), Request: w.up.refused(), Answer: w.down.refused()}
 	f.Known, f.Streams = w.streams.found()
+	f.Tried, f.Feeds = w.feeds.found()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	f.Hold, f.Quiet = w.hold, w.quiet
-	f.Cut = w.hold < defaultHold || w.quiet < defaultQuiet
+	f.Cut, f.Passes = w.cutAfter, w.passes
 	return f
+}
+
+// Reach has sessions that begin later ask for answers that may be silent for up to so
+// long, in place of what most paths allow: for whoever looks for what this one does.
+func (p *Path) Reach(silence time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.reach = min(silence, maxHold)
 }
 
 // refused is the size in bytes of the smallest body that has failed for its size; 0:

@@ -40,8 +40,9 @@ type Path struct {
 	recall memory // recall
 	clock  serverClock
 
-	mu   sync.Mutex
-	ways map[string]*way // by front; guarded by mu
+	mu    sync.Mutex
+	ways  map[string]*way // by front; guarded by mu, like what follows
+	reach time.Duration   // see Reach; 0: not called
 }
 
 // way is what is known of the way through one front.
@@ -51,7 +52,9 @@ type way struct {
 	serialFor  time.Duration
 	hold       time.Duration
 	quiet      time.Duration
-	age        lifetime // of streams
+	cutAfter   time.Duration // the shortest silence that was cut; 0: none was
+	passes     time.Duration // the longest silence after which an answer went on
+	age        lifetime      // of streams
 	feedAge    lifetime
 	feedLimit  int // bytes of the largest body of a feed
 
@@ -144,6 +147,9 @@ func (p *Path) way(front string) *way {
 			hold: defaultHold, quiet: defaultQuiet,
 			age: lifetime{most: defaultAge}, feedAge: lifetime{most: defaultFeed}, feedLimit: MaxBody,
 		}
+		if p.reach > 0 {
+			w.hold, w.quiet, w.age.most = p.reach, p.reach, maxAge
+		}
 		if p.ways == nil {
 			p.ways = make(map[string]*way)
 		}
@@ -231,6 +237,9 @@ func (w *way) observe(now time.Time, res *result) {
 func (w *way) cut(streamed bool, age, silence time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if silence >= minLearned && (w.cutAfter == 0 || silence < w.cutAfter) {
+		w.cutAfter = silence
+	}
 	switch {
 	case silence >= minLearned && streamed:
 		w.quiet = min(w.quiet, share(silence))
@@ -239,6 +248,13 @@ func (w *way) cut(streamed bool, age, silence time.Duration) {
 	case streamed:
 		w.age.cut(age)
 	}
+}
+
+// passed notes that an answer was silent for a while, and went on.
+func (w *way) passed(silence time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.passes = max(w.passes, silence)
 }
 
 func share(d time.Duration) time.Duration {

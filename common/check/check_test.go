@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -13,53 +12,16 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"turbotunnel/common/check/checktest"
 	"turbotunnel/common/tunnel"
 )
 
-var update = flag.Bool("update", false, "write the golden files")
-
 func quiet() *log.Logger { return log.New(io.Discard, "", 0) }
-
-// numbers are what differs from run to run: times, rates, and the letters that line
-// them up.
-var numbers = []struct {
-	re   *regexp.Regexp
-	with string
-}{
-	{regexp.MustCompile(` +\d+ (ms|s)  `), " TIME  "},
-	{regexp.MustCompile(`\d+ (ms|s) at`), "TIME at"},
-	{regexp.MustCompile(`[\d.]+ [kM]bit/s`), "RATE"},
-	{regexp.MustCompile(`(requests|answers) of \d+ KB`), "$1 of SIZE"},
-	{regexp.MustCompile(`72h0m\d+s|71h59m\d+s`), "72h0m0s"},
-}
-
-// golden compares a text with a file of testdata.
-func golden(t *testing.T, text string) {
-	t.Helper()
-	for _, n := range numbers {
-		text = n.re.ReplaceAllString(text, n.with)
-	}
-	file := filepath.Join("testdata", strings.ReplaceAll(filepath.Base(t.Name()), "_", "-")+".txt")
-	if *update {
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text != string(want) {
-		t.Errorf("%s is not what was written:\n%s", file, text)
-	}
-}
 
 // TestVerdicts: each fault of a path has its verdict, and its text.
 func TestVerdicts(t *testing.T) {
@@ -71,6 +33,7 @@ func TestVerdicts(t *testing.T) {
 		{"works", func(*rig) {}, &works},
 		{"clear", func(r *rig) { r.cfg.URL, r.cfg.Fronts = "http://"+originName+"/secret-path", "" }, &works},
 		{"held back", func(r *rig) { r.handler = holdBack(r.handler) }, &works},
+		{"uploads held back", func(r *rig) { r.handler = limitBodies(r.handler, 64<<20) }, &works},
 		{"stalls", func(r *rig) { r.handler, r.opts.tripTime = onlyFirst(r.handler, 2), time.Second }, &stalls},
 		{"no name", func(r *rig) {
 			r.addrs, r.dnsErr = nil, &net.DNSError{Err: "no such host", Name: frontName, IsNotFound: true}
@@ -144,7 +107,7 @@ func TestVerdicts(t *testing.T) {
 					t.Errorf("%q is shown", secret)
 				}
 			}
-			golden(t, text)
+			checktest.Golden(t, "testdata", c.name, text)
 		})
 	}
 }

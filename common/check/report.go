@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -72,6 +73,9 @@ type Observer interface {
 	// Begin says that the step of that name begins.
 	Begin(name string)
 
+	// Waits says, now and then, that the step goes on.
+	Waits()
+
 	// End says what came of it.
 	End(Step)
 }
@@ -87,6 +91,9 @@ func (p *Printer) Title(text string) { fmt.Fprintf(p.Out, "%s\n", text) }
 
 // Begin implements Observer. The line is completed by End.
 func (p *Printer) Begin(name string) { fmt.Fprintf(p.Out, "  %-13s", name) }
+
+// Waits implements Observer: a dot shows that there is nothing but to wait.
+func (p *Printer) Waits() { fmt.Fprint(p.Out, ".") }
 
 // End implements Observer.
 func (p *Printer) End(s Step) {
@@ -148,6 +155,9 @@ func (Silent) Title(string) {}
 // Begin implements Observer.
 func (Silent) Begin(string) {}
 
+// Waits implements Observer.
+func (Silent) Waits() {}
+
 // End implements Observer.
 func (Silent) End(Step) {}
 
@@ -165,11 +175,14 @@ type Finding struct {
 	Details string
 }
 
+// waitsEvery is how often it is said that a step goes on: most have ended before.
+const waitsEvery = 10 * time.Second
+
 // Take takes a step, and returns how it has ended.
 func (r *Recorder) Take(name string, look func() Finding) State {
 	r.Begin(name)
 	begun := time.Now()
-	f := look()
+	f := r.watch(look)
 	if f.State == "" {
 		f.State = OK
 	}
@@ -181,6 +194,27 @@ func (r *Recorder) Take(name string, look func() Finding) State {
 	}
 	r.Steps = append(r.Steps, s)
 	return s.State
+}
+
+// watch takes a look, and tells the Observer while it goes on.
+func (r *Recorder) watch(look func() Finding) Finding {
+	done := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		ticker := time.NewTicker(waitsEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ticker.C:
+				r.Waits()
+			case <-done:
+				return
+			}
+		}
+	})
+	defer watching.Wait()
+	defer close(done)
+	return look()
 }
 
 // WriteJSON writes a report as JSON.

@@ -34,12 +34,26 @@ const (
 	// server ends it after 90 ms at most.
 	knownTime = 5 * time.Second
 
-	// lateLooks is how often answers that seem to be held back are looked at again.
+	// fedTime and fedTrips are how long it may take to find out how requests come,
+	// the larger of the two. The carrier waits for half a second and some round trips
+	// until it takes one for held back. It looks while there is something to say:
+	// fedPause after something was said, something is said again.
+	fedTime  = 5 * time.Second
+	fedTrips = 10
+	fedPause = 50 * time.Millisecond
+
+	// lateLooks is how often what seems to be held back is looked at again.
 	lateLooks = 2
 
-	// silenceTime is how long the path is left silent with -long: more than two
-	// of the longest answers that the carrier asks for.
-	silenceTime = 65 * time.Second
+	// longest is how long an answer may be silent where -long begins to look: servers
+	// allow no more, and are silent for three quarters of it at least. shortest is
+	// where it ends.
+	longest  = 2 * time.Minute
+	shortest = 5 * time.Second
+
+	// surely is how long after its time an answer is given up at the latest that has
+	// been lost without a sign.
+	surely = 12 * time.Second
 )
 
 // one gives a front's exchanges to a single session.
@@ -48,13 +62,18 @@ type one struct{ *front.Set }
 // Slots implements carrier.Transport.
 func (o one) Slots() (int, bool) { return o.Set.Slots(1) }
 
-// A sessionCheck is a session through one front.
-type sessionCheck struct {
-	*frontCheck
-	set    *front.Set
+// A trial is a session through one front, and what it has found of the way.
+type trial struct {
 	path   carrier.Path
 	client *carrier.Client
 	peer   *measure.Client // nil: the server measures nothing
+}
+
+// A sessionCheck looks at what sessions make of one front.
+type sessionCheck struct {
+	*frontCheck
+	set *front.Set
+	*trial
 }
 
 // session takes the steps that need a session.
@@ -70,8 +89,8 @@ func (c *frontCheck) session() *Verdict {
 		f, v = s.open()
 		return f
 	})
-	if s.client != nil {
-		defer func() { s.end(s.client) }()
+	if s.trial != nil {
+		defer func() { s.end(s.trial) }()
 	}
 	if v != nil {
 		return v
@@ -80,6 +99,7 @@ func (c *frontCheck) session() *Verdict {
 		return &stalls
 	}
 	c.Take("answers", s.answers)
+	c.Take("uploads", s.uploads)
 	c.Take("clock", s.clockStep)
 	if s.peer != nil {
 		c.Take("download", s.download)
@@ -94,7 +114,7 @@ func (c *frontCheck) session() *Verdict {
 	if c.opts.Long {
 		c.Take("silence", s.silence)
 	}
-	found := s.path.Findings(set.Name())
+	found := s.found(s.trial)
 	switch {
 	case c.clock.Abs() > handshake.Skew:
 		return &clockOff
@@ -104,64 +124,83 @@ func (c *frontCheck) session() *Verdict {
 	return &works
 }
 
-// start begins a session with an engine.
-func (s *sessionCheck) start(engine string, path *carrier.Path) *carrier.Client {
-	return carrier.NewClient(carrier.ClientConfig{
+// found is what a trial has found of the front.
+func (s *sessionCheck) found(t *trial) carrier.Findings { return t.path.Findings(s.set.Name()) }
+
+// start begins a session with an engine. Its answers may be silent for so long at
+// most; 0: as the carrier has it.
+func (s *sessionCheck) start(engine string, silence time.Duration) *trial {
+	t := &trial{}
+	if silence > 0 {
+		t.path.Reach(silence)
+	}
+	t.client = carrier.NewClient(carrier.ClientConfig{
 		Transport: one{s.set},
-		Path:      path,
+		Path:      &t.path,
 		URL:       s.way.URL,
 		Key:       s.key,
 		Engine:    engine,
 		Mode:      carrier.Mode(s.opts.mode),
 		Log:       slog.New(slog.DiscardHandler),
 	})
+	return t
 }
 
 // end ends a session as its engine would.
-func (s *sessionCheck) end(client *carrier.Client) {
-	client.Conn().Close()
+func (s *sessionCheck) end(t *trial) {
+	t.client.Conn().Close()
 	select {
-	case <-client.Done():
+	case <-t.client.Done():
 	case <-s.ctx.Done():
 	}
-	client.Close()
+	t.client.Close()
+}
+
+// measured begins a session that measures, as start does, and waits for the server's
+// answer.
+func (s *sessionCheck) measured(silence time.Duration) (*trial, error) {
+	t := s.start(measure.Name, silence)
+	if err := s.await(t); err != nil {
+		return nil, err
+	}
+	conn := t.client.Conn()
+	t.peer = measure.NewClient(conn, conn.RemoteAddr())
+	return t, nil
 }
 
 // open begins a session and waits for the server's answer.
 func (s *sessionCheck) open() (Finding, *Verdict) {
-	s.client = s.start(measure.Name, &s.path)
-	err := s.await()
+	t, err := s.measured(0)
 	if errors.Is(err, carrier.ErrRefused) && strings.Contains(err.Error(), measure.Name) {
-		s.client.Close()
-		s.client = s.start(s.opts.engine, &s.path)
-		err = s.await()
-	} else if err == nil {
-		conn := s.client.Conn()
-		s.peer = measure.NewClient(conn, conn.RemoteAddr())
+		t = s.start(s.opts.engine, 0)
+		err = s.await(t)
 	}
 	if err != nil {
 		return s.noKey(err)
 	}
+	s.trial = t
 	if s.opts.noKey {
 		return Finding{State: Odd, Text: "the server is there; without a key nothing proves that it is yours"}, nil
 	}
 	return Finding{Text: "the server has it"}, nil
 }
 
-// await waits for the server's answer.
-func (s *sessionCheck) await() error {
+// await waits for the server's answer, and closes the session where there is none.
+func (s *sessionCheck) await(t *trial) (err error) {
 	timer := time.NewTimer(keyTime)
 	defer timer.Stop()
 	select {
-	case <-s.client.Ready():
+	case <-t.client.Ready():
 		return nil
-	case <-s.client.Done():
-		return s.client.Err()
+	case <-t.client.Done():
+		err = t.client.Err()
 	case <-timer.C:
-		return carrier.ErrUnreachable
+		err = carrier.ErrUnreachable
 	case <-s.ctx.Done():
-		return s.ctx.Err()
+		err = s.ctx.Err()
 	}
+	t.client.Close()
+	return err
 }
 
 // noKey says why no session could be had.
@@ -200,17 +239,10 @@ func (s *sessionCheck) answers() Finding {
 	if s.opts.mode == string(carrier.Poll) {
 		return Finding{State: Skipped, Text: "the line says mode=poll"}
 	}
-	found := s.knownOf(&s.path, s.client)
-	for range lateLooks {
-		if found.Streams || s.peer == nil || s.ctx.Err() != nil {
-			break
-		}
-		var path carrier.Path
-		client := s.start(measure.Name, &path)
-		found = s.knownOf(&path, client)
-		s.end(client)
+	if !s.knownOf(s.trial).Streams {
+		s.again(func(t *trial) bool { return s.knownOf(t).Streams })
 	}
-	switch {
+	switch found := s.found(s.trial); {
 	case found.Streams:
 		return Finding{Text: "come as they are written"}
 	case found.Known:
@@ -219,21 +251,86 @@ func (s *sessionCheck) answers() Finding {
 	return Finding{State: Skipped, Text: "nothing was seen of how they come"}
 }
 
+// uploads says how requests come, likewise.
+func (s *sessionCheck) uploads() Finding {
+	switch {
+	case s.opts.mode == string(carrier.Poll):
+		return Finding{State: Skipped, Text: "the line says mode=poll"}
+	case s.peer == nil:
+		return Finding{State: Skipped, Text: "this server is too old to measure"}
+	case !s.set.Feeds():
+		return Finding{State: Skipped, Text: "are sent whole, as the browser that is imitated does here"}
+	case !s.found(s.trial).Streams:
+		return Finding{State: Skipped, Text: "are sent whole, as answers are held back"}
+	}
+	if found := s.fedOf(s.trial); found.Tried && !found.Feeds {
+		s.again(func(t *trial) bool { return s.fedOf(t).Feeds })
+	}
+	switch found := s.found(s.trial); {
+	case found.Feeds:
+		return Finding{Text: "come as they are written"}
+	case found.Tried:
+		return Finding{State: Odd, Text: "are held back until they are complete: it works by many short ones"}
+	}
+	return Finding{State: Skipped, Text: "nothing was seen of how they come"}
+}
+
+// again looks at other sessions, until one has a better way: it takes the place of
+// the one that there is.
+func (s *sessionCheck) again(better func(*trial) bool) {
+	for range lateLooks {
+		if s.peer == nil || s.ctx.Err() != nil {
+			return
+		}
+		t, err := s.measured(0)
+		if err != nil {
+			return
+		}
+		found := better(t)
+		if found {
+			s.trial, t = t, s.trial
+		}
+		if s.end(t); found {
+			return
+		}
+	}
+}
+
 // knownOf waits until it is known how the answers to a session come.
-func (s *sessionCheck) knownOf(path *carrier.Path, client *carrier.Client) (found carrier.Findings) {
+func (s *sessionCheck) knownOf(t *trial) (found carrier.Findings) {
 	look := time.NewTicker(knownTime / 200)
 	defer look.Stop()
 	for range 200 {
-		if found = path.Findings(s.set.Name()); found.Known {
+		if found = s.found(t); found.Known {
 			break
 		}
 		select {
 		case <-look.C:
-		case <-client.Done():
+		case <-t.client.Done():
 			return found
 		case <-s.ctx.Done():
 			return found
 		}
+	}
+	return found
+}
+
+// fedOf waits until it is known how the requests of a session come.
+func (s *sessionCheck) fedOf(t *trial) (found carrier.Findings) {
+	if found = s.knownOf(t); !found.Streams {
+		return found
+	}
+	begun := time.Now()
+	for !found.Tried && time.Since(begun) < max(fedTime, fedTrips*s.trip) {
+		if _, err := t.peer.Trip(cmp.Or(s.opts.tripTime, tripTime)); err != nil {
+			break
+		}
+		select {
+		case <-time.After(fedPause):
+		case <-s.ctx.Done():
+			return found
+		}
+		found = s.found(t)
 	}
 	return found
 }
@@ -304,7 +401,7 @@ func speed(rate int) string {
 
 // parallel says whether several requests go at once.
 func (s *sessionCheck) parallel() Finding {
-	if s.path.Findings(s.set.Name()).Serial {
+	if s.found(s.trial).Serial {
 		return Finding{State: Odd, Text: "one request at a time is let through"}
 	}
 	return Finding{Text: "several requests go side by side"}
@@ -312,7 +409,7 @@ func (s *sessionCheck) parallel() Finding {
 
 // sizes says whether large bodies were refused.
 func (s *sessionCheck) sizes() Finding {
-	found := s.path.Findings(s.set.Name())
+	found := s.found(s.trial)
 	var texts []string
 	if found.Request > 0 {
 		texts = append(texts, fmt.Sprintf("requests of %d KB are refused", found.Request>>10))
@@ -326,20 +423,66 @@ func (s *sessionCheck) sizes() Finding {
 	return Finding{Text: "nothing was refused for its size"}
 }
 
-// silence says nothing for a while, and sees what the path makes of it.
+// silence finds out how long answers may be silent. A session asks for as much as
+// servers allow; where that is cut, another one asks for less.
 func (s *sessionCheck) silence() Finding {
-	timer := time.NewTimer(silenceTime)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-s.client.Done():
-		return failed(s.client.Err())
-	case <-s.ctx.Done():
-		return failed(s.ctx.Err())
+	var cut time.Duration // what does not pass
+	for limit := longest; limit >= shortest; {
+		found, err := s.silent(limit)
+		switch {
+		case err != nil:
+			return failed(err)
+		case found.Cut == 0:
+			return silenceOf(found.Passes, cut)
+		case found.Cut < limit:
+			cut, limit = found.Cut, found.Cut*4/5
+		default: // it was lost without a sign, nobody knows when
+			cut, limit = limit, limit/2
+		}
 	}
-	found := s.path.Findings(s.set.Name())
-	if found.Cut {
-		return Finding{State: Odd, Text: fmt.Sprintf("the path cuts answers that are silent; up to %v passes", min(found.Hold, found.Quiet).Round(time.Second))}
+	return silenceOf(0, cut)
+}
+
+// silent leaves a session silent whose answers may be so for limit at most, until one
+// has gone on after nearly as long, or was cut.
+func (s *sessionCheck) silent(limit time.Duration) (found carrier.Findings, err error) {
+	t, err := s.measured(limit)
+	if err != nil {
+		return found, err
 	}
-	return Finding{Text: fmt.Sprintf("answers may be silent for %v, and more is never asked for", min(found.Hold, found.Quiet))}
+	defer s.end(t)
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	for begun := time.Now(); time.Since(begun) < limit+surely; {
+		select {
+		case <-look.C:
+		case <-t.client.Done():
+			return found, t.client.Err()
+		case <-s.ctx.Done():
+			return found, s.ctx.Err()
+		}
+		if found = s.found(t); found.Cut > 0 || found.Passes >= limit*3/4 {
+			break
+		}
+	}
+	return found, nil
+}
+
+// silenceOf says what silence passes, and which is cut; 0: none.
+func silenceOf(passes, cut time.Duration) Finding {
+	var f Finding
+	passes, cut = passes.Round(time.Second), cut.Round(time.Second)
+	switch {
+	case passes == 0:
+		f.Text = "answers that are silent are cut, however short that is"
+	case cut == 0:
+		f.Text = fmt.Sprintf("answers may be silent for %s and more", timeText(passes))
+	default:
+		f.Text = fmt.Sprintf("answers that are silent for %s are cut; %s pass", timeText(cut), timeText(passes))
+	}
+	if passes < carrier.Silence*3/4 { // as lengths are drawn
+		f.State = Odd
+		f.Text += ": it works by asking more often"
+	}
+	return f
 }
