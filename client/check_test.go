@@ -16,7 +16,7 @@ func TestLinesOf(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	args := "url=https://a.example/ key=" + testKey
+	args := "url=https://a.example/ key=" + strings.Repeat("A", 43)
 	write("UseBridges 1\n# Bridge turbo 1 url=no\n\nBridge obfs4 192.0.2.1:1 cert=x\nBridge turbo 192.0.2.1:443 " + args + "\r\n" +
 		"Bridge turbo 192.0.2.2:443 " + args + " utls=safari front=b.example")
 	got, err := linesOf(file, config{UTLS: "firefox", Fronts: "c.example"})

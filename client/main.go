@@ -2,28 +2,14 @@
 // transport for tor, or a TCP forwarder.
 //
 // Under tor it offers the transport turbo as a SOCKS5 proxy on the loopback
-// interface. The arguments of the bridge line come with each SOCKS request and
-// override the flags. Requests with equal arguments share one dialer, and with
-// it one session where the engine has streams. A request is granted after the
-// server has answered under its key. Otherwise tor gets one of these codes,
-// which it shows in its log by the words of RFC 1928:
-//
-//	reply                        why
-//	1 general failure            anything else: the session broke, the program
-//	                             ends, too many bridges at once
-//	2 not allowed by ruleset     the server answered and refused
-//	3 network unreachable        this machine has no way to the front
-//	4 host unreachable           no front could be reached (DNS, TCP, proxy, TLS)
-//	5 connection refused         what answered is not the server with this key
-//	6 TTL expired                the front or the server took too long
-//	8 address type not supported the bridge line's arguments are wrong
+// interface: see package socks, which says by which codes requests are refused. The
+// arguments of the bridge line come with each SOCKS request and override the flags.
 //
 // With two arguments it forwards: each TCP connection that it accepts is a
 // stream through the tunnel.
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -88,7 +74,8 @@ How to reach the server (arguments of a bridge line override these):
 Finding out what is wrong (nothing is carried; the exit code is the verdict's):
   -check 'LINE'     check a bridge line, or what the flags and URL say
   -check-file FILE  check all bridge lines in FILE; - is stdin
-  -long             find out how long the path may be silent, too: a minute more
+  -long             find out how long the path may be silent, too, in two to
+                    five minutes more
   -json             show the result as JSON
 
 Running:
@@ -230,9 +217,3 @@ func run(args []string) int {
 	}
 	return runManaged(p, s, memory)
 }
-
-// engineOf names c's engine, for the log.
-func engineOf(c config) string { return cmp.Or(c.Engine, engines.Default) }
-
-// frontOf names where c's connections go first, for the log.
-func frontOf(c config) string { return cmp.Or(c.Addr, c.Fronts, c.URL) }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"turbotunnel/common/socks/sockstest"
 	"turbotunnel/common/tunnel"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -231,7 +233,7 @@ func (s *session) dial(ts *testscript.TestScript, addr string) *net.TCPConn {
 
 func (s *session) socks(ts *testscript.TestScript, args []string) {
 	conn := s.dial(ts, args[0])
-	code, err := socksRequest(conn, args[1])
+	code, err := sockstest.Request(conn, args[1])
 	ts.Check(err)
 	if got := strconv.Itoa(int(code)); got != args[2] {
 		ts.Fatalf("reply %s, want %s; stdout:\n%s\nstderr:\n%s", got, args[2], s.stdout.String(), s.stderr.String())
@@ -243,7 +245,7 @@ func (s *session) socks(ts *testscript.TestScript, args []string) {
 
 func (s *session) hold(ts *testscript.TestScript, args []string) {
 	conn := s.dial(ts, args[0])
-	code, err := socksRequest(conn, args[1])
+	code, err := sockstest.Request(conn, args[1])
 	ts.Check(err)
 	if code != 0 {
 		ts.Fatalf("reply %d", code)
@@ -344,7 +346,7 @@ func TestNobodyReads(t *testing.T) {
 			for range 600 {
 				conn := dialTCP(t, addr)
 				conn.SetDeadline(time.Now().Add(patience))
-				if code, err := socksRequest(conn, args); err != nil || code == 0 {
+				if code, err := sockstest.Request(conn, args); err != nil || code == 0 {
 					t.Fatalf("reply %d, %v", code, err)
 				}
 				conn.Close()
@@ -384,7 +386,7 @@ func TestSeveralRequestsAtOnce(t *testing.T) {
 		conn := dialTCP(t, addr)
 		conn.SetDeadline(time.Now().Add(patience))
 		all.Go(func() {
-			code, err := socksRequest(conn, args+[]string{"", ";engine=kcp", ";mode=poll"}[i%3])
+			code, err := sockstest.Request(conn, args+[]string{"", ";engine=kcp", ";mode=poll"}[i%3])
 			if err == nil && code == 0 {
 				err = checkEcho(conn)
 			}
@@ -425,4 +427,33 @@ func TestParentsDeath(t *testing.T) {
 	if _, err := io.Copy(io.Discard, stdout); err != nil {
 		t.Errorf("the program outlives its parent: %v", err)
 	}
+}
+
+// A syncBuffer is a bytes.Buffer for several goroutines.
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// dialTCP connects to addr; the connection is closed with the test.
+func dialTCP(t *testing.T, addr string) *net.TCPConn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn.(*net.TCPConn)
 }

@@ -4,8 +4,16 @@
 //	gomobile bind turbotunnel/common/mobile
 //
 // A Tunnel listens on a port of the loopback interface, and each connection to it
-// is a stream through the tunnel. Where tor is at the other end, tor on this side
-// takes the port for the bridge itself, without a pluggable transport:
+// is a stream through the tunnel. There are two kinds. With StartSocks it is a pluggable
+// transport for tor on this side, which says with each connection what stands in the
+// bridge line:
+//
+//	ClientTransportPlugin turbo socks5 127.0.0.1:PORT
+//	Bridge turbo ADDRESS FINGERPRINT url=… key=…
+//
+// With Start all connections go to one server, whatever program makes them. Where tor
+// is at the other end, tor on this side can take the port for the bridge itself,
+// without a pluggable transport:
 //
 //	Bridge 127.0.0.1:PORT FINGERPRINT
 //
@@ -16,12 +24,14 @@ package mobile
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
 
 	"turbotunnel/common/relay"
 	"turbotunnel/common/scrub"
+	"turbotunnel/common/socks"
 	"turbotunnel/common/tunnel"
 )
 
@@ -47,14 +57,14 @@ type Observer interface {
 // A Tunnel is one that runs. Its methods may be called by any thread.
 type Tunnel struct {
 	ln      net.Listener
-	dialer  *tunnel.Dialer
+	carry   func(net.Conn)  // owns the connection, and returns at its end
+	close   func()          // ends the sessions
 	ctx     context.Context // ends with Stop
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 }
 
-// CheckBridgeLine tells whether Start could use a bridge line, and what is wrong
-// with it.
+// CheckBridgeLine tells whether a bridge line can be used, and what is wrong with it.
 func CheckBridgeLine(line string) error {
 	_, err := tunnel.ParseBridgeLine(line)
 	return shown(err)
@@ -67,21 +77,73 @@ func Start(bridgeLine string, port int, observer Observer) (*Tunnel, error) {
 	if err != nil {
 		return nil, shown(err)
 	}
-	opts := tunnel.Options{}
+	d, err := tunnel.NewDialer(cfg, optionsOf(observer))
+	if err != nil {
+		return nil, shown(err)
+	}
+	t := newTunnel()
+	t.close = func() { d.Close() }
+	t.carry = func(conn net.Conn) {
+		local := relay.TCPConn{TCPConn: conn.(*net.TCPConn)}
+		stream, err := d.DialEarly(t.ctx) // the server may be the one to speak first
+		if err != nil {
+			local.Reset()
+			return
+		}
+		relay.Join(t.ctx, local, stream) // the Observer hears of a session's end
+	}
+	return t.listen(port)
+}
+
+// StartSocks starts a SOCKS5 proxy as tor wants one of a pluggable transport. The user
+// name and the password of a connection are the arguments of a bridge line, joined by
+// semicolons; connections with equal ones share a session. A connection is granted
+// when the server has answered under its key, and refused where the arguments are
+// wrong, of which tor hears, and not the observer: CheckBridgeLine says why. port and
+// observer are as those of Start.
+func StartSocks(port int, observer Observer) (*Tunnel, error) {
+	t := newTunnel()
+	opts := optionsOf(observer)
+	opts.Memory = tunnel.NewMemory(0)
+	server := socks.NewServer(socks.Config{
+		Open: func(cfg tunnel.Config) (socks.Dialer, error) {
+			d, err := tunnel.NewDialer(cfg, opts)
+			if err != nil {
+				return nil, err
+			}
+			return d, nil
+		},
+		Log:      slog.New(slog.DiscardHandler),
+		Stopping: t.ctx,
+		Draining: t.ctx,
+	})
+	t.carry, t.close = server.Handle, server.Close
+	return t.listen(port)
+}
+
+// optionsOf are those of a Dialer of which an Observer is told.
+func optionsOf(observer Observer) (opts tunnel.Options) {
 	if observer != nil {
 		opts.Events = func(e tunnel.Event) { tell(observer, e) }
 	}
-	d, err := tunnel.NewDialer(cfg, opts)
-	if err != nil {
-		return nil, shown(err)
-	}
+	return opts
+}
+
+func newTunnel() *Tunnel {
+	t := &Tunnel{}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	return t
+}
+
+// listen begins to serve.
+func (t *Tunnel) listen(port int) (*Tunnel, error) {
 	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
 	if err != nil {
-		d.Close()
+		t.cancel()
+		t.close()
 		return nil, shown(err)
 	}
-	t := &Tunnel{ln: ln, dialer: d}
-	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.ln = ln
 	t.running.Go(t.serve)
 	return t, nil
 }
@@ -103,7 +165,7 @@ func (t *Tunnel) Stop() {
 	}
 	t.cancel()
 	t.ln.Close()
-	t.dialer.Close()
+	t.close()
 	t.running.Wait()
 }
 
@@ -119,18 +181,8 @@ func (t *Tunnel) serve() {
 				continue
 			}
 		}
-		t.running.Go(func() { t.carry(relay.TCPConn{TCPConn: conn.(*net.TCPConn)}) })
+		t.running.Go(func() { t.carry(conn) })
 	}
-}
-
-// carry joins a connection and a stream. The server may be the one to speak first.
-func (t *Tunnel) carry(local relay.TCPConn) {
-	stream, err := t.dialer.DialEarly(t.ctx)
-	if err != nil {
-		local.Reset()
-		return
-	}
-	relay.Join(t.ctx, local, stream) // the Observer hears of a session's end
 }
 
 // tell is the Observer's share of an event.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"turbotunnel/common/socks/sockstest"
 	"turbotunnel/common/tunnel"
 
 	"go.uber.org/goleak"
@@ -62,6 +63,65 @@ func TestTunnel(t *testing.T) {
 	if c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", tun.Port())); err == nil {
 		c.Close()
 		t.Error("a stopped tunnel listens")
+	}
+}
+
+// TestSocks: connections go where their arguments say, and those with equal ones
+// share a session; wrong ones are refused.
+func TestSocks(t *testing.T) {
+	told := make(listener, 16)
+	tun, err := StartSocks(0, told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Stop()
+	ask := func(args string) (net.Conn, byte) {
+		conn, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", tun.Port()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		code, err := sockstest.Request(conn, args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn, code
+	}
+	for _, text := range []string{"one server", "another"} {
+		key := tunnel.NewKey()
+		server := tunnel.NewServer(tunnel.ServerConfig{Key: key})
+		defer server.Close()
+		web := httptest.NewServer(server)
+		defer web.Close()
+		for range 2 {
+			conn, code := ask("url=" + web.URL + "/secret;key=" + key.Public())
+			if code != 0 {
+				t.Fatalf("refused: %d", code)
+			}
+			remote, err := server.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(remote, text)
+			remote.Close()
+			if got, err := io.ReadAll(conn); err != nil || string(got) != text {
+				t.Errorf("%q, %v, want %q", got, err, text)
+			}
+		}
+	}
+	if _, code := ask("url=http://192.0.2.1/;key=short"); code != 8 {
+		t.Errorf("reply %d to a wrong key", code)
+	}
+	tun.Stop()
+	close(told)
+	sessions := 0
+	for what := range told {
+		if sessions++; what != "connected" {
+			t.Error(what)
+		}
+	}
+	if sessions != 2 {
+		t.Errorf("%d sessions with two servers", sessions)
 	}
 }
 

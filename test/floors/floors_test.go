@@ -46,7 +46,7 @@ var floors = [][]string{
 	{"common/names"},
 	{"common/engine", "common/engines"}, // below it only by the rules further down
 	{"common/tunnel"},
-	{"common/mobile", "common/check"},
+	{"common/socks", "common/mobile", "common/check"},
 	{"client", "server"},
 	{"test"}, // the other module
 }
@@ -75,8 +75,8 @@ var rules = []rule{
 	{who: "common/front", not: "common/engine", why: "HTTP knows no engine"},
 	{who: "common/front", not: "common/engines", why: "HTTP knows no engine"},
 	{
-		who: "", except: []string{"client", "server", "common/ptproc"}, not: goptlib,
-		why: "only the programs know Tor",
+		who: "", except: []string{"client", "server", "common/ptproc", "common/socks"}, not: goptlib,
+		why: "only the programs know Tor, and who speaks SOCKS with it",
 	},
 	{
 		who: "", except: []string{"common/engine/internal/mux", "common/engine/kcpsmux"}, not: "github.com/xtaci/smux",
@@ -258,6 +258,8 @@ func TestCheck(t *testing.T) {
 		{"common/util", "net", "no floor"},
 		{"common/wire/util", "net", "says nothing"},
 		{"common/mobile", "common/tunnel", ""},
+		{"common/mobile", "common/socks", ""},
+		{"common/socks", goptlib, ""},
 		{"common/tunnel", "common/mobile", "stands above"},
 		{"common/check", "common/carrier", ""},
 		{"tools", "net", "no floor"},

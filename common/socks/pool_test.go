@@ -1,4 +1,4 @@
-package main
+package socks
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 // newFakePool returns a pool of fakes and the fakes that it has made so far.
 func newFakePool() (*pool, *[]*fakeDialer) {
 	var made []*fakeDialer
-	p := newPool(func(config) (dialer, error) {
+	p := newPool(func(config) (Dialer, error) {
 		d := newFakeDialer(func(context.Context) (stream, error) { return nil, errors.New("no") })
 		made = append(made, d)
 		return d, nil

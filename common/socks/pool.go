@@ -1,4 +1,4 @@
-package main
+package socks
 
 import (
 	"errors"
@@ -22,7 +22,7 @@ const (
 // A pool holds one dialer for each configuration in use, so that requests with
 // equal arguments share sessions. Safe for concurrent use.
 type pool struct {
-	open func(config) (dialer, error)
+	open func(config) (Dialer, error)
 
 	mu      sync.Mutex
 	entries map[config]*entry
@@ -33,7 +33,7 @@ type pool struct {
 
 // An entry is a dialer with those who use it.
 type entry struct {
-	dialer
+	Dialer
 	cfg config
 
 	// Guarded by the pool's mu.
@@ -43,7 +43,7 @@ type entry struct {
 	up    bool        // a stream was opened, and no session lost since
 }
 
-func newPool(open func(config) (dialer, error)) *pool {
+func newPool(open func(config) (Dialer, error)) *pool {
 	return &pool{open: open, entries: make(map[config]*entry)}
 }
 
@@ -63,7 +63,7 @@ func (p *pool) acquire(cfg config) (*entry, error) {
 		if err != nil {
 			return nil, err
 		}
-		e = &entry{dialer: d, cfg: cfg}
+		e = &entry{Dialer: d, cfg: cfg}
 		p.entries[cfg] = e
 	}
 	e.users++

@@ -1,6 +1,24 @@
-package main
+// Package socks is the SOCKS5 proxy of a pluggable transport. Each request has in its
+// user name and password the arguments of a bridge line, as tor gives them: what it
+// is to be connected to is the server that these name, whatever the target. Requests
+// with equal arguments share one dialer, and with it one session where the engine has
+// streams. A request is granted after the server has answered under its key.
+// Otherwise who asks gets one of these codes, which tor shows in its log by the words
+// of RFC 1928:
+//
+//	reply                        why
+//	1 general failure            anything else: the session broke, the program
+//	                             ends, too many bridges at once
+//	2 not allowed by ruleset     the server answered and refused
+//	3 network unreachable        this machine has no way to the front
+//	4 host unreachable           no front could be reached (DNS, TCP, proxy, TLS)
+//	5 connection refused         what answered is not the server with this key
+//	6 TTL expired                the front or the server took too long
+//	8 address type not supported the bridge line's arguments are wrong
+package socks
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +31,7 @@ import (
 	"syscall"
 	"time"
 
+	"turbotunnel/common/engines"
 	"turbotunnel/common/ptproc"
 	"turbotunnel/common/relay"
 	"turbotunnel/common/scrub"
@@ -42,93 +61,74 @@ var (
 	errClientGone = errors.New("the SOCKS client went away")
 )
 
-// runManaged is the life of the program under tor.
-func runManaged(p *ptproc.Process, s settings, memory *tunnel.Memory) int {
-	info, err := p.ClientSetup()
-	if err != nil {
-		p.Say("%v", err)
-		if !ptproc.HasParent() {
-			p.Say("tor did not start this program. To forward a port by hand, give it LISTEN and URL: %s 127.0.0.1:2000 http://127.0.0.1:8000. To use it with tor, see %s -h", program, program)
-		}
-		return exitFailure
-	}
-	pt.ReportVersion(program, ptproc.Version())
-	opts := tunnel.Options{Proxy: info.ProxyURL, Memory: memory, Log: p.Log()}
-	dialers := newPool(func(c config) (dialer, error) { return open(c, opts) })
-	defer dialers.Close()
+// The tunnel, as far as it is needed here.
+type (
+	config = tunnel.Config
+	stream = tunnel.Stream
+)
 
-	var ln net.Listener
-	if slices.Contains(info.MethodNames, method) {
-		// Keep-alive probes between two programs on one machine find nothing
-		// out, and wake both.
-		lc := net.ListenConfig{KeepAlive: -1}
-		ln, err = lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			p.CmethodError(method, err)
-			p.Log().Error("cannot listen for tor", "err", err)
-		} else {
-			pt.Cmethod(method, "socks5", ln.Addr())
-		}
-	}
-	pt.CmethodsDone()
-	if ln == nil {
-		// Tor decides what becomes of a program without a transport.
-		<-p.Stopping().Done()
-		return exitOK
-	}
-	srv := &socksServer{
-		defaults: s.tunnel,
-		dialers:  dialers,
-		log:      p.Log(),
-		status:   func(pairs ...string) { p.Status(method, pairs...) },
-		stopping: p.Stopping(),
-		draining: p.Draining(),
-	}
-	srv.serve(ln)
-	return exitOK
+// A Dialer opens streams to one server. *tunnel.Dialer is one.
+type Dialer interface {
+	Dial(ctx context.Context) (tunnel.Stream, error)
+	Close() error
 }
 
-// A socksServer answers tor's requests with streams through the tunnel.
-type socksServer struct {
-	defaults config // what the flags say
-	dialers  *pool
-	log      *slog.Logger
-	status   func(pairs ...string)
+// A Config says what a Server does.
+type Config struct {
+	// Defaults are what the arguments of a request override.
+	Defaults tunnel.Config
 
-	stopping context.Context // ends what is not a stream yet
-	draining context.Context // ends streams
+	// Open returns the Dialer for a configuration that is complete. The Server
+	// closes it.
+	Open func(tunnel.Config) (Dialer, error)
 
+	Log *slog.Logger
+
+	// Status is told what became of requests, in pairs of key and value as tor's
+	// STATUS messages have them; nil: nobody is.
+	Status func(pairs ...string)
+
+	Stopping context.Context // ends what is not a stream yet
+	Draining context.Context // ends streams
+}
+
+// A Server answers requests with streams through the tunnel. Safe for concurrent use.
+type Server struct {
+	Config
+	dialers *pool
 	shaking queue
 }
 
-// serve answers the requests that come to ln until stopping is done, and
-// returns when the streams have ended.
-func (s *socksServer) serve(ln net.Listener) {
-	a := newAcceptor(ln, s.log, s.handle)
-	a.serve(s.stopping, func(open int64) {
-		s.log.Info("stopping", "why", context.Cause(s.stopping), "open", open)
-	})
+// NewServer returns a Server, which the caller closes when no Handle is running.
+func NewServer(c Config) *Server {
+	if c.Status == nil {
+		c.Status = func(...string) {}
+	}
+	return &Server{Config: c, dialers: newPool(c.Open)}
 }
 
-// handle serves one SOCKS client.
-func (s *socksServer) handle(local net.Conn) {
+// Close closes all dialers, and returns when that is done.
+func (s *Server) Close() { s.dialers.Close() }
+
+// Handle serves one SOCKS client, which is a TCP connection, and closes it.
+func (s *Server) Handle(local net.Conn) {
 	conn := local.(*net.TCPConn)
 	defer conn.Close()
 	req, err := s.handshake(conn)
 	if err != nil {
-		if s.stopping.Err() == nil {
-			s.log.Warn("refused a SOCKS client", "err", err)
+		if s.Stopping.Err() == nil {
+			s.Log.Warn("refused a SOCKS client", "err", err)
 		}
 		return
 	}
 	target := req.Req.Target
 	refuse := func(code byte, err error) {
-		s.log.Warn("refused tor's request", "err", err)
-		s.status("ADDRESS", target, "CONNECT", "Failed", "ERRSTR", scrub.Error(err))
+		s.Log.Warn("refused tor's request", "err", err)
+		s.Status("ADDRESS", target, "CONNECT", "Failed", "ERRSTR", scrub.Error(err))
 		conn.SetWriteDeadline(time.Now().Add(time.Second)) // ten bytes: only a broken client makes it wait
 		req.RejectReason(code)
 	}
-	cfg, err := configure(s.defaults, req.Req.Args)
+	cfg, err := configure(s.Defaults, req.Req.Args)
 	if err != nil {
 		refuse(pt.SocksRepAddressNotSupported, err)
 		return
@@ -139,10 +139,10 @@ func (s *socksServer) handle(local net.Conn) {
 		return
 	}
 	defer s.dialers.release(e)
-	s.log.Info("connecting", "engine", engineOf(cfg), ptproc.AddrKey, frontOf(cfg))
+	s.Log.Info("connecting", "engine", cmp.Or(cfg.Engine, engines.Default), ptproc.AddrKey, cmp.Or(cfg.Addr, cfg.Fronts, cfg.URL))
 	stream, early, err := s.dial(conn, e)
 	if errors.Is(err, errClientGone) {
-		s.log.Info("tor gave up before the server answered")
+		s.Log.Info("tor gave up before the server answered")
 		return
 	}
 	if err != nil {
@@ -151,29 +151,29 @@ func (s *socksServer) handle(local net.Conn) {
 		return
 	}
 	if s.dialers.setUp(e, true) {
-		s.log.Log(context.Background(), ptproc.LevelNotice, "connected", "engine", engineOf(cfg), ptproc.AddrKey, frontOf(cfg))
+		s.Log.Log(context.Background(), ptproc.LevelNotice, "connected", "engine", cmp.Or(cfg.Engine, engines.Default), ptproc.AddrKey, cmp.Or(cfg.Addr, cfg.Fronts, cfg.URL))
 	}
-	s.status("ADDRESS", target, "CONNECT", "Success")
+	s.Status("ADDRESS", target, "CONNECT", "Success")
 	if err := req.Grant(&net.TCPAddr{IP: net.IPv4zero}); err != nil {
 		stream.Close()
 		return
 	}
-	err = relay.Join(s.draining, &primedConn{TCPConn: relay.TCPConn{TCPConn: conn}, first: early}, stream)
+	err = relay.Join(s.Draining, &primedConn{TCPConn: relay.TCPConn{TCPConn: conn}, first: early}, stream)
 	switch {
 	case errors.Is(err, tunnel.ErrSessionLost):
 		if s.dialers.setUp(e, false) {
-			s.log.Log(context.Background(), ptproc.LevelNotice, "session lost; the next connection makes a new one", "err", err)
-			s.status("ADDRESS", target, "CONNECT", "Lost", "ERRSTR", scrub.Error(err))
+			s.Log.Log(context.Background(), ptproc.LevelNotice, "session lost; the next connection makes a new one", "err", err)
+			s.Status("ADDRESS", target, "CONNECT", "Lost", "ERRSTR", scrub.Error(err))
 		}
 	case err != nil:
-		s.log.Info("stream cut", "err", err)
+		s.Log.Info("stream cut", "err", err)
 	}
 }
 
 // dial opens a stream while the SOCKS client is there. It returns what the
 // client sent before it had an answer, which is at most a byte.
-func (s *socksServer) dial(conn net.Conn, d dialer) (stream, []byte, error) {
-	limit, cancelLimit := context.WithTimeoutCause(s.stopping, dialLimit, errDialLimit)
+func (s *Server) dial(conn net.Conn, d Dialer) (stream, []byte, error) {
+	limit, cancelLimit := context.WithTimeoutCause(s.Stopping, dialLimit, errDialLimit)
 	defer cancelLimit()
 	ctx, cancel := context.WithCancelCause(limit)
 	defer cancel(nil)
@@ -211,8 +211,7 @@ func (s *socksServer) dial(conn net.Conn, d dialer) (stream, []byte, error) {
 	}
 }
 
-// replyCode returns the SOCKS reply for an error of Dial; see the table in the
-// package comment.
+// replyCode returns the SOCKS reply for an error of Dial; see the table above.
 func replyCode(err error) byte {
 	var netErr net.Error
 	switch {
@@ -254,10 +253,10 @@ func configure(defaults config, args pt.Args) (config, error) {
 // handshake lets goptlib read the request that comes on conn. It runs for many
 // clients at once, which goptlib's own listener cannot do: it reads one
 // client's request before it accepts the next.
-func (s *socksServer) handshake(conn *net.TCPConn) (*pt.SocksConn, error) {
+func (s *Server) handshake(conn *net.TCPConn) (*pt.SocksConn, error) {
 	s.shaking.enter(conn)
 	defer s.shaking.leave(conn)
-	stop := context.AfterFunc(s.stopping, func() { conn.Close() })
+	stop := context.AfterFunc(s.Stopping, func() { conn.Close() })
 	defer stop()
 	w := &witness{Conn: conn}
 	req, err := pt.NewSocksListener(&singleListener{conn: w}).AcceptSocks()

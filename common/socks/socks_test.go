@@ -1,4 +1,4 @@
-package main
+package socks
 
 import (
 	"bytes"
@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"turbotunnel/common/relay"
+	"turbotunnel/common/socks/sockstest"
 	"turbotunnel/common/tunnel"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
@@ -42,8 +42,7 @@ func newFakeDialer(dial func(ctx context.Context) (stream, error)) *fakeDialer {
 	return &fakeDialer{dial: dial, closed: make(chan struct{})}
 }
 
-func (d *fakeDialer) Dial(ctx context.Context) (stream, error)      { return d.dial(ctx) }
-func (d *fakeDialer) DialEarly(ctx context.Context) (stream, error) { return d.dial(ctx) }
+func (d *fakeDialer) Dial(ctx context.Context) (stream, error) { return d.dial(ctx) }
 
 func (d *fakeDialer) Close() error {
 	d.once.Do(func() { close(d.closed) })
@@ -68,7 +67,10 @@ func (b *syncBuffer) String() string {
 	return b.buf.String()
 }
 
-// A bench is a socksServer with fakes around it.
+// patience is how long a test waits for what must happen before it fails.
+const patience = 60 * time.Second
+
+// A bench is a Server with fakes around it.
 type bench struct {
 	addr   string
 	log    syncBuffer
@@ -76,44 +78,52 @@ type bench struct {
 	opened chan config // one for each dialer made
 	stop   context.CancelCauseFunc
 	cut    context.CancelCauseFunc
-	done   chan struct{} // closed when serve has returned
+	done   chan struct{} // closed when the last Handle has returned
 }
 
-// newBench starts a socksServer whose dialers do as dial says. It is stopped,
-// and its end waited for, with the test.
+// newBench starts a Server whose dialers do as dial says. It is stopped, and its end
+// waited for, with the test.
 func newBench(t *testing.T, dial func(ctx context.Context) (stream, error)) *bench {
 	t.Helper()
 	b := &bench{opened: make(chan config, 100), done: make(chan struct{})}
 	var stopping, draining context.Context
 	stopping, b.stop = context.WithCancelCause(context.Background())
 	draining, b.cut = context.WithCancelCause(context.Background())
-	dialers := newPool(func(c config) (dialer, error) {
-		b.opened <- c
-		return newFakeDialer(dial), nil
-	})
-	srv := &socksServer{
-		dialers: dialers,
-		log:     slog.New(slog.NewTextHandler(&b.log, nil)),
-		status: func(pairs ...string) {
+	srv := NewServer(Config{
+		Open: func(c config) (Dialer, error) {
+			b.opened <- c
+			return newFakeDialer(dial), nil
+		},
+		Log: slog.New(slog.NewTextHandler(&b.log, nil)),
+		Status: func(pairs ...string) {
 			fmt.Fprintln(&b.status, strings.Join(pairs, " "))
 		},
-		stopping: stopping,
-		draining: draining,
-	}
+		Stopping: stopping,
+		Draining: draining,
+	})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.addr = ln.Addr().String()
+	context.AfterFunc(stopping, func() { ln.Close() })
 	go func() {
 		defer close(b.done)
-		srv.serve(ln)
+		var handlers sync.WaitGroup
+		defer handlers.Wait()
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			handlers.Go(func() { srv.Handle(conn) })
+		}
 	}()
 	t.Cleanup(func() {
 		b.stop(errors.New("end of the test"))
 		b.cut(errors.New("end of the test"))
 		<-b.done
-		dialers.Close()
+		srv.Close()
 	})
 	return b
 }
@@ -135,62 +145,16 @@ func request(t *testing.T, addr, args string) *net.TCPConn {
 	t.Helper()
 	conn := dialTCP(t, addr)
 	conn.SetDeadline(time.Now().Add(patience))
-	if err := sendRequest(conn, args); err != nil {
+	if err := sockstest.Send(conn, args); err != nil {
 		t.Fatal(err)
 	}
 	return conn
 }
 
-// sendRequest does as tor does: arguments are the user name, and what does not
-// fit there the password.
-func sendRequest(conn net.Conn, args string) error {
-	user, password := args, "\x00"
-	if len(args) > 255 {
-		user, password = args[:255], args[255:]
-	}
-	auth := slices.Concat([]byte{1, byte(len(user))}, []byte(user), []byte{byte(len(password))}, []byte(password))
-	for _, step := range []struct {
-		send  string
-		reply int
-	}{
-		{"\x05\x01\x02", 2},
-		{string(auth), 2},
-		{"\x05\x01\x00\x01\xc0\x00\x02\x01\x00\x50", 0},
-	} {
-		if _, err := io.WriteString(conn, step.send); err != nil {
-			return err
-		}
-		if _, err := io.ReadFull(conn, make([]byte, step.reply)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// socksRequest makes a request and returns the code of the reply.
-func socksRequest(conn net.Conn, args string) (byte, error) {
-	if err := sendRequest(conn, args); err != nil {
-		return 0, err
-	}
-	return readReply(conn)
-}
-
-// readReply returns the code of the reply to a request.
-func readReply(conn net.Conn) (byte, error) {
-	reply := make([]byte, 10)
-	if _, err := io.ReadFull(conn, reply); err != nil {
-		return 0, fmt.Errorf("no reply: %w", err)
-	}
-	if !bytes.Equal(reply[2:], []byte{0, 1, 0, 0, 0, 0, 0, 0}) || reply[0] != 5 {
-		return 0, fmt.Errorf("reply % x", reply)
-	}
-	return reply[1], nil
-}
-
 // answer reads the reply to a request and returns its code.
 func answer(t *testing.T, conn net.Conn) byte {
 	t.Helper()
-	code, err := readReply(conn)
+	code, err := sockstest.Reply(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -441,7 +405,7 @@ func TestDialLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, conn := net.Pipe()
 		defer client.Close()
-		s := &socksServer{stopping: t.Context()}
+		s := NewServer(Config{Stopping: t.Context()})
 		start := time.Now()
 		_, _, err := s.dial(conn, newFakeDialer(func(ctx context.Context) (stream, error) {
 			<-ctx.Done()
