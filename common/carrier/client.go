@@ -227,6 +227,16 @@ func (fs flights) cancelSwallowed(ago time.Duration) {
 	}
 }
 
+// cancelSilent breaks off the large combined exchange that is not answered. Its end
+// comes as a result.
+func (fs flights) cancelSilent() {
+	for _, f := range fs {
+		if f.kind == combined && f.size > smallBody && f.first.Load() == 0 {
+			f.cancel(errSilent)
+		}
+	}
+}
+
 // carry tells whether one of them carries records.
 func (fs flights) carry() bool {
 	for _, f := range fs {
@@ -476,6 +486,9 @@ func (c *Client) act(p *plan, now time.Time) {
 	}
 	if p.swallow {
 		c.flights.cancelSwallowed(swallowed * c.last.late())
+	}
+	if p.silent {
+		c.flights.cancelSilent()
 	}
 	if p.suspend {
 		c.serial.suspend(now, c.last.failing)

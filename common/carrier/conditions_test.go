@@ -103,10 +103,28 @@ func TestConditions(t *testing.T) {
 		}, 30 * time.Second},
 		{"requests above 64 KB swallowed", func(n *network) {
 			n.set(bodiesAbove(near, 64<<10, func(f *fate) { f.vanish = true }))
-		}, 2 * time.Minute},
+		}, 12 * time.Second},
 		{"requests above 8 KB swallowed", func(n *network) {
 			n.set(bodiesAbove(near, 8<<10, func(f *fate) { f.vanish = true }))
-		}, 2 * time.Minute},
+		}, 12 * time.Second},
+		{"requests above 16 KB swallowed, six at a time", func(n *network) {
+			n.atMost(6)
+			n.set(bodiesAbove(near, 16<<10, func(f *fate) { f.vanish = true }))
+		}, 12 * time.Second},
+		{"requests above 64 KB swallowed, six at a time", func(n *network) {
+			n.atMost(6)
+			n.set(bodiesAbove(near, 64<<10, func(f *fate) { f.vanish = true }))
+		}, 12 * time.Second},
+		{"requests of more than 16 KB swallowed, one at a time", func(n *network) {
+			n.atMost(1)
+			n.set(bodiesAbove(near, 16<<10, func(f *fate) { f.vanish = true }))
+		}, 45 * time.Second},
+		{"a slow path, one at a time", func(n *network) {
+			n.atMost(1)
+			n.set(func(r *request) fate { // nothing that is learned of it would help
+				return fate{there: 10*ms + time.Duration(r.ContentLength)*time.Second/(2*slowest), back: 10 * ms}
+			})
+		}, 45 * time.Second},
 		{"answers above 100000 bytes become 502", func(n *network) {
 			n.set(answersAbove(near, 100000))
 		}, 2 * time.Minute},
@@ -197,6 +215,9 @@ func TestConditions(t *testing.T) {
 					took := time.Since(begin)
 					t.Logf("%v, %d requests, %d at once, %d and %d bytes again, %d and %d given up", took.Round(ms), w.net.count(), w.net.atOnce(),
 						client.link.out.resent.Load(), session.link.out.resent.Load(), client.link.in.givenUp.Load(), session.link.in.givenUp.Load())
+					if strings.HasPrefix(c.name, "a slow path") && client.up.limit < MaxBody {
+						t.Errorf("bodies of at most %d bytes, without need", client.up.limit)
+					}
 					if took > c.limit {
 						t.Errorf("took %v", took)
 					}

@@ -255,12 +255,16 @@ type bodies struct {
 	last   time.Time // when it did last
 }
 
+// doubts are how many failures in a row are enough for any doubt.
+const doubts = 5
+
 // A sample is what an exchange has shown of bodies in one direction.
 type sample struct {
 	size   int // bytes; of an answer that has failed, what was asked for
 	passed bool
 	why    bool // it has failed, and the answer has said that it was for its size
 	likely bool // smaller ones passed meanwhile, which is enough where it costs no records
+	silent bool // it was not answered in time, and each more would take as long: once is enough to try a small one
 	full   bool // it would have been larger if it could
 	idle   bool // there was little to say: what failed before was not large either
 }
@@ -294,6 +298,9 @@ func (b *bodies) observe(now, started time.Time, s sample, w *sizes) (less bool)
 			b.times++
 			b.last = now
 		}
+		if s.silent {
+			b.times = max(b.times, doubts)
+		}
 	}
 	return false
 }
@@ -313,7 +320,7 @@ func (b *bodies) doubtful(w *sizes) bool {
 	case b.failed == 0:
 		return false
 	case b.failed <= 2*minBody && w.takesLarge():
-		return b.times >= 5 // it costs records to be wrong, see outgoing.setUnit
+		return b.times >= doubts // it costs records to be wrong, see outgoing.setUnit
 	case w.limited():
 		return b.times >= 2
 	}

@@ -199,6 +199,7 @@ func TestBodies(t *testing.T) {
 		{"nor if one as large passes", []sample{fails(900 * kb), fails(900 * kb), {size: 700 * kb, passed: true}, fails(900 * kb)}, 960 * kb, false},
 		{"an answer that says why is believed", []sample{why(900 * kb)}, 450 * kb, false},
 		{"one that was swallowed while others passed is enough", []sample{{size: 900 * kb, likely: true}}, 450 * kb, false},
+		{"after one that took its time in vain a small one is tried", []sample{{size: 900 * kb, silent: true}}, 960 * kb, true},
 		{"not if records would be given up for it", []sample{passes(30 * kb), {size: 30 * kb, likely: true}}, 1920 * kb, false},
 		{"a second limit is believed sooner", []sample{why(900 * kb), fails(450 * kb), fails(450 * kb), {size: 100, passed: true}}, 225 * kb, false},
 		{"what is known to fail is not tried at once", []sample{why(900 * kb), passes(450 * kb)}, 450 * kb, false},

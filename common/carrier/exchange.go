@@ -96,6 +96,9 @@ var errUnneeded = errors.New("not wanted any more")
 // errSwallowed ends an exchange that is not answered while smaller ones are.
 var errSwallowed = errors.New("not answered, while smaller requests are")
 
+// errSilent ends a large exchange that is not answered in time.
+var errSilent = fmt.Errorf("not answered in time: %w", os.ErrDeadlineExceeded)
+
 // result is how an exchange ended.
 type result struct {
 	flight   *flight
@@ -135,6 +138,7 @@ func (r *result) request(limit int) (s sample, shows bool) {
 		passed: r.good,
 		why:    r.refusesBody(),
 		likely: errors.Is(r.err, errSwallowed),
+		silent: k == combined && errors.Is(r.err, os.ErrDeadlineExceeded),
 		full:   int(r.size) > limit*5/8,
 	}, (k == upload || k == combined) && !(!r.good && errors.Is(r.err, errUnneeded))
 }

@@ -20,6 +20,11 @@ const (
 	// waited for any more, if smaller requests are answered.
 	swallowed = 2
 
+	// slowest is the rate in bytes a second of the slowest path on which a large body
+	// that is under way alone has the time that it takes before it counts as swallowed.
+	// One of which smaller ones are answered meanwhile has less: gaps are given up soon.
+	slowest = 32 << 10
+
 	// crowdPause is how long a session that has nothing to say keeps out of the
 	// way where sessions share too few exchanges.
 	crowdPause = 2 * time.Second
@@ -146,6 +151,7 @@ type plan struct {
 	heldBack string // why answers do not come as they are written; empty: it does not show
 	feedBack string // why feeds do not; empty: it does not show
 	swallow  bool   // large uploads are not answered while smaller ones are
+	silent   bool   // the large exchange that is under way alone is not answered
 	suspend  bool   // uploads may wait for the answers that are open, or fail because of them
 	resume   bool   // they do not
 }
@@ -194,6 +200,7 @@ func decide(s *situation) (p plan) {
 func (s *situation) tryPath(p *plan) {
 	switch {
 	case s.count(upload) > 0:
+		s.judgeSizes(p) // it may be its size that is not answered
 	case s.hopeless && !s.suspended && len(s.flights) > 0:
 		p.suspendAll()
 		p.within(minBackoff)
@@ -201,6 +208,7 @@ func (s *situation) tryPath(p *plan) {
 		p.within(minBackoff - s.suspendedFor)
 	default:
 		p.start[upload] = 1
+		p.little = s.serial || s.crowded // nothing could be sent beside a large one that is not answered
 	}
 }
 
@@ -223,6 +231,7 @@ func (s *situation) combine(p *plan) {
 		}
 		return
 	}
+	s.judgeCombined(p)
 	if s.due != 0 {
 		p.waitDue(s)
 		return
@@ -354,6 +363,21 @@ func (s *situation) judgeSizes(p *plan) (wait bool) {
 		return true
 	}
 	return false
+}
+
+// judgeCombined draws from a large combined exchange that is not answered whether its
+// size may be why. Nothing small can be sent beside it to see: the next one is small.
+func (s *situation) judgeCombined(p *plan) {
+	for i := range s.flights {
+		f := &s.flights[i]
+		if f.kind != combined || f.size <= smallBody || f.sent == 0 || f.first > 0 {
+			continue
+		}
+		takes := time.Duration(f.size) * time.Second / slowest
+		in := swallowed*s.late() + f.hold + takes - f.since(f.sent)
+		p.silent = p.silent || in < 0
+		p.within(in)
+	}
 }
 
 // judgeUploads draws from the uploads that wait for their answers whether they

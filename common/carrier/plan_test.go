@@ -26,7 +26,7 @@ func (p *plan) text() string {
 	if p.cancelHeld {
 		does = append(does, "cancel what is held")
 	}
-	said := map[string]bool{"held back": p.heldBack != "", "little": p.little, "feed": p.feeds, "alone": p.leads, "end feed": p.endFeed, "feed held back": p.feedBack != "", "swallow": p.swallow, "suspend": p.suspend, "resume": p.resume}
+	said := map[string]bool{"held back": p.heldBack != "", "little": p.little, "feed": p.feeds, "alone": p.leads, "end feed": p.endFeed, "feed held back": p.feedBack != "", "swallow": p.swallow, "silent": p.silent, "suspend": p.suspend, "resume": p.resume}
 	for _, what := range slices.Sorted(maps.Keys(said)) {
 		if said[what] {
 			does = append(does, what)
@@ -59,6 +59,9 @@ func TestPlans(t *testing.T) {
 	little := func(age time.Duration) glance {
 		return glance{kind: upload, size: 100, age: age, begun: ms, sent: 2 * ms}
 	}
+	alone := func(waits time.Duration) glance { // it takes two seconds on the slowest path
+		return glance{kind: combined, size: 2 * slowest, age: waits + 2*ms, begun: ms, sent: 2 * ms}
+	}
 	for _, c := range []struct {
 		why   string
 		do    func(s *situation)
@@ -87,6 +90,10 @@ func TestPlans(t *testing.T) {
 		{"a path that asks for a rest gets it", func(s *situation) { s.rest, s.due = 7*time.Second, 0 }, "", 7 * time.Second},
 		{"a failing path is asked by one exchange", func(s *situation) { s.failing = true }, "start 1 upload", 0},
 		{"and by no second one", func(s *situation) { s.failing, s.due, s.flights = true, 0, []glance{written} }, "", 0},
+		{"but a large one may be swallowed for its size", func(s *situation) {
+			s.failing, s.due, s.flights = true, 0, []glance{large(swallowed*late + 3*ms)}
+		}, "start 1 upload, little", 0},
+		{"where nothing can be sent beside it, it is small at once", func(s *situation) { s.failing, s.serial = true, true }, "start 1 upload, little", 0},
 		{"if it fails for long, answers that are open may be why", func(s *situation) {
 			s.failing, s.hopeless, s.flights = true, true, []glance{streamed}
 		}, "cancel poll, cancel stream, cancel combined, suspend", minBackoff},
@@ -229,6 +236,23 @@ func TestPlans(t *testing.T) {
 			slow := large(3 * late)
 			slow.sent = 0
 			s.answered, s.flights = late, []glance{polled, slow}
+		}, "", 0},
+
+		{"a large one that is alone has the time that it takes on a slow path", func(s *situation) {
+			s.serial, s.flights = true, []glance{alone(swallowed*late + 2*time.Second - 3*ms)}
+		}, "", 3 * ms},
+		{"then the next one shall be small", func(s *situation) {
+			s.serial, s.flights = true, []glance{alone(swallowed*late + 2*time.Second + 3*ms)}
+		}, "silent", ms},
+		{"not if the server waits for something to say", func(s *situation) {
+			holds := alone(swallowed*late + 2*time.Second + 3*ms)
+			holds.hold = combinedHold
+			s.serial, s.flights = true, []glance{holds}
+		}, "", combinedHold - 3*ms},
+		{"nor if it is small", func(s *situation) {
+			small := alone(time.Minute)
+			small.size = smallBody
+			s.serial, s.flights = true, []glance{small}
 		}, "", 0},
 
 		{"while answers are ended none is asked for", func(s *situation) { s.suspended, s.suspendedFor = true, 100*ms }, "", late - 100*ms},
