@@ -3,7 +3,6 @@ package front
 import (
 	"context"
 	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -59,21 +58,13 @@ type Config struct {
 	// front's any more, it says so under that name's certificate, and its new one is
 	// used. Only what imitates browsers with ECH takes it. Nil: LookupECH is asked,
 	// before each connection, but once a minute at most, and nothing is encrypted where
-	// that has none, fails or is nil, too, or the browser has no ECH.
+	// that has none, fails or is nil, too.
 	ECH       []byte
 	LookupECH func(ctx context.Context, host string) ([]byte, error)
 
 	// Control is called for each socket before it connects, as in net.Dialer,
 	// unless there is a Dialer.
 	Control func(network, addr string, c syscall.RawConn) error
-}
-
-// checkECH tells whether list may be an ECHConfigList.
-func checkECH(list []byte) error {
-	if len(list) > 0 && (len(list) < 6 || int(binary.BigEndian.Uint16(list)) != len(list)-2) {
-		return errors.New("ech: no ECHConfigList")
-	}
-	return nil
 }
 
 // Check tells whether New would make a Front of c. Its error begins with the
@@ -134,7 +125,7 @@ func (c Config) route() (*route, error) {
 	if err := checkECH(c.ECH); err != nil {
 		return nil, err
 	}
-	if c.ECH != nil && slices.ContainsFunc(r.hellos, func(h *hello) bool { return !h.encrypts() }) {
+	if (c.ECH != nil || c.LookupECH != nil) && slices.ContainsFunc(r.hellos, func(h *hello) bool { return !h.encrypts() }) {
 		return nil, fmt.Errorf("ech: utls=%.40s does not encrypt a name; take chrome, firefox or none", c.UTLS)
 	}
 	if c.Proxy != nil {

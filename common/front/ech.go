@@ -3,7 +3,9 @@ package front
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
+	"net"
 	"sync"
 	"time"
 
@@ -75,3 +77,36 @@ func (k *echKey) refused(err error) bool {
 	k.list, k.heard = list, time.Now()
 	return true
 }
+
+// checkECH tells whether list is empty, or an ECHConfigList of which both TLS
+// libraries can use a key. One without such a key, as of a later version, is to be
+// treated as none (RFC 9849 section 6.1), and they let the handshake fail instead.
+func checkECH(list []byte) error {
+	if len(list) == 0 {
+		return nil
+	}
+	// They take the length modulo 65536.
+	if len(list) < 6 || int(binary.BigEndian.Uint16(list)) != len(list)-2 {
+		return errors.New("ech: no ECHConfigList")
+	}
+	const name = "front.invalid"
+	err := tls.Client(nowhere{}, &tls.Config{ServerName: name, EncryptedClientHelloConfigList: list}).Handshake()
+	if errors.Is(err, errNowhere) {
+		err = utls.Client(nowhere{}, &utls.Config{ServerName: name, EncryptedClientHelloConfigList: list}).Handshake()
+	}
+	if !errors.Is(err, errNowhere) {
+		return errors.New("ech: an ECHConfigList without a key that can be used here")
+	}
+	return nil
+}
+
+var errNowhere = errors.New("this connection leads nowhere")
+
+// nowhere is a connection for handshakes that shall get no further than to the
+// ClientHello. Whatever is written to it fails with errNowhere.
+type nowhere struct{ net.Conn }
+
+func (nowhere) Write([]byte) (int, error)        { return 0, errNowhere }
+func (nowhere) Read([]byte) (int, error)         { return 0, errNowhere }
+func (nowhere) SetWriteDeadline(time.Time) error { return nil }
+func (nowhere) Close() error                     { return nil }

@@ -82,21 +82,17 @@ func TestECH(t *testing.T) {
 	}
 }
 
-// A browser that has no ECH is not made to look as if it had.
+// A browser that has no ECH is not made to look as if it had, and does not show a name
+// that shall be encrypted.
 func TestBrowserWithoutECH(t *testing.T) {
 	_, list := echOf(t, 1)
 	for _, look := range []string{"ios", "safari", "randomized", "chrome,firefox_102"} {
-		cfg := Config{URL: &url.URL{Scheme: "https", Host: originName}, UTLS: look, ECH: list}
-		if err := cfg.Check(); err == nil || !strings.HasPrefix(err.Error(), "ech: ") {
-			t.Errorf("%s: error %v", look, err)
-		}
-		s := serve(t, serverOptions{}, echo)
-		f := newFront(t, s, func(c *Config) {
-			c.UTLS = look
-			c.LookupECH = func(context.Context, string) ([]byte, error) { return list, nil }
-		})
-		if look != "chrome,firefox_102" && exchange(t, f, "hello") != "hello" {
-			t.Errorf("%s: no answer", look)
+		lookup := func(context.Context, string) ([]byte, error) { return list, nil }
+		for _, cfg := range []Config{{ECH: list}, {LookupECH: lookup}} {
+			cfg.URL, cfg.UTLS = &url.URL{Scheme: "https", Host: originName}, look
+			if err := cfg.Check(); err == nil || !strings.HasPrefix(err.Error(), "ech: ") {
+				t.Errorf("%s: error %v", look, err)
+			}
 		}
 	}
 }
@@ -106,7 +102,10 @@ func TestNoECH(t *testing.T) {
 	for name, answer := range map[string]struct {
 		list []byte
 		err  error
-	}{"none": {}, "failure": {nil, errors.New("no answer")}, "nonsense": {[]byte("nonsense"), nil}} {
+	}{
+		"none": {}, "failure": {nil, errors.New("no answer")}, "nonsense": {[]byte("nonsense"), nil},
+		"no config": {[]byte("\x00\x04junk"), nil}, "of a later version": {echLater(t), nil},
+	} {
 		t.Run(name, func(t *testing.T) {
 			s := serve(t, serverOptions{}, echo)
 			f := newFront(t, s, func(c *Config) {
@@ -117,4 +116,39 @@ func TestNoECH(t *testing.T) {
 			}
 		})
 	}
+}
+
+// echLater is a list of which only a later version can use the key.
+func echLater(t *testing.T) []byte {
+	_, list := echOf(t, 1)
+	list[3]++ // the version of the only config
+	return list
+}
+
+// A list is accepted if a handshake can be made with it, by either library.
+func FuzzECH(f *testing.F) {
+	key, _ := ecdh.X25519().GenerateKey(rand.Reader)
+	list := append([]byte("\x00\x3c\xfe\x0d\x00\x38\x01\x00\x20\x00\x20"), key.PublicKey().Bytes()...)
+	list = append(list, "\x00\x04\x00\x01\x00\x01\x00\x0epublic.example\x00\x00"...)
+	list[1], list[5] = byte(len(list)-2), byte(len(list)-6)
+	if err := checkECH(list); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(list)
+	f.Add([]byte("\x00\x04junk"))
+	f.Fuzz(func(t *testing.T, list []byte) {
+		if len(list) == 0 || checkECH(list) != nil {
+			return
+		}
+		for _, look := range []string{"chrome", "none"} {
+			hellos, err := hellosNamed(look)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := &handshaker{serverName: frontName, hello: hellos[0], ech: &echKey{list: list}}
+			if _, _, err := h.handshake(t.Context(), nowhere{}); !errors.Is(err, errNowhere) {
+				t.Errorf("as %s: %v", look, err)
+			}
+		}
+	})
 }

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"turbotunnel/common/engines"
 	"turbotunnel/common/front"
 	"turbotunnel/common/handshake"
+	"turbotunnel/common/names"
 )
 
 // Config says how a client reaches its server. Its fields are the arguments of
@@ -116,7 +118,6 @@ type parsed struct {
 	fronts []front.Config
 	engine string
 	mode   carrier.Mode
-	echDNS bool     // DNS has the fronts' ECHConfigLists
 	doh    *url.URL // nil: the system's resolver is asked
 }
 
@@ -150,12 +151,15 @@ func (c Config) parse() (*parsed, error) {
 	if !slices.Contains(modes, string(p.mode)) {
 		return nil, fmt.Errorf("mode: unknown: %.40q: one of %s", c.Mode, strings.Join(modes, ", "))
 	}
-	list, err := c.parseNames(p)
+	if err := c.parseDoH(p); err != nil {
+		return nil, err
+	}
+	list, lookup, err := c.parseECH(u)
 	if err != nil {
 		return nil, err
 	}
 	for _, name := range strings.Split(c.Fronts, ",") {
-		cfg := front.Config{URL: u, Front: strings.TrimSpace(name), Addr: c.Addr, UTLS: c.UTLS, ECH: list}
+		cfg := front.Config{URL: u, Front: strings.TrimSpace(name), Addr: c.Addr, UTLS: c.UTLS, ECH: list, LookupECH: lookup}
 		if cfg.Front == "" && c.Fronts != "" {
 			return nil, fmt.Errorf("fronts: an empty name in %.200q", c.Fronts)
 		}
@@ -167,30 +171,36 @@ func (c Config) parse() (*parsed, error) {
 	return p, nil
 }
 
-// parseNames reads how names are looked up and encrypted into p, and returns the
-// ECHConfigList if there is one.
-func (c Config) parseNames(p *parsed) (list []byte, err error) {
-	if c.DoH != "" {
-		if p.doh, err = url.Parse(c.DoH); err != nil || p.doh.Scheme != "https" || p.doh.Hostname() == "" || p.doh.User != nil || p.doh.Fragment != "" {
-			return nil, fmt.Errorf("doh: no URL such as https://dns.example/dns-query")
-		}
-		if err := (front.Config{URL: &url.URL{Scheme: "https", Host: p.doh.Host}}).Check(); err != nil {
-			return nil, fmt.Errorf("doh: %w", err)
-		}
+// parseDoH reads which resolver is asked by HTTPS into p.
+func (c Config) parseDoH(p *parsed) (err error) {
+	if c.DoH == "" {
+		return nil
 	}
+	if p.doh, err = url.Parse(c.DoH); err != nil || p.doh.Scheme != "https" || p.doh.Hostname() == "" || p.doh.User != nil || p.doh.Fragment != "" {
+		return fmt.Errorf("doh: no URL such as https://dns.example/dns-query")
+	}
+	if err := (front.Config{URL: &url.URL{Scheme: "https", Host: p.doh.Host}}).Check(); err != nil {
+		return fmt.Errorf("doh: %w", err)
+	}
+	return nil
+}
+
+// parseECH returns the ECHConfigList for the names of a server's fronts, or who knows
+// it, or neither. That is the system's resolver, until lookUp knows better.
+func (c Config) parseECH(server *url.URL) (list []byte, lookup func(context.Context, string) ([]byte, error), err error) {
 	switch {
 	case c.ECH == "":
-	case p.url.Scheme != "https":
-		return nil, fmt.Errorf("ech: http:// has no TLS in which a name is encrypted")
+		return nil, nil, nil
+	case server.Scheme != "https":
+		return nil, nil, fmt.Errorf("ech: http:// has no TLS in which a name is encrypted")
 	case c.ECH == dnsECH:
-		p.echDNS = true
-	default:
-		list, err = base64.RawStdEncoding.DecodeString(strings.TrimRight(strings.NewReplacer("-", "+", "_", "/").Replace(c.ECH), "="))
-		if err != nil || len(list) == 0 {
-			return nil, fmt.Errorf("ech: %.40q is neither %s nor base64 of an ECHConfigList", c.ECH, dnsECH)
-		}
+		return nil, names.System, nil
 	}
-	return list, nil
+	list, err = base64.RawStdEncoding.DecodeString(strings.TrimRight(strings.NewReplacer("-", "+", "_", "/").Replace(c.ECH), "="))
+	if err != nil || len(list) == 0 {
+		return nil, nil, fmt.Errorf("ech: %.40q is neither %s nor base64 of an ECHConfigList", c.ECH, dnsECH)
+	}
+	return list, nil, nil
 }
 
 func parseURL(s string) (*url.URL, error) {

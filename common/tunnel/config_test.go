@@ -49,8 +49,10 @@ func TestConfigSet(t *testing.T) {
 		{"utls", "chrome,HelloFirefox_Auto,randomized", ""},
 		{"utls", "chrome,,firefox", "utls"},
 		{"ech", "dns", ""},
-		{"ech", "AAT+DQAA", ""},
-		{"ech", "AAT-DQAA", ""},
+		{"ech", testECH, ""},
+		{"ech", strings.TrimRight(strings.NewReplacer("+", "-", "/", "_").Replace(testECH), "="), ""},
+		{"ech", "AAT+DQAA", "without a key"},
+		{"ech", "A" + testECH, "ech"},
 		{"ech", "AAX+DQAA", "no ECHConfigList"},
 		{"ech", "***", "neither dns nor base64"},
 		{"doh", "https://dns.example/dns-query", ""},
@@ -88,6 +90,22 @@ func TestConfigSet(t *testing.T) {
 	}
 }
 
+// testECH is an ECHConfigList whose public name is public.example.
+const testECH = "AEH+DQA9AQAgACDentt9e33BtNNbYcLs5DU3P4NDyFt4Z02t/H4Ub4grTwAEAAEAAQAOcHVibGljLmV4YW1wbGUAAA=="
+
+// A name that shall be encrypted is not shown in clear because a browser without ECH
+// is imitated, wherever its key comes from.
+func TestECHNeedsABrowserWithIt(t *testing.T) {
+	for _, ech := range []string{"dns", testECH} {
+		for _, utls := range []string{"safari", "chrome,randomized"} {
+			c := Config{URL: "https://server.example/", UTLS: utls, ECH: ech}
+			if err := c.Check(); err == nil || !strings.HasPrefix(err.Error(), "ech: ") {
+				t.Errorf("ech=%s with utls=%s: %v", ech, utls, err)
+			}
+		}
+	}
+}
+
 // FuzzConfigSet: what is accepted can be used, what is refused changes nothing,
 // and errors can be printed.
 func FuzzConfigSet(f *testing.F) {
@@ -99,7 +117,7 @@ func FuzzConfigSet(f *testing.F) {
 	f.Add("addr", "[::1]:443")
 	f.Add("engine", "kcp\x1b[31m")
 	f.Add("utls", "chrome")
-	f.Add("ech", "AAT+DQAA")
+	f.Add("ech", testECH)
 	f.Add("ech", "dns")
 	f.Add("doh", "https://dns.example/dns-query")
 	f.Add("mode", "auto")

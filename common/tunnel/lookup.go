@@ -21,26 +21,28 @@ func (c Config) LookUp(ways []front.Config) (io.Closer, error) {
 // lookUp is LookUp. A proxy looks up by itself the names that it gets, and where there
 // is one, or sockets are somebody else's, the system's resolver is not asked past it.
 func (p *parsed) lookUp(ways []front.Config) (io.Closer, error) {
-	var closer io.Closer = noResolver{}
-	var resolver *names.Resolver
-	ech := names.System
-	if p.doh != nil {
-		var err error
-		if resolver, err = names.New(p.doh, ways[0]); err != nil {
-			return nil, fmt.Errorf("doh: %w", err)
+	if p.doh == nil {
+		for i := range ways {
+			if w := &ways[i]; w.Proxy != nil || w.Dialer != nil || w.Control != nil {
+				w.LookupECH = nil
+			}
 		}
-		closer, ech = resolver, resolver.ECH
+		return noResolver{}, nil
+	}
+	resolver, err := names.New(p.doh, ways[0])
+	if err != nil {
+		return nil, fmt.Errorf("doh: %w", err)
 	}
 	for i := range ways {
 		w := &ways[i]
-		if p.echDNS && (resolver != nil || w.Proxy == nil && w.Dialer == nil && w.Control == nil) {
-			w.LookupECH = ech
+		if w.LookupECH != nil {
+			w.LookupECH = resolver.ECH
 		}
-		if resolver != nil && w.Proxy == nil {
+		if w.Proxy == nil {
 			w.Lookup = resolver.Addresses
 		}
 	}
-	return closer, nil
+	return resolver, nil
 }
 
 // noResolver stands where only the system's is asked.
