@@ -30,6 +30,10 @@ const (
 	// second: three lost packets cost 7 s.
 	stepTime = 15 * time.Second
 
+	// addressTime is the least of it that each of several addresses has to be
+	// connected to: one lost packet costs 1 s.
+	addressTime = 3 * time.Second
+
 	// innocentName is named in TLS to see whether the front's name is what is
 	// blocked. It belongs to nobody (RFC 6761), and no list of a censor has it.
 	innocentName = "www.example.com"
@@ -178,7 +182,7 @@ func plural(n int, one, many string) string {
 func (c *frontCheck) connect() (Finding, *Verdict) {
 	var err error
 	for i, addr := range c.addrs {
-		ctx, cancel := c.limit()
+		ctx, cancel := context.WithTimeout(c.ctx, max(stepTime/time.Duration(len(c.addrs)), addressTime))
 		err = c.probe.Connect(ctx, addr)
 		cancel()
 		if err == nil {
@@ -201,6 +205,8 @@ func (c *frontCheck) connect() (Finding, *Verdict) {
 		return f, &proxyFails
 	case c.way.Proxy != nil:
 		return f, &proxyFails
+	case c.portalAnswers(c.addrs[0]):
+		return f, &portal
 	case c.oddDNS:
 		return f, &dnsLies
 	}
@@ -219,10 +225,14 @@ func (c *frontCheck) secure() (Finding, *Verdict) {
 		if protocol == "h2" {
 			version = "HTTP/2"
 		}
-		return Finding{
-			Text:    fmt.Sprintf("%s, as %s, by %s; the certificate is right", version, shown(looksOf(c.way)[0]), c.nameOf()),
+		f := Finding{
+			Text:    fmt.Sprintf("%s, as %s, by %s; the certificate is right", version, shown(looksOf(c.way)[0]), c.nameOf(ctx)),
 			Details: c.probe.Name(),
-		}, nil
+		}
+		if c.way.LookupECH != nil && !c.probe.Encrypts(ctx) {
+			f.State = Odd
+		}
+		return f, nil
 	}
 	f := failed(err)
 	if v := c.certificate(err, &f); v != nil {
@@ -231,7 +241,7 @@ func (c *frontCheck) secure() (Finding, *Verdict) {
 	if c.oddDNS {
 		return f, &dnsLies
 	}
-	return c.blockedTLS(f)
+	return c.blockedTLS(f, err)
 }
 
 // looksOf are the looks that the line names, in their order.
@@ -251,12 +261,12 @@ func shown(look string) string {
 }
 
 // nameOf says which name stands in the handshake, without saying it.
-func (c *frontCheck) nameOf() string {
+func (c *frontCheck) nameOf(ctx context.Context) string {
 	switch {
-	case c.way.ECH != nil:
+	case c.probe.Encrypts(ctx):
 		return "a name that is encrypted"
 	case c.way.LookupECH != nil:
-		return "a name that is encrypted if DNS has the key"
+		return "a name in the clear, since DNS has no key to encrypt it"
 	case c.way.Front != "":
 		return "the front's name"
 	}
@@ -269,19 +279,22 @@ func (c *frontCheck) certificate(err error, f *Finding) *Verdict {
 	var host x509.HostnameError
 	var authority x509.UnknownAuthorityError
 	switch {
+	case front.RefusesECH(err):
+		f.Text = "the front does not take the encrypted name"
+		return &echFails
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		f.Text = "the certificate is not valid at the time that this clock shows"
 		return &clockOffTLS
 	case errors.As(err, &host):
 		f.Text = "the certificate is for another name"
-		if c.portalAnswers() {
+		if c.portalAnswers(c.via) {
 			return &portal
 		}
 		return &dnsLies
 	case errors.As(err, &authority), errors.As(err, &invalid):
 		f.Text = "nobody vouches for the certificate"
 		switch {
-		case c.portalAnswers():
+		case c.portalAnswers(c.via):
 			return &portal
 		case c.oddDNS:
 			return &dnsLies
@@ -291,43 +304,57 @@ func (c *frontCheck) certificate(err error, f *Finding) *Verdict {
 	return nil
 }
 
-// portalAnswers tells whether the same address answers HTTP in clear as a captive
-// portal does.
-func (c *frontCheck) portalAnswers() bool {
-	host, _, err := net.SplitHostPort(c.via)
+// portalAnswers tells whether who answers HTTP in clear at an address of the front is
+// a captive portal: to the same place it leads those who ask for the front, which has
+// a site of its own, and those who ask for a name that is not there.
+func (c *frontCheck) portalAnswers(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
 	if err != nil || c.way.Proxy != nil {
 		return false
 	}
+	to := c.ledAway(host, innocentName)
+	if c.way.ECH != nil || c.way.LookupECH != nil { // nor is the name shown here
+		return to != ""
+	}
+	return to != "" && to == c.ledAway(host, c.probe.Name())
+}
+
+// ledAway is where a host leads those who ask it for another one's first page in
+// clear; "" if that is nowhere.
+func (c *frontCheck) ledAway(host, name string) string {
 	way := c.way
-	way.URL = &url.URL{Scheme: "http", Host: c.probe.Name()}
-	way.Addr, way.Front = net.JoinHostPort(host, "80"), ""
+	way.URL = &url.URL{Scheme: "http", Host: name}
+	way.Addr, way.Front, way.ECH, way.LookupECH = net.JoinHostPort(host, "80"), "", nil, nil
 	f, err := front.New(way)
 	if err != nil {
-		return false
+		return ""
 	}
 	defer f.Close()
 	ctx, cancel := c.limit()
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, way.URL.String()+"/", nil)
 	if err != nil {
-		return false
+		return ""
 	}
 	resp, err := f.RoundTrip(req)
 	if err != nil {
-		return false
+		return ""
 	}
 	defer resp.Body.Close()
-	return leadsAway(resp, c.probe.Name())
+	return leadsAway(resp, name)
 }
 
-// leadsAway tells whether an answer is that of a captive portal: it sends the
-// browser to another host, or says what it is (RFC 6585 section 6).
-func leadsAway(resp *http.Response, name string) bool {
+// leadsAway is where the answer of a captive portal leads: it sends the browser to
+// another host, or says what it is (RFC 6585 section 6). "" for any other answer.
+func leadsAway(resp *http.Response, name string) string {
 	if resp.StatusCode == http.StatusNetworkAuthenticationRequired {
-		return true
+		return "a portal"
 	}
 	to, err := url.Parse(resp.Header.Get("Location"))
-	return err == nil && resp.StatusCode/100 == 3 && to.Hostname() != "" && !sameSite(to.Hostname(), name)
+	if err != nil || resp.StatusCode/100 != 3 || sameSite(to.Hostname(), name) {
+		return ""
+	}
+	return to.Hostname()
 }
 
 // sameSite tells whether two names are one, but for a www in front.
@@ -335,12 +362,12 @@ func sameSite(a, b string) bool {
 	return strings.EqualFold(strings.TrimPrefix(a, "www."), strings.TrimPrefix(b, "www."))
 }
 
-// blockedTLS finds out what it is of a handshake that is blocked: the name, the
-// look, or all of it.
-func (c *frontCheck) blockedTLS(f Finding) (Finding, *Verdict) {
+// blockedTLS finds out what it is of a handshake that is blocked, and has failed for
+// err: the name, the look, or all of it.
+func (c *frontCheck) blockedTLS(f Finding, err error) (Finding, *Verdict) {
 	named := looksOf(c.way)
 	for i, look := range slices.Concat(named[1:], looks) {
-		if look == named[0] || !c.answers("", look) {
+		if look == named[0] || c.shake("", look) < agreed {
 			continue
 		}
 		c.look = look
@@ -351,33 +378,62 @@ func (c *frontCheck) blockedTLS(f Finding) (Finding, *Verdict) {
 		}
 		return f, &helloBlocked
 	}
-	if c.answers(innocentName, "") {
+	if c.shake(innocentName, "") > cameTo(err) {
 		f.Text += "; answered when another name is named"
+		ctx, cancel := c.limit()
+		defer cancel()
+		if c.probe.Encrypts(ctx) {
+			return f, &echFails
+		}
 		return f, &sniBlocked
 	}
 	f.Text += "; by another name or look, too"
+	if c.portalAnswers(c.via) {
+		return f, &portal
+	}
 	return f, &tlsFails
 }
 
-// answers tells whether somebody shakes hands by a name and a look, whatever the
-// certificate.
-func (c *frontCheck) answers(name, look string) bool {
+// How far a handshake has come.
+const (
+	unanswered = iota // nothing came, or no TLS
+	alerted           // an alert: somebody has read the ClientHello
+	certified         // a certificate, which is not trusted
+	agreed
+)
+
+// cameTo tells how far a handshake has come that has ended with err.
+func cameTo(err error) int {
+	var host x509.HostnameError
+	var authority x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var op *net.OpError
+	switch {
+	case err == nil:
+		return agreed
+	case errors.As(err, &host), errors.As(err, &authority), errors.As(err, &invalid):
+		return certified
+	case errors.As(err, &op) && op.Op == "remote error": // as crypto/tls has it
+		return alerted
+	}
+	return unanswered
+}
+
+// shake tells how far a handshake by a name and a look comes; "" stands for those of
+// the line. A name that shall be encrypted is not shown in clear for it.
+func (c *frontCheck) shake(name, look string) int {
 	p, err := c.probe.As(name, look, c.via)
 	if err != nil {
-		return false
+		return unanswered
 	}
 	defer p.Close()
 	ctx, cancel := c.limit()
 	defer cancel()
 	if p.Connect(ctx, c.via) != nil {
-		return false
+		return unanswered
 	}
 	_, err = p.Handshake(ctx)
-	var host x509.HostnameError
-	var authority x509.UnknownAuthorityError
-	var invalid x509.CertificateInvalidError
-	return err == nil || name != "" && (errors.As(err, &host) || errors.As(err, &authority) || errors.As(err, &invalid) ||
-		strings.Contains(err.Error(), "tls: ")) // an alert: somebody has read the name
+	return cameTo(err)
 }
 
 // exchange makes one request, which nobody can tell from a first message.
@@ -420,7 +476,7 @@ func (c *frontCheck) judge(resp *http.Response) (Finding, *Verdict) {
 		f.State = Failed
 		f.Text += ": fronting is refused"
 		return f, &frontingRefused
-	case leadsAway(resp, c.way.URL.Hostname()) && (clear || resp.StatusCode == http.StatusNetworkAuthenticationRequired):
+	case leadsAway(resp, c.way.URL.Hostname()) != "" && (clear || resp.StatusCode == http.StatusNetworkAuthenticationRequired):
 		f.State = Failed
 		f.Text += ", which leads to another site"
 		return f, &portal

@@ -76,6 +76,10 @@ var (
 		"stalls", 26, "The server answers under its key, and then nothing comes through to it any more.",
 		"Check again. If it lasts, try another front, or mode=poll in the line.",
 	}
+	echFails = Verdict{
+		"ech", 27, "The front cannot be reached by a name that is encrypted (ech=): it does not take the key, or such handshakes are blocked here.",
+		"Use another front, or ask who gave you the line for a newer one. If whoever watches this network may see the front's name, leave ech= out of the line.",
+	}
 
 	clockOff = Verdict{
 		"clock-off", 30, "It works, but the clock of this machine is wrong.",
@@ -91,6 +95,6 @@ var (
 func Verdicts() []Verdict {
 	return []Verdict{
 		works, noDNS, dnsLies, blocked, proxyFails, sniBlocked, helloBlocked, tlsFails, intercepted, portal,
-		frontingRefused, silence, wrongKey, serverDown, refused, bodiesRefused, clockOffTLS, stalls, clockOff, bodyLimit,
+		frontingRefused, silence, wrongKey, serverDown, refused, bodiesRefused, clockOffTLS, stalls, echFails, clockOff, bodyLimit,
 	}
 }

@@ -60,15 +60,7 @@ func (k *echKey) current(ctx context.Context) []byte {
 // refused tells whether a handshake failed for err because the front has another key,
 // which is used from now on. Who holds the certificate of the public name says so.
 func (k *echKey) refused(err error) bool {
-	var list []byte
-	var rejection *tls.ECHRejectionError
-	var urejection *utls.ECHRejectionError
-	switch {
-	case errors.As(err, &rejection):
-		list = rejection.RetryConfigList
-	case errors.As(err, &urejection):
-		list = urejection.RetryConfigList
-	}
+	list, _ := rejection(err)
 	if len(list) == 0 || checkECH(list) != nil {
 		return false
 	}
@@ -76,6 +68,20 @@ func (k *echKey) refused(err error) bool {
 	defer k.mu.Unlock()
 	k.list, k.heard = list, time.Now()
 	return true
+}
+
+// rejection tells whether a handshake failed for err because the front does not take
+// the encrypted name, and by which ECHConfigList it would, if it says one.
+func rejection(err error) (retry []byte, rejected bool) {
+	var std *tls.ECHRejectionError
+	var imitated *utls.ECHRejectionError
+	switch {
+	case errors.As(err, &std):
+		return std.RetryConfigList, true
+	case errors.As(err, &imitated):
+		return imitated.RetryConfigList, true
+	}
+	return nil, false
 }
 
 // checkECH tells whether list is empty, or an ECHConfigList of which both TLS

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // A Probe makes one connection to a front, step by step, for those who want to know
@@ -39,7 +40,8 @@ func (p *Probe) Origin() string { return p.route.origin.Host }
 // Secure tells whether there is TLS.
 func (p *Probe) Secure() bool { return p.connector.looks.all[0].tls != nil }
 
-// Resolve returns the addresses to connect to: of the front, or of the proxy. asked
+// Resolve returns the addresses that a Front would connect to: of the front, or of the
+// proxy. asked
 // is false where they are known without asking DNS.
 func (p *Probe) Resolve(ctx context.Context) (addrs []string, asked bool, err error) {
 	a := p.connector.addresses()
@@ -54,7 +56,10 @@ func (p *Probe) Resolve(ctx context.Context) (addrs []string, asked bool, err er
 		return nil, true, p.connector.lookupErr(err)
 	}
 	for _, ip := range interleave(ips) {
-		addrs = append(addrs, net.JoinHostPort(ip.Unmap().String(), a.port))
+		addr := net.JoinHostPort(ip.Unmap().String(), a.port)
+		if !slices.Contains(addrs, addr) && len(addrs) < maxAddresses {
+			addrs = append(addrs, addr)
+		}
 	}
 	return addrs, true, nil
 }
@@ -69,6 +74,13 @@ func (p *Probe) Connect(ctx context.Context, via string) (err error) {
 		p.raw, err = c.dial(ctx, "tcp", via)
 	}
 	return err
+}
+
+// Encrypts tells whether the name in TLS is encrypted: the look has a place for it, and
+// there is a key, for which DNS may be asked.
+func (p *Probe) Encrypts(ctx context.Context) bool {
+	tls := p.connector.looks.all[0].tls
+	return tls != nil && tls.hello.encrypts() && len(tls.ech.current(ctx)) > 0
 }
 
 // Handshake does TLS on the connection, with the first look that the Config names,
@@ -105,6 +117,13 @@ func (p *Probe) As(name, utls, via string) (*Probe, error) {
 		cfg.UTLS = utls
 	}
 	return NewProbe(cfg)
+}
+
+// RefusesECH tells whether a handshake failed for err because the front does not take
+// the name that was encrypted.
+func RefusesECH(err error) bool {
+	_, rejected := rejection(err)
+	return rejected
 }
 
 // IsOdd tells whether an address is one that no site of the web has: of this
