@@ -73,7 +73,8 @@ func (f *flight) isEnding() bool {
 
 func (f *flight) mark(what *atomic.Int64) { what.Store(max(1, int64(time.Since(f.started)))) }
 
-// glance is how the flight looks now.
+// glance is how the flight looks now. One that was started after the moment that
+// now is, as the loop in launch does, has just been.
 func (f *flight) glance(now time.Time) glance {
 	return glance{
 		kind:   f.kind,
@@ -82,7 +83,7 @@ func (f *flight) glance(now time.Time) glance {
 		stream: f.asked.Stream,
 		ending: f.isEnding(),
 		size:   f.size,
-		age:    now.Sub(f.started),
+		age:    max(0, now.Sub(f.started)),
 		begun:  time.Duration(f.begun.Load()),
 		sent:   time.Duration(f.sent.Load()),
 		first:  time.Duration(f.first.Load()),

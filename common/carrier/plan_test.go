@@ -354,6 +354,23 @@ func TestCancelHeld(t *testing.T) {
 	fs.cancelHeld(time.Now())
 }
 
+// What a plan starts has its time after the moment that the next plan of the loop is
+// made for. To that plan it is new, and not of the future: a small upload that seemed
+// not to be there was started again and again, some thousand times.
+func TestGlanceOfWhatIsNew(t *testing.T) {
+	now := time.Now()
+	f := &flight{kind: upload, size: 100, started: now.Add(time.Millisecond)}
+	g := f.glance(now)
+	if g.age != 0 {
+		t.Errorf("age %v", g.age)
+	}
+	large := glance{kind: upload, size: 100 << 10, age: time.Minute, sent: time.Millisecond}
+	s := situation{slots: 6, answered: time.Hour, flights: []glance{large, g}, demand: demand{due: -1, news: -1}}
+	if p := decide(&s); p.start[upload] > 0 {
+		t.Error("a small upload is started beside one that has just been")
+	}
+}
+
 func TestRoom(t *testing.T) {
 	for _, c := range []struct{ slots, downloading, uploads, downloads int }{
 		{1, 0, 1, 1},
