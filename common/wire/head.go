@@ -119,7 +119,7 @@ func Pad(b []byte, n int) []byte {
 }
 
 func milli(d time.Duration) uint64 {
-	return uint64(min(max(d.Milliseconds(), 0), maxMilli-1))
+	return uint64(min(max(d.Milliseconds(), 0), maxMilli))
 }
 
 func appendField(b []byte, kind byte, v uint64) []byte {
