@@ -23,7 +23,8 @@ build:
 	CGO_ENABLED=0 go build -trimpath -o $(OUT)/turbotunnel-server ./server
 
 # For all users of this machine, or into the folder DESTDIR for whoever makes a
-# package. FROM has the programs.
+# package. FROM has the programs. Those that make build has made are installed as they
+# are: sudo does not find Go where it is not among the system's own programs.
 PREFIX = /usr/local
 ZSHDIR = $(PREFIX)/share/zsh/site-functions
 FROM = .
@@ -32,7 +33,7 @@ MAN = $(DESTDIR)$(PREFIX)/share/man/man1
 BASH_COMPLETION = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH_COMPLETION = $(DESTDIR)$(ZSHDIR)
 
-install: build install-files
+install: $(if $(wildcard $(FROM)/turbotunnel-server),,build) install-files
 
 install-files:
 	install -d $(BIN) $(MAN) $(BASH_COMPLETION) $(ZSH_COMPLETION)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,4 +79,55 @@ func TestSystemdUnits(t *testing.T) {
 	programs.Await(t, "a stream through the new server", func() error {
 		return to.Download(t.Context(), c.HTTP, 1, size, io.Discard)
 	})
+}
+
+// TestPackagedUnits: the units of the Debian package are those of the guide but for
+// the paths, who the user is, and where the settings stand.
+func TestPackagedUnits(t *testing.T) {
+	for name, own := range map[string][2][]string{
+		"turbotunnel.service": {
+			{
+				"Documentation=man:turbotunnel-server(1)", "EnvironmentFile=/etc/default/turbotunnel", "User=turbotunnel",
+				"ExecStart=/usr/bin/turbotunnel-server -state-dir /var/lib/turbotunnel $OPTIONS systemd ${FORWARD}",
+			},
+			{
+				"DynamicUser=yes",
+				"ExecStart=/usr/local/bin/turbotunnel-server -state-dir /var/lib/turbotunnel -acme-hostnames www.example.com systemd 127.0.0.1:22",
+			},
+		},
+		"turbotunnel.socket": {},
+	} {
+		packaged, err := os.ReadFile(filepath.Join(programs.Root, "deploy", "debian", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		printed := guide.Printed(t, "deploy-systemd.md", "/etc/systemd/system/"+name)
+		got, want := settingsOf(string(packaged)), settingsOf(printed)
+		if extra := without(got, append(want, own[0]...)); len(extra) > 0 {
+			t.Errorf("%s has what the guide does not print: %q", name, extra)
+		}
+		if missing := without(want, append(got, own[1]...)); len(missing) > 0 {
+			t.Errorf("%s lacks what the guide prints: %q", name, missing)
+		}
+	}
+}
+
+// settingsOf are the lines of a unit that set something, and the titles.
+func settingsOf(unit string) (lines []string) {
+	for line := range strings.Lines(unit) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// without returns the lines that are not among the known ones.
+func without(lines, known []string) (left []string) {
+	for _, line := range lines {
+		if !slices.Contains(known, line) {
+			left = append(left, line)
+		}
+	}
+	return left
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"os"
@@ -25,8 +26,10 @@ var staged = map[string]string{
 	"README.md":                         "stage/usr/share/doc/turbotunnel/README.md",
 	"CHANGELOG.md":                      "stage/usr/share/doc/turbotunnel/CHANGELOG.md",
 	"deploy/grafana.json":               "stage/usr/share/doc/turbotunnel/grafana.json",
-	"torrc.example":                     "stage/usr/share/doc/turbotunnel/torrc.example",
 }
+
+// pagesDir is where the package has the pages, README.md's links among them.
+const pagesDir = "usr/share/doc/turbotunnel"
 
 // deb makes the Debian package of p in the folder out and returns its name.
 func (p platform) deb(src *source, work, out string) (string, error) {
@@ -40,7 +43,10 @@ func (p platform) deb(src *source, work, out string) (string, error) {
 			return "", err
 		}
 	}
-	if err := copyFile(filepath.Join(work, licencesFile), filepath.Join(stage, "usr/share/doc/turbotunnel/copyright")); err != nil {
+	if err := stagePages(src, stage); err != nil {
+		return "", err
+	}
+	if err := copyFile(filepath.Join(work, licencesFile), filepath.Join(stage, pagesDir, "copyright")); err != nil {
 		return "", err
 	}
 	if err := settle(stage, src.time); err != nil {
@@ -56,6 +62,29 @@ func (p platform) deb(src *source, work, out string) (string, error) {
 	cmd.Env = append(cmd.Environ(), "GOFLAGS=", "VERSION="+ptproc.Version(), "DEBIAN_ARCH="+p.debian, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", src.time.Unix()))
 	_, err = run(cmd)
 	return file, err
+}
+
+// stagePages lays down what people read: the guides, and torrc.example with the paths
+// that the programs have in the package.
+func stagePages(src *source, stage string) error {
+	torrc, err := os.ReadFile(filepath.Join(src.dir, "torrc.example"))
+	if err != nil {
+		return err
+	}
+	torrc = bytes.ReplaceAll(torrc, []byte("/usr/local/bin/"), []byte("/usr/bin/"))
+	if err := writeFile(filepath.Join(stage, pagesDir, "torrc.example"), torrc, 0o644); err != nil {
+		return err
+	}
+	pages, err := filepath.Glob(filepath.Join(src.dir, "doc", "*.md"))
+	if err != nil {
+		return err
+	}
+	for _, page := range append(pages, filepath.Join(src.dir, "doc", "who-sees-what.svg")) {
+		if err := copyFile(page, filepath.Join(stage, pagesDir, "doc", filepath.Base(page))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settle gives all folders in dir one time and one mode: nfpm packs those that

@@ -58,6 +58,16 @@ done
 systemd-analyze verify $unit /usr/lib/systemd/system/turbotunnel.socket || fail "units"
 dpkg --verify turbotunnel
 
+# What tor would start, it finds.
+torrc=/usr/share/doc/turbotunnel/torrc.example
+for program in $(sed -n 's/^[A-Za-z]*TransportPlugin turbo exec \([^ ]*\).*/\1/p' $torrc); do
+	"$program" -version || fail "$torrc names $program"
+done
+! grep -n /usr/local/bin $torrc || fail "$torrc names what the package has elsewhere"
+for page in $(grep -o '(doc/[a-z-]*\.[a-z]*)' /usr/share/doc/turbotunnel/README.md | tr -d '()'); do
+	[ -e /usr/share/doc/turbotunnel/$page ] || fail "README.md has a link to $page, which is missing"
+done
+
 # The operator's own settings.
 sed -i 's/^FORWARD=.*/FORWARD=127.0.0.1:9001/; s/^OPTIONS=.*/OPTIONS="-trusted-proxies 127.0.0.1"/' /etc/default/turbotunnel
 cp /etc/default/turbotunnel /before
