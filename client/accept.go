@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"turbotunnel/common/ptproc"
+	"turbotunnel/internal/ptproc"
 
 	"golang.org/x/time/rate"
 )

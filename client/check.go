@@ -9,10 +9,10 @@ import (
 	"os"
 	"strings"
 
-	"turbotunnel/common/check"
-	"turbotunnel/common/ptproc"
-	"turbotunnel/common/scrub"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/check"
+	"turbotunnel/internal/ptproc"
+	"turbotunnel/internal/scrub"
 )
 
 // checkSettings are what -check and its companions say.

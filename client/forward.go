@@ -11,9 +11,9 @@ import (
 	"syscall"
 	"time"
 
-	"turbotunnel/common/ptproc"
-	"turbotunnel/common/relay"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/ptproc"
+	"turbotunnel/internal/relay"
 )
 
 // runForward is the life of the program without tor.

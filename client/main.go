@@ -21,8 +21,8 @@ import (
 	"time"
 
 	"turbotunnel/common/engines"
-	"turbotunnel/common/ptproc"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/ptproc"
 )
 
 const (

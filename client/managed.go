@@ -5,9 +5,9 @@ import (
 	"net"
 	"slices"
 
-	"turbotunnel/common/ptproc"
-	"turbotunnel/common/socks"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/ptproc"
+	"turbotunnel/internal/socks"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )

@@ -19,8 +19,8 @@ import (
 	"testing"
 	"time"
 
-	"turbotunnel/common/socks/sockstest"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/socks/sockstest"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"

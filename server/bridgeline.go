@@ -12,8 +12,8 @@ import (
 	"regexp"
 	"strings"
 
-	"turbotunnel/common/ptproc"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/ptproc"
 
 	"rsc.io/qr"
 )

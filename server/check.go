@@ -17,11 +17,11 @@ import (
 	"strings"
 	"time"
 
-	"turbotunnel/common/check"
 	"turbotunnel/common/front"
-	"turbotunnel/common/ptproc"
-	"turbotunnel/common/scrub"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/check"
+	"turbotunnel/internal/ptproc"
+	"turbotunnel/internal/scrub"
 )
 
 const (

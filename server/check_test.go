@@ -22,9 +22,9 @@ import (
 	"testing"
 	"time"
 
-	"turbotunnel/common/check"
-	"turbotunnel/common/check/checktest"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/check"
+	"turbotunnel/internal/check/checktest"
 	"turbotunnel/server/decoy"
 )
 

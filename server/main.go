@@ -19,8 +19,8 @@ import (
 	"syscall"
 	"time"
 
-	"turbotunnel/common/ptproc"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/ptproc"
 	"turbotunnel/server/decoy"
 	"turbotunnel/server/proxyproto"
 

@@ -10,7 +10,7 @@ import (
 	"net/http"
 	"runtime"
 
-	"turbotunnel/common/ptproc"
+	"turbotunnel/internal/ptproc"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"

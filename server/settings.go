@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"turbotunnel/common/ptproc"
+	"turbotunnel/internal/ptproc"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )

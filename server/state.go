@@ -10,8 +10,8 @@ import (
 	"runtime"
 	"syscall"
 
-	"turbotunnel/common/ptproc"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/ptproc"
 )
 
 const (

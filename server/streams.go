@@ -11,8 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"turbotunnel/common/ptproc"
-	"turbotunnel/common/relay"
+	"turbotunnel/internal/ptproc"
+	"turbotunnel/internal/relay"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 	"golang.org/x/time/rate"

@@ -23,7 +23,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"turbotunnel/common/relay"
+	"turbotunnel/internal/relay"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )

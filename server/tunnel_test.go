@@ -16,8 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"turbotunnel/common/relay"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/relay"
 )
 
 // quietLog is for proxies, which complain about clients that have gone.

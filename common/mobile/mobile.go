@@ -29,10 +29,10 @@ import (
 	"sync"
 	"time"
 
-	"turbotunnel/common/relay"
-	"turbotunnel/common/scrub"
-	"turbotunnel/common/socks"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/relay"
+	"turbotunnel/internal/scrub"
+	"turbotunnel/internal/socks"
 )
 
 // acceptPause is how long the listener rests after an error, such as too many open

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"turbotunnel/common/socks/sockstest"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/socks/sockstest"
 
 	"go.uber.org/goleak"
 )

@@ -38,7 +38,7 @@ const (
 	atOnce = "100"
 
 	// bridges is how many faults happen to one client at once. Each is a bridge
-	// of its own, of which a client uses 32 (common/socks/pool.go); more than these
+	// of its own, of which a client uses 32 (internal/socks/pool.go); more than these
 	// need the processor.
 	bridges = 8
 )

@@ -39,14 +39,14 @@ type pkg struct {
 // a folder stands for what is in it as well. A package may import the floors
 // below its own, and the packages of its own line in front of it.
 var floors = [][]string{
-	{"common/scrub", "common/relay", "common/proxy", "common/ptproc"}, // of no floor: each on its own
+	{"internal/scrub", "internal/relay", "common/proxy", "internal/ptproc"}, // of no floor: each on its own
 	{"common/wire", "common/handshake", "common/measure"},
 	{"common/carrier"},
 	{"common/front"},
 	{"common/names"},
 	{"common/engine", "common/engines"}, // below it only by the rules further down
 	{"common/tunnel"},
-	{"common/socks", "common/mobile", "common/check"},
+	{"internal/socks", "common/mobile", "internal/check"},
 	{"client", "server"},
 	{"test"}, // the other module
 }
@@ -75,13 +75,14 @@ var rules = []rule{
 	{who: "common/front", not: "common/engine", why: "HTTP knows no engine"},
 	{who: "common/front", not: "common/engines", why: "HTTP knows no engine"},
 	{
-		who: "", except: []string{"client", "server", "common/ptproc", "common/socks"}, not: goptlib,
+		who: "", except: []string{"client", "server", "internal/ptproc", "internal/socks"}, not: goptlib,
 		why: "only the programs know Tor, and who speaks SOCKS with it",
 	},
 	{
 		who: "", except: []string{"common/engine/internal/mux", "common/engine/kcpsmux"}, not: "github.com/xtaci/smux",
 		why: "one package multiplexes; the tests of kcp-smux play a plain smux",
 	},
+	{who: "common", except: []string{"common/mobile"}, not: "internal", why: "the library does without what the programs share"},
 	{who: "common/tunnel", not: "flag", why: "a library has no command line"},
 	{who: "client", not: "server", why: "the programs share packages of common/"},
 	{who: "server", not: "client", why: "the programs share packages of common/"},
@@ -236,14 +237,14 @@ func TestCheck(t *testing.T) {
 		{"common/engine/quic", "common/engine/kcp", "table of engines"},
 		{"common/engine/sctp", "github.com/xtaci/smux", "one package"},
 		{"client", goptlib, ""},
-		{"common/ptproc", goptlib, ""},
-		{"common/ptproc", "common/proxy", ""},
+		{"internal/ptproc", goptlib, ""},
+		{"internal/ptproc", "common/proxy", ""},
 		{"common/front", "common/proxy", ""},
 		{"test/e2e", "test/tornet", ""},
 		{"common/carrier", "common/tunnel", "stands above"},
 		{"common/wire", "common/carrier", "stands above"},
 		{"common/tunnel", "client", "stands above"},
-		{"common/scrub", "test/proc", "stands above"},
+		{"internal/scrub", "test/proc", "stands above"},
 		{"server", "test/target", "stands above"},
 		{"common/engine/kcp", "net/http", "not HTTP"},
 		{"common/engine/kcp", "net/http/httptest", "not HTTP"},
@@ -258,10 +259,11 @@ func TestCheck(t *testing.T) {
 		{"common/util", "net", "no floor"},
 		{"common/wire/util", "net", "says nothing"},
 		{"common/mobile", "common/tunnel", ""},
-		{"common/mobile", "common/socks", ""},
-		{"common/socks", goptlib, ""},
+		{"common/mobile", "internal/socks", ""},
+		{"common/tunnel", "internal/scrub", "what the programs share"},
+		{"internal/socks", goptlib, ""},
 		{"common/tunnel", "common/mobile", "stands above"},
-		{"common/check", "common/carrier", ""},
+		{"internal/check", "common/carrier", ""},
 		{"tools", "net", "no floor"},
 	} {
 		imports := test.imports

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"turbotunnel/common/ptproc"
+	"turbotunnel/internal/ptproc"
 )
 
 // staged are files of the Debian package beside those that make install

@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/crypto/x509roots/fallback/bundle"
 
-	"turbotunnel/common/ptproc"
+	"turbotunnel/internal/ptproc"
 )
 
 // The user of the server in an image: a number, since there is nothing in the

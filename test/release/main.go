@@ -18,7 +18,7 @@ import (
 	"slices"
 	"strings"
 
-	"turbotunnel/common/ptproc"
+	"turbotunnel/internal/ptproc"
 )
 
 // name begins the names of all that is made.

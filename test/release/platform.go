@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"turbotunnel/common/ptproc"
+	"turbotunnel/internal/ptproc"
 )
 
 // The tools that are not ours, pinned. go run fetches and builds them once.

@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"turbotunnel/common/ptproc"
+	"turbotunnel/internal/ptproc"
 	"turbotunnel/test/programs"
 
 	"github.com/google/go-containerregistry/pkg/v1/layout"

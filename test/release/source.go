@@ -12,7 +12,7 @@ import (
 )
 
 // revisionFile holds the commit's hash and time, where git has made an archive.
-const revisionFile = "common/ptproc/revision.txt"
+const revisionFile = "internal/ptproc/revision.txt"
 
 // A source is the source as it stands in an archive of a commit.
 type source struct {

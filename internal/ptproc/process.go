@@ -29,7 +29,7 @@ import (
 	"syscall"
 	"time"
 
-	"turbotunnel/common/scrub"
+	"turbotunnel/internal/scrub"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )

@@ -17,9 +17,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"turbotunnel/common/relay"
-	"turbotunnel/common/socks/sockstest"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/relay"
+	"turbotunnel/internal/socks/sockstest"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )

@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"turbotunnel/common/scrub"
+	"turbotunnel/internal/scrub"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )

@@ -17,8 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"turbotunnel/common/check/checktest"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/check/checktest"
 )
 
 func quiet() *log.Logger { return log.New(io.Discard, "", 0) }

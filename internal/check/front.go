@@ -22,7 +22,7 @@ import (
 	"turbotunnel/common/front"
 	"turbotunnel/common/handshake"
 	"turbotunnel/common/proxy"
-	"turbotunnel/common/scrub"
+	"turbotunnel/internal/scrub"
 )
 
 const (

@@ -6,7 +6,7 @@ import (
 	"os"
 
 	"turbotunnel/common/proxy"
-	"turbotunnel/common/scrub"
+	"turbotunnel/internal/scrub"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )

@@ -32,10 +32,10 @@ import (
 	"time"
 
 	"turbotunnel/common/engines"
-	"turbotunnel/common/ptproc"
-	"turbotunnel/common/relay"
-	"turbotunnel/common/scrub"
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/ptproc"
+	"turbotunnel/internal/relay"
+	"turbotunnel/internal/scrub"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
 )
