@@ -37,11 +37,13 @@ func (s *settings) checkArguments(args []string, given map[string]string) error 
 		if err != nil {
 			return err
 		}
-		delete(given, "front") // as everywhere, the line overrides the flags
+		if cfg.Fronts != "" {
+			delete(given, "front") // as everywhere, the line overrides the flags
+		}
 		maps.Copy(given, argumentsOf(cfg))
-	case len(args) == 2:
+	case len(args) == 2 && strings.Contains(args[1], "://") && !strings.Contains(args[0]+args[1], "="):
 		given["url"] = args[1]
-	case len(args) > 2:
+	case len(args) > 1:
 		return fmt.Errorf("%d arguments: put the bridge line between quotes", len(args))
 	case given["url"] == "" && s.checks.file == "":
 		return errors.New("-check needs a bridge line between quotes, or -url, or -check-file")
@@ -87,7 +89,12 @@ func runCheck(p *ptproc.Process, s settings) int {
 		if len(lines) > 1 {
 			observer.Title(fmt.Sprintf("Line %d of %d", i+1, len(lines)))
 		}
-		r, err := check.Bridge(p.Stopping(), cfg, check.Options{Long: s.checks.long, Secret: s.unsafe, Proxy: s.proxyURL}, observer)
+		proxy, err := readProxy(s.proxy, cfg)
+		if err != nil { // of env, which may say another one for each line
+			p.Say("%v", err)
+			return exitUsage
+		}
+		r, err := check.Bridge(p.Stopping(), cfg, check.Options{Long: s.checks.long, Secret: s.unsafe, Proxy: proxy}, observer)
 		if err != nil {
 			p.Say("the check was not finished: %v", err)
 			return exitFailure
@@ -126,9 +133,8 @@ func sayBest(w io.Writer, r *check.BridgeReport, unsafe bool) {
 // minute where nothing works.
 const maxLines = 100
 
-// linesOf reads bridge lines from a file. What has no url=, and what begins with a
-// #, is no bridge line of ours, so that a whole torrc can be given. The flags
-// are the defaults.
+// linesOf reads bridge lines from a file, which may be a whole torrc: other lines in it
+// are passed over. The flags are the defaults.
 func linesOf(path string, defaults tunnel.Config) ([]tunnel.Config, error) {
 	in := io.Reader(os.Stdin)
 	if path != "-" {
@@ -142,8 +148,8 @@ func linesOf(path string, defaults tunnel.Config) ([]tunnel.Config, error) {
 	var lines []tunnel.Config
 	scanner := bufio.NewScanner(in)
 	for number := 1; scanner.Scan(); number++ {
-		line := strings.TrimSpace(scanner.Text())
-		if strings.HasPrefix(line, "#") || !strings.Contains(line, "url=") {
+		line := strings.TrimPrefix(scanner.Text(), "\ufeff") // as some editors begin a file
+		if !isOurs(line) {
 			continue
 		}
 		cfg, err := tunnel.ParseBridgeLine(line)
@@ -165,4 +171,20 @@ func linesOf(path string, defaults tunnel.Config) ([]tunnel.Config, error) {
 		return nil, errors.New("the file has no line with url= in it")
 	}
 	return lines, nil
+}
+
+// isOurs tells whether a line of a file is a bridge line of this transport, or may be
+// meant as one. Of other ones, of bridges that need no transport and of all else that
+// torrc has there is either no url=, or a word before it that names something else:
+// a bridge of another transport, such as webtunnel, may have a URL, too.
+func isOurs(line string) bool {
+	line, _, _ = strings.Cut(line, "#")
+	if !strings.Contains(line, "url=") {
+		return false
+	}
+	first := strings.Fields(line)[0]
+	if strings.EqualFold(first, "Bridge") {
+		first = strings.Fields(line)[1]
+	}
+	return strings.EqualFold(first, method) || strings.ContainsAny(first, "=.:")
 }

@@ -170,7 +170,9 @@ func parse(args []string) (settings, error) {
 	if s.tunnel, err = s.tunnel.With(given); err != nil {
 		return s, err
 	}
-	s.proxyURL, err = readProxy(s.proxy, s.tunnel)
+	if s.tunnel.URL != "" || s.proxy != proxyFromEnv { // else each line of a file says its own
+		s.proxyURL, err = readProxy(s.proxy, s.tunnel)
+	}
 	return s, err
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -16,8 +17,9 @@ import (
 const proxyFromEnv = "env"
 
 // readProxy reads what -proxy says: the URL of a proxy, or env for the usual variables:
-// HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as net/http reads them, then ALL_PROXY. It
-// returns nil for a direct way. Its errors show no password.
+// HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as net/http reads them for the host to which
+// connections are made, then ALL_PROXY. It returns nil for a direct way. Its errors
+// show no password.
 func readProxy(value string, server tunnel.Config) (*url.URL, error) {
 	if value == "" {
 		return nil, nil
@@ -25,10 +27,11 @@ func readProxy(value string, server tunnel.Config) (*url.URL, error) {
 	if value != proxyFromEnv {
 		return parseProxy("-proxy", value)
 	}
-	target, err := url.Parse(server.URL)
+	ways, err := server.Ways()
 	if err != nil {
-		return nil, errors.New("url: cannot be read as a URL") // checked before
+		return nil, err // checked before
 	}
+	target := &url.URL{Scheme: ways[0].URL.Scheme, Host: cmp.Or(ways[0].Addr, ways[0].Front, ways[0].URL.Host)}
 	env := httpproxy.FromEnvironment()
 	for _, name := range []string{"ALL_PROXY", "all_proxy"} {
 		if all := os.Getenv(name); all != "" {

@@ -46,11 +46,14 @@ func (c Config) CheckBridge() error {
 }
 
 // ParseBridgeLine reads a bridge line: "Bridge turbo ADDRESS FINGERPRINT url=…
-// key=…", as torrc has it or with any of the first words left out. What tor alone
-// needs, the address and the fingerprint, is not looked at. The error repeats no
-// value that is well formed.
+// key=…", as torrc has it or with any of the first words left out, and with a comment
+// behind. What tor alone needs, the address and the fingerprint, is not looked at. The
+// error repeats no value that is well formed.
 func ParseBridgeLine(line string) (Config, error) {
 	words := strings.Fields(line)
+	if i := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "#") }); i >= 0 {
+		words = words[:i]
+	}
 	if len(words) > 0 && strings.EqualFold(words[0], "Bridge") {
 		words = words[1:]
 	}

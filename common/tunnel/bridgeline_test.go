@@ -19,6 +19,8 @@ func TestParseBridgeLine(t *testing.T) {
 		{"turbo [2001:db8::1]:443 " + args, ""},
 		{"  " + strings.ReplaceAll(args, " ", "\t") + "\r\n", ""},
 		{args, ""},
+		{args + " # of a friend", ""},
+		{"#" + args, "needs url="},
 		{"", "needs url="},
 		{"Bridge turbo 192.0.2.1:443", "needs url="},
 		{"Bridge obfs4 192.0.2.1:443 " + args, `the word "obfs4"`},
