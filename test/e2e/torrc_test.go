@@ -94,6 +94,20 @@ func TestTorGuide(t *testing.T) {
 	}
 }
 
+// TestComposeTorrc: so is it with the bridge of the file for compose.
+func TestComposeTorrc(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(programs.Root, "deploy", "compose.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, torrc, ok1 := strings.Cut(string(text), "    content: |\n")
+	torrc, _, ok2 := strings.Cut(torrc, "\n\nvolumes:")
+	if !ok1 || !ok2 {
+		t.Fatal("compose.yaml has no torrc where it is looked for")
+	}
+	verify(t, torrc+"\n")
+}
+
 // verify has tor check a torrc, and wants no warning.
 func verify(t *testing.T, text string) {
 	t.Helper()
