@@ -272,8 +272,8 @@ func NewClient(cfg ClientConfig) *Client {
 		conn:      newConn(l, "server", binding),
 		ctx:       ctx,
 		cancel:    cancel,
-		results:   make(chan *result, maxUploads+maxDownloads+16), // all that can be under way, and some farewells
-		exchanges: 1,                                              // 0 is the handshake
+		results:   make(chan *result, maxUploads+maxDownloads), // so that few wait for run
+		exchanges: 1,                                           // 0 is the handshake
 		flights:   make(flights),
 		receiving: receiving{mode: cfg.Mode, streams: cfg.Mode == Stream},
 	}
@@ -519,8 +519,8 @@ func (c *Client) actFeed(p *plan, now time.Time) {
 		return
 	}
 	b.take(p.feeds)
-	if p.leads && c.last.due == 0 {
-		signal(b.turn) // run may have taken the token of wake that was meant for it
+	if p.leads {
+		signal(b.turn) // run may have taken a token of wake until now that was meant for it
 	}
 	b.unit.Store(int64(unitField(c.down.unit(&c.way().down))))
 	if p.feeds {
@@ -602,7 +602,8 @@ func (c *Client) start(k kind, little bool) {
 	case feed:
 		limit, age := way.feedBounds()
 		f.asked.Limit, f.asked.Tell = smallBody, tellWithin(c.last.trip)
-		f.feed = c.newFeed(f, limit, age, c.feeding.passes)
+		f.probe = !c.feeding.passes
+		f.feed = c.newFeed(f, limit, age)
 		f.feed.unit.Store(int64(f.asked.Unit))
 		c.feeding.current.Store(f.feed)
 	case farewell:

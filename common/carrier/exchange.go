@@ -51,7 +51,7 @@ type flight struct {
 	asked   wire.Head
 	records []*sentRecord
 	size    int  // bytes of the records
-	probe   bool // made to see whether the path streams
+	probe   bool // made to see whether the path streams, or lets feeds through
 	feed    *feedBody
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
@@ -270,7 +270,7 @@ func (c *Client) exchange(f *flight) {
 			res.size = f.feed.sent.Load()
 			res.good = res.good || f.first.Load() > 0 // some of it has come
 		}
-		c.results <- res
+		c.report(res)
 	}
 	resp, err := c.post(f.ctx, b, size)
 	if err != nil {
@@ -303,13 +303,24 @@ func (c *Client) exchange(f *flight) {
 	})
 }
 
+// report hands run the end of an exchange. When the session has ended nobody asks any
+// more.
+func (c *Client) report(res *result) {
+	select {
+	case c.results <- res:
+	case <-c.ctx.Done():
+	}
+}
+
 // bodyOf is the body of f's request and its length, -1 for one that has none. While it
 // is read the watchdog waits.
 func (c *Client) bodyOf(f *flight, watchdog *time.Timer, wait time.Duration) (io.ReadCloser, int64) {
 	if f.kind == feed {
 		f.feed.moved = func() {
 			watchdog.Reset(wait)
-			f.mark(&f.begun)
+			if f.begun.Load() == 0 {
+				f.mark(&f.begun)
+			}
 		}
 		return f.feed, -1
 	}

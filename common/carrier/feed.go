@@ -23,7 +23,9 @@ const (
 	defaultFeed = 30 * time.Second
 
 	// feedIdle is how long it stays open with nothing to say, a quarter less at least:
-	// a session that has become idle shall look like one that was idle always.
+	// a session that has become idle shall look like one that was idle always. On a
+	// long way it is as long as it takes until the server should have told of it: then
+	// it is seen whether it has.
 	feedIdle = 3 * time.Second
 
 	// maxFeed is the size in bytes of the largest body of a feed. Cloudflare takes
@@ -34,6 +36,11 @@ const (
 	// minFeed is the size of the largest that is worth its request where the path
 	// refuses larger ones.
 	minFeed = 64 << 10
+
+	// feedsShare of the exchanges that uploads may be, one in so many, may be feeds:
+	// where their answers are late, single uploads go on beside those that wait for
+	// them.
+	feedsShare = 2
 
 	// feedTake is how many bytes of records a feed takes at once: little waits in it
 	// if it stands still.
@@ -104,21 +111,21 @@ type feedBody struct {
 	hadAt   time.Time     // when it had anything last
 }
 
-// newFeed returns the body of a feed that carries records from the beginning, or not
-// before it is told to.
-func (c *Client) newFeed(f *flight, limit int, age time.Duration, takes bool) *feedBody {
+// newFeed returns the body of a feed that carries records from the beginning, or, if
+// it is a probe, not before it is told to.
+func (c *Client) newFeed(f *flight, limit int, age time.Duration) *feedBody {
 	b := &feedBody{
 		flight: f,
 		link:   c.link,
 		blur:   c.blur,
 		limit:  below(limit, limit/8),
 		until:  f.started.Add(age),
-		idle:   below(feedIdle, feedIdle/4),
+		idle:   max(below(feedIdle, feedIdle/4), c.last.late()),
 		nudge:  c.feeding.nudge,
 		turn:   make(chan struct{}, 1),
 		closed: make(chan struct{}),
 	}
-	b.takes.Store(takes)
+	b.takes.Store(!f.probe)
 	return b
 }
 
@@ -213,6 +220,9 @@ func (b *feedBody) await() bool {
 				return true
 			}
 			if d.due == 0 {
+				if b.link.isUnheard(b.flight.number) {
+					return false
+				}
 				continue // what was lost has come
 			}
 			for _, in := range [...]time.Duration{d.due, news} {
@@ -383,18 +393,19 @@ func (c *feeding) begin(w *way) {
 }
 
 // observe learns from how an exchange ended, and reports what is new of the path. A
-// feed that has been open for longer than late should have been told of.
+// feed whose body has been open for a while should have been told of when late has
+// passed since it began.
 func (c *feeding) observe(now time.Time, res *result, late time.Duration, w *way) (report string) {
 	f := res.flight
 	if f.kind != feed {
 		return ""
 	}
-	size := int(res.size)
+	size, begun, sent := int(res.size), time.Duration(f.begun.Load()), time.Duration(f.sent.Load())
 	_, _, heard := f.feed.heard.waits(now)
 	var foreign *errForeign
 	switch {
 	case errors.Is(res.err, errUnneeded): // something else has been learned of it, or the session ends
-	case res.err == nil && !heard && time.Duration(f.sent.Load()-f.begun.Load()) > late:
+	case res.err == nil && f.probe && !c.passes, res.err == nil && !heard && sent-begun > slack && now.Sub(f.started)-begun > late:
 		return c.heldBack(now, "requests come when they are complete", w)
 	case res.err == nil && !res.lost:
 		c.cuts = 0
@@ -404,7 +415,10 @@ func (c *feeding) observe(now time.Time, res *result, late time.Duration, w *way
 	case !c.passes, res.tooLarge, errors.As(res.err, &foreign) && foreign.status < 500:
 		return c.heldBack(now, "a request that was written bit by bit failed", w)
 	default:
-		w.feedCut(now.Sub(f.started))
+		if w.feedCut(now.Sub(f.started)) {
+			c.cuts = 0 // the next one ends before that
+			break
+		}
 		if c.cuts++; c.cuts < feedCuts {
 			break
 		}

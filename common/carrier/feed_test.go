@@ -122,6 +122,191 @@ func TestFeedHeldBack(t *testing.T) {
 	}
 }
 
+// So it is on a long way, where a feed that has nothing to say would end before it is
+// late.
+func TestFeedHeldBackFarAway(t *testing.T) {
+	far := fate{there: 750 * ms, back: 750 * ms}
+	for _, before := range []bool{true, false} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.net.feeds = true
+			way := far
+			way.collected = before
+			w.net.set(always(way))
+			client, session := w.pair(Auto)
+			w.learnFeeds(client, session)
+			if client.feeding.passes == before {
+				t.Fatalf("feeds pass: %v", client.feeding.passes)
+			}
+			way.collected = true
+			w.net.set(always(way))
+			w.net.collect(true)
+			time.Sleep(5 * time.Second) // the feed that is open ends
+			late, probes, last := 0, 0, (*feedBody)(nil)
+			for range 20 * 60 {
+				begin := time.Now()
+				say(t, client.Conn(), session.Conn(), "something")
+				if time.Since(begin) > time.Second {
+					late++
+				}
+				time.Sleep(time.Second)
+				if b := client.feeding.current.Load(); b != last {
+					probes, last = probes+1, b
+				}
+			}
+			if late > 3 || probes > 8 {
+				t.Errorf("collected before %v: in twenty minutes %d words were late, and %d feeds were made", before, late, probes)
+			}
+		})
+	}
+}
+
+// Where a path lets feeds through and does not answer them, a transfer goes on, so
+// many wait as may, and a session that ends waits for none.
+func TestFeedAnswersHeld(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		client, session := w.fed()
+		time.Sleep(5 * time.Second)
+		w.net.set(func(r *request) fate {
+			f := near()
+			if r.ContentLength < 0 {
+				f.back = time.Hour
+			}
+			return f
+		})
+		go func() {
+			p := make([]byte, wire.RecordRoom)
+			for {
+				if _, err := client.Conn().WriteTo(p, nil); err != nil {
+					return
+				}
+			}
+		}()
+		begin := time.Now()
+		buf := make([]byte, wire.RecordRoom)
+		for range 20000 {
+			if _, _, err := session.Conn().ReadFrom(buf); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := time.Since(begin); took > 5*time.Second {
+			t.Errorf("a transfer took %v", took)
+		}
+		if n := w.net.atOnce(); n > maxUploads/feedsShare+maxUploads+5 {
+			t.Errorf("%d requests at once", n)
+		}
+		client.Close()
+	})
+}
+
+// A client waits for no end of an exchange when its session has ended, however many
+// there are.
+func TestReport(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		client, _ := w.pair(Auto)
+		client.Close()
+		for range 2 * cap(client.results) {
+			client.report(new(result))
+		}
+	})
+}
+
+// When a plan has a feed take what is due, it looks at once whether anything is, or
+// will be: Client.run may have taken the token that says so, and the feed would sleep
+// on.
+func TestFeedIsWoken(t *testing.T) {
+	for _, pause := range []time.Duration{0, 100 * ms} { // after which what is said is due in a while, or at once
+		bubble(t, func(t *testing.T, w *world) {
+			client, session := w.fed()
+			say(t, client.Conn(), session.Conn(), "something")
+			b := client.feeding.open()
+			if b == nil {
+				t.Fatal("no feed is open")
+			}
+			client.Conn().WriteTo([]byte("something"), nil)
+			time.Sleep(pause)
+			synctest.Wait()
+			stolen := make(chan struct{})
+			go func() {
+				<-client.link.wake // as run, before the feed leads
+				close(stolen)
+			}()
+			synctest.Wait()
+			signal(b.turn) // so that the thief is first
+			synctest.Wait()
+			begin := time.Now()
+			client.Conn().WriteTo([]byte("something else"), nil)
+			<-stolen
+			signal(client.feeding.nudge)
+			buf := make([]byte, wire.RecordRoom)
+			for range 2 {
+				if _, _, err := session.Conn().ReadFrom(buf); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if took := time.Since(begin); took > 25*ms+batchDelay {
+				t.Errorf("what a feed was not woken for took %v", took)
+			}
+		})
+	}
+}
+
+// The end of a probe shows what the path does, even if the server has told of it so
+// late that its body had ended: it is not looked at again at once.
+func TestFeedProbeEnds(t *testing.T) {
+	now := time.Now()
+	w := new(Path).way("front")
+	f := &flight{kind: feed, probe: true, feed: new(feedBody), started: now}
+	f.feed.heard.said(1, 0, now)
+	f.feed.heard.told(2, now)
+	new(feeding).observe(now, &result{flight: f, good: true}, time.Second, w)
+	if known, does := w.feeds.found(); !known || does || w.feeds.probeIn(now) <= 0 {
+		t.Errorf("known %v, passes %v, looked at again in %v", known, does, w.feeds.probeIn(now))
+	}
+}
+
+// A server that says it will receive no more of a feed ends it.
+func TestFeedUnheard(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		client, session := w.fed()
+		say(t, client.Conn(), session.Conn(), "something")
+		b := client.feeding.open()
+		client.link.mu.Lock()
+		client.link.out.unheard.Add(b.flight.number)
+		client.link.mu.Unlock()
+		client.Conn().WriteTo([]byte("something else"), nil)
+		synctest.Wait()
+		if b.flight.sent.Load() == 0 {
+			t.Error("the feed goes on")
+		}
+		buf := make([]byte, wire.RecordRoom)
+		if _, _, err := session.Conn().ReadFrom(buf); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A path that ends requests at an age is learned, and feeds are not left for it.
+func TestFeedAge(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.feeds = true
+		w.net.set(always(near()))
+		client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Transport = cutter{network: w.net, age: 20 * time.Second} })
+		<-client.Ready()
+		session := <-w.accepted
+		w.learnFeeds(client, session)
+		for range 240 {
+			say(t, client.Conn(), session.Conn(), "something")
+			time.Sleep(500 * ms)
+			if !client.feeding.passes {
+				t.Fatal("feeds are left")
+			}
+		}
+		if _, age := client.way().feedBounds(); age > 17*time.Second {
+			t.Errorf("feeds that are cut after 20 s are to last %v", age)
+		}
+	})
+}
+
 // A path that begins to collect requests costs a session one pause, whenever that is,
 // and when it lets them through again, that is found.
 func TestFeedLeft(t *testing.T) {

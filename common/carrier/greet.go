@@ -346,7 +346,7 @@ func (c *Client) greet(a *attempt) error {
 			res.err = context.Cause(f.ctx)
 		}
 		c.link.endExchange(0)
-		c.results <- &res
+		c.report(&res)
 	})
 	return nil
 }

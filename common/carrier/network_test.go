@@ -543,13 +543,16 @@ func (w *wayUp) next(p []byte) (n int, at time.Time, end error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for len(w.chunks) > 0 && (w.end != nil || !w.collected) {
-		c := &w.chunks[0]
-		if time.Now().Before(c.at) {
-			return 0, c.at, nil
+		c, at := &w.chunks[0], w.chunks[0].at
+		if w.collected {
+			at = w.chunks[len(w.chunks)-1].at
+		}
+		if time.Now().Before(at) {
+			return 0, at, nil
 		}
 		if n = copy(p, c.b); n > 0 {
 			c.b = c.b[n:]
-			return n, at, nil
+			return n, time.Time{}, nil
 		}
 		w.chunks = w.chunks[1:]
 	}

@@ -70,15 +70,17 @@ type lifetime struct {
 	cutAt time.Duration // the age at which one was cut last; 0: none was
 }
 
-// cut notes that one was cut. Once may be chance; twice at one age is a rule.
-func (l *lifetime) cut(age time.Duration) {
+// cut notes that one was cut, and tells whether that is a rule: once may be chance,
+// twice at one age is none.
+func (l *lifetime) cut(age time.Duration) (rule bool) {
 	if age < minLearned {
-		return
+		return false
 	}
-	if l.cutAt > 0 && (age-l.cutAt).Abs() < age/10 {
+	if rule = l.cutAt > 0 && (age-l.cutAt).Abs() < age/10; rule {
 		l.most = min(l.most, share(age))
 	}
 	l.cutAt = age
+	return rule
 }
 
 // draw is how long the next one is to stay open.
@@ -195,11 +197,11 @@ func (w *way) feedRefused(now time.Time, size int) bool {
 	return size/2 >= minFeed
 }
 
-// feedCut notes that a feed was cut at an age.
-func (w *way) feedCut(age time.Duration) {
+// feedCut notes that a feed was cut at an age, and tells whether that is a rule.
+func (w *way) feedCut(age time.Duration) (rule bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.feedAge.cut(age)
+	return w.feedAge.cut(age)
 }
 
 // oneAtATime tells whether exchanges wait for one another.

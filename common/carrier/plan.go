@@ -272,6 +272,7 @@ func (s *situation) say(p *plan) {
 // whether it does.
 func (s *situation) sayByFeed(p *plan) {
 	f, late, stuckAt := &s.feed, s.late(), s.trip.smoothed/stuckShare+stuck
+	uploads, _ := room(s.slots, s.count(poll)+s.count(stream))
 	switch {
 	case f.open && f.waits > late && s.answered < f.waits:
 		// The server tells at once, and others got through.
@@ -279,6 +280,7 @@ func (s *situation) sayByFeed(p *plan) {
 	case f.open && f.waits > late && s.count(upload) == 0:
 		p.start[upload] = 1 // to see whether others get through
 	case f.open && f.waits > late: // they carry what is due
+	case f.passes && !f.open && s.count(feed) >= max(1, uploads/feedsShare): // the end of one is a result
 	case f.passes && !f.open && s.due == 0:
 		p.start[feed] = 1
 	case f.passes && !f.open:
@@ -292,6 +294,7 @@ func (s *situation) sayByFeed(p *plan) {
 	case f.open:
 		p.within(late - f.waits)
 	case s.silent >= lively:
+	case f.probeIn <= 0 && s.count(feed) > 0: // a probe, whose answer is to come
 	case f.probeIn <= 0:
 		p.start[feed] = 1 // a probe
 	default:

@@ -150,6 +150,16 @@ func TestPlans(t *testing.T) {
 		{"where feeds pass, what is due starts one", func(s *situation) {
 			s.streams, s.due, s.feed, s.flights = true, 0, feedGlance{may: true, passes: true}, []glance{streamed}
 		}, "start 1 feed", 0},
+		{"not one more where many wait for their answers: single uploads go on", func(s *situation) {
+			s.streams, s.due, s.feed, s.flights = true, 0, feedGlance{may: true, passes: true}, []glance{streamed}
+			for range maxUploads / feedsShare {
+				s.flights = append(s.flights, glance{kind: feed, age: time.Second, begun: ms, sent: 100 * ms})
+			}
+		}, "start 1 upload", 0},
+		{"nor beside a probe whose answer is to come", func(s *situation) {
+			s.streams, s.silent, s.feed = true, 0, feedGlance{may: true}
+			s.flights = []glance{streamed, {kind: feed, age: time.Second, begun: ms, sent: 100 * ms}}
+		}, "", 53 * time.Second},
 		{"and the one that is open takes it", func(s *situation) {
 			s.streams, s.due, s.silent, s.flights = true, 0, 0, []glance{streamed}
 			s.feed = feedGlance{may: true, passes: true, open: true, waits: 100 * ms}
