@@ -32,7 +32,8 @@ const (
 	// size is what goes through the tunnel, in bytes.
 	size = 20e6
 
-	// limit bounds the whole demo, which takes about half a minute.
+	// limit bounds the demo, which takes about half a minute, once what it needs is
+	// installed and built: that may take long on a small machine the first time.
 	limit = 5 * time.Minute
 
 	// publicURL is the server's URL as its CDN knows it.
@@ -71,8 +72,6 @@ type demo struct {
 }
 
 func (d *demo) run(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	withTor := d.needTor(ctx)
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -85,6 +84,13 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err := d.build(ctx); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done within %v: is this machine busy?", limit))
+	defer cancel()
+	defer func() {
+		if err != nil && ctx.Err() != nil {
+			err = errors.Join(context.Cause(ctx), err)
+		}
+	}()
 	web, err := target.Start()
 	if err != nil {
 		return err
