@@ -154,6 +154,50 @@ func TestCompose(t *testing.T) {
 	}
 }
 
+// TestMadeHere: what make lays down beside the source is what git ignores there.
+func TestMadeHere(t *testing.T) {
+	var ignored []string
+	for line := range strings.Lines(string(read(t, filepath.Join(programs.Root, ".gitignore")))) {
+		if top, ok := strings.CutPrefix(strings.TrimSpace(line), "/"); ok {
+			ignored = append(ignored, strings.TrimSuffix(top, "/"))
+		}
+	}
+	slices.Sort(ignored)
+	if !slices.Equal(ignored, madeHere) {
+		t.Errorf("git ignores %q, and the archive leaves out %q", ignored, madeHere)
+	}
+}
+
+// TestSourceArchive: the archive of an unpacked source is that of the source.
+func TestSourceArchive(t *testing.T) {
+	dir := programs.Folder(t)
+	command(t, "git", "clone", "--quiet", programs.Root, filepath.Join(dir, "clone"))
+	first, second := filepath.Join(dir, "first.tar.gz"), filepath.Join(dir, "second.tar.gz")
+	src, err := export(filepath.Join(dir, "clone"), filepath.Join(dir, "export"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := src.archive(first); err != nil {
+		t.Fatal(err)
+	}
+	unpack(t, first, dir)
+	unpacked := filepath.Join(dir, name)
+	for _, made := range []string{"bin/release", "dist/" + sumsFile, "turbotunnel-client"} {
+		if err := writeFile(filepath.Join(unpacked, made), []byte("made"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if src, err = export(unpacked, dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := src.archive(second); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(read(t, first), read(t, second)) {
+		t.Error("the archive of the unpacked source differs")
+	}
+}
+
 func TestChoose(t *testing.T) {
 	for only, want := range map[string][]string{
 		"linux-386,macos-arm64": {"linux-386", "macos-arm64"},

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -66,11 +67,19 @@ func checkOut(root, dir string) error {
 	return err
 }
 
+// madeHere are what make lays down beside the source, as .gitignore has it: where the
+// source is not a repository it is not the source's.
+var madeHere = []string{"bin", "dist", "turbotunnel-client", "turbotunnel-server"}
+
 // archive writes the source to a file.
 func (s *source) archive(path string) error {
 	files, err := tree(s.dir)
 	if err != nil {
 		return err
 	}
+	files = slices.DeleteFunc(files, func(f file) bool {
+		top, _, _ := strings.Cut(f.name, "/")
+		return slices.Contains(madeHere, top)
+	})
 	return writeTar(path, name, files, s.time)
 }
