@@ -158,7 +158,7 @@ var (
 	// known now, or for its day. What it carried cannot be sent in another session:
 	// somebody may have kept it, and deliver it when its time has come. In a new
 	// session new things can be said.
-	ErrClock = errors.New("the clocks of this computer and of the server differ, and what was said first may be lost")
+	ErrClock = errors.New("the first message came at a wrong time, and what was said first may be lost")
 
 	// ErrLost: the session ended because nothing came through for Lifetime, or
 	// because the other side ended it.

@@ -351,3 +351,24 @@ func TestCrowdOfFirstMessages(t *testing.T) {
 		}
 	})
 }
+
+// A clock that is right is not said to be wrong: a message that waits while a server is
+// restarted, as in a socket of systemd's, is refused for its time, too.
+func TestWhyAMessageIsUntimely(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &Client{cfg: ClientConfig{Path: new(Path)}, log: slog.New(slog.DiscardHandler)}
+		for _, tt := range []struct {
+			off  time.Duration
+			want string
+		}{
+			{0, "before the server was started"},
+			{-100 * time.Millisecond, "before the server was started"},
+			{3 * time.Hour, "this clock is off by -3h"},
+			{-time.Minute, "this clock is off by 1m"},
+		} {
+			if err := c.told(handshake.Answer{Time: time.Now().Add(tt.off)}); !errors.Is(err, errTime) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("a clock that is off by %v: %v, want %q", -tt.off, err, tt.want)
+			}
+		}
+	})
+}

@@ -236,6 +236,9 @@ func (c *Client) told(a handshake.Answer) error {
 	if off.Abs() > handshake.Skew/2 {
 		c.log.Warn("the clock of this computer or of the server is wrong: using the server's", "off", off)
 	}
+	if off == 0 {
+		return fmt.Errorf("%w: it was made before the server was started, or was under way for long", errTime)
+	}
 	return fmt.Errorf("%w: this clock is off by %v", errTime, -off)
 }
 

@@ -41,7 +41,7 @@ var (
 	ErrUnreachable = carrier.ErrUnreachable // no front could be reached, or the CDN cannot reach the server
 	ErrNotServer   = carrier.ErrNotServer   // what answered does not have the server's key
 	ErrRefused     = carrier.ErrRefused     // the server lacks the engine, or speaks another version
-	ErrClock       = carrier.ErrClock       // the clocks differ, and what was written at first may be lost
+	ErrClock       = carrier.ErrClock       // the first message came at a wrong time, and what was written at first may be lost
 	ErrSessionLost = carrier.ErrLost        // the session ended under the stream
 )
 
