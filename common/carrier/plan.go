@@ -342,12 +342,15 @@ func (g *glance) renewal() time.Duration { return time.Duration(float64(g.stream
 // are swallowed for their size: smaller ones that were started later are answered.
 // It tells whether that is to be waited for.
 func (s *situation) judgeSizes(p *plan) (wait bool) {
-	late, oldest, little := s.late(), (*glance)(nil), time.Duration(-1)
+	late := s.late()
+	var oldest, little *glance // little: the small one that was started first
 	for i := range s.flights {
 		switch f := &s.flights[i]; {
 		case f.kind != upload || f.first > 0:
 		case f.size <= smallBody:
-			little = max(little, f.age)
+			if little == nil || f.age > little.age {
+				little = f
+			}
 		case f.sent > 0 && (oldest == nil || f.since(f.sent) > oldest.since(oldest.sent)):
 			oldest = f
 		}
@@ -358,11 +361,11 @@ func (s *situation) judgeSizes(p *plan) (wait bool) {
 		p.within(swallowed*late - oldest.since(oldest.sent))
 	case s.answered < oldest.since(oldest.sent):
 		p.swallow = true
-	case little < 0:
+	case little == nil:
 		p.start[upload], p.little = 1, true
 		return true
-	case little <= late:
-		p.within(late - little)
+	case little.age <= late:
+		p.within(late - little.age)
 		return true
 	}
 	return false

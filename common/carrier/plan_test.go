@@ -228,6 +228,9 @@ func TestPlans(t *testing.T) {
 		{"which has time to be answered", func(s *situation) {
 			s.answered, s.flights = time.Minute, []glance{polled, large(3 * late), little(late / 2)}
 		}, "", late / 2},
+		{"from the moment on in which it was started", func(s *situation) {
+			s.answered, s.flights = time.Minute, []glance{polled, large(3 * late), little(-ms)} // after the situation's
+		}, "", late + ms},
 		{"if it is not, either may wait for the poll", func(s *situation) {
 			s.answered, s.flights = time.Minute, []glance{polled, large(3 * late), little(late + ms)}
 		}, "cancel poll, cancel stream, cancel combined, suspend", late},
