@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -176,6 +177,9 @@ func (d *Dialer) replace(old *session) bool {
 		return false
 	}
 	why := d.judge(old, accepted)
+	if errors.Is(why, errForgotten) {
+		why = d.judge(old, time.Now()) // so few in a row may be chance, where many answers are by somebody else
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if why == nil && d.current == s && s.streams == 0 {

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"turbotunnel/common/engine"
@@ -27,6 +29,28 @@ func TestForeignAnswers(t *testing.T) {
 			io.WriteString(remote, text)
 			expect(t, "the client", c, text)
 		}
+		until(t, "the end of the other sessions", func() bool { return d.share.sessions.Load() == 1 })
+	})
+}
+
+// Where many answers are by somebody else, some of them in a row are so by chance, also
+// after the server has accepted another session.
+func TestForeignByChance(t *testing.T) {
+	each(t, func(t *testing.T, s *site, d *Dialer, _ string) {
+		var last atomic.Pointer[string]
+		s.before = func(_ int64, r *http.Request) { last.Store(&r.URL.Path) }
+		c := dial(t, d)
+		remote := s.accept()
+		io.WriteString(remote, "text")
+		expect(t, "the client", c, "text")
+		io.WriteString(c, "text")
+		expect(t, "the server", remote, "text")
+		s.foreignTo.Store(last.Load())
+		s.foreign.Store(3 + 3 + 2) // a doubt, what confirms it, and nearly as many again
+		s.web.CloseClientConnections()
+		until(t, "the answers by somebody else", func() bool { return s.foreign.Load() <= 0 })
+		io.WriteString(c, "text")
+		expect(t, "the server", remote, "text")
 		until(t, "the end of the other sessions", func() bool { return d.share.sessions.Load() == 1 })
 	})
 }

@@ -48,7 +48,8 @@ type site struct {
 	before   func(n int64, r *http.Request)
 	requests atomic.Int64
 
-	foreign atomic.Int64 // so many requests from now on are answered by somebody else
+	foreign   atomic.Int64           // so many requests from now on are answered by somebody else
+	foreignTo atomic.Pointer[string] // only to this path; nil: to all
 }
 
 func newSite(t testing.TB) *site {
@@ -60,7 +61,7 @@ func newSite(t testing.TB) *site {
 		if s.before != nil {
 			s.before(n, r)
 		}
-		if s.foreign.Add(-1) >= 0 {
+		if to := s.foreignTo.Load(); (to == nil || *to == r.URL.Path) && s.foreign.Add(-1) >= 0 {
 			http.NotFound(w, r)
 			return
 		}
