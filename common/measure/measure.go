@@ -130,7 +130,8 @@ func (c *Client) Trip(limit time.Duration) (time.Duration, error) {
 }
 
 // Download has at most so many bytes sent, for limit at most. It returns how many
-// have come, and how long after the first ones the last ones came.
+// have come, and how long after the first ones the last ones came, or where some are
+// missing the time has ended.
 func (c *Client) Download(bytes int, limit time.Duration) (got int, took time.Duration, err error) {
 	if err := c.ask(binary.BigEndian.AppendUint32([]byte{source}, uint32(bytes)), limit); err != nil {
 		return 0, 0, err
@@ -143,7 +144,7 @@ func (c *Client) Download(bytes int, limit time.Duration) (got int, took time.Du
 			if got == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 				return got, took, err
 			}
-			return got, took, nil
+			return got, time.Since(first), nil
 		}
 		if first.IsZero() {
 			first = time.Now()

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -77,6 +78,18 @@ func TestMeasure(t *testing.T) {
 }
 
 // Nobody gets more out of it than Most, whatever he asks for.
+// What comes in a burst, and then nothing, is not as fast as the burst.
+func TestBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := pair()
+		b.WriteTo(make([]byte, piece), nil) //nolint:errcheck // there is room
+		got, took, err := NewClient(a, nil).Download(10*piece, time.Second)
+		if got != piece || took != time.Second || err != nil {
+			t.Errorf("%d bytes in %v, %v", got, took, err)
+		}
+	})
+}
+
 func TestMostIsTheMost(t *testing.T) {
 	a, b := pair()
 	ended := serve(t, b)

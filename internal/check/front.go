@@ -94,6 +94,21 @@ func (c *frontCheck) run() *Verdict {
 	return c.session()
 }
 
+// Take is Recorder.Take, until the check is told to end: what is under way then says
+// nothing of the way.
+func (c *frontCheck) Take(name string, look func() Finding) State {
+	if c.ctx.Err() != nil {
+		return Skipped
+	}
+	return c.Recorder.Take(name, func() Finding {
+		f := look()
+		if c.ctx.Err() != nil {
+			f = Finding{State: Skipped, Text: "not finished"}
+		}
+		return f
+	})
+}
+
 // limit is a context for one step.
 func (c *frontCheck) limit() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(c.ctx, stepTime)

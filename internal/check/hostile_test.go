@@ -3,6 +3,7 @@ package check
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,10 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"turbotunnel/common/tunnel"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
@@ -223,3 +228,118 @@ func (w *watched) Write(p []byte) (int, error) {
 	}
 	return w.Conn.Write(p)
 }
+
+// site serves h without sockets, and returns how it is checked.
+func site(t *testing.T, key *tunnel.Key, h http.Handler) (tunnel.Config, Options) {
+	ln := &memory{conns: make(chan net.Conn), done: make(chan struct{})}
+	web := &http.Server{Handler: h, ErrorLog: quiet()}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		web.Serve(ln) //nolint:errcheck // it says that it was closed
+	}()
+	t.Cleanup(func() {
+		web.Close()
+		<-served
+	})
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		here, there := net.Pipe()
+		select {
+		case ln.conns <- there:
+			return here, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return tunnel.Config{URL: "http://192.0.2.1/secret", Key: key.Public()}, Options{Dial: dial}
+}
+
+// A tap lets answers through until they have so many bytes together. Then it cuts them,
+// and answers nothing.
+type tap struct {
+	http.Handler
+	left atomic.Int64
+}
+
+func (h *tap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.left.Load() <= 0 {
+		if _, err := io.Copy(io.Discard, r.Body); err == nil { // else the client has gone
+			<-r.Context().Done()
+		}
+		return
+	}
+	h.Handler.ServeHTTP(tapped{w, h}, r)
+}
+
+type tapped struct {
+	http.ResponseWriter
+	tap *tap
+}
+
+func (w tapped) Write(p []byte) (int, error) {
+	if w.tap.left.Add(-int64(len(p))) <= 0 {
+		panic(http.ErrAbortHandler)
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+func (w tapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// What ends after some kilobytes does not work, however fast it was until then.
+func TestEndsAfterSomeBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := tunnel.NewKey()
+		server := tunnel.NewServer(tunnel.ServerConfig{Key: key})
+		defer server.Close()
+		h := &tap{Handler: server}
+		h.left.Store(200 << 10)
+		cfg, opts := site(t, key, h)
+		report, err := Bridge(t.Context(), cfg, opts, Silent{})
+		if err != nil || report.Verdict != &stalls {
+			t.Fatalf("%v, %+v", err, report)
+		}
+		for _, s := range report.Fronts[0].Steps {
+			if s.Name == "download" && !strings.Contains(s.Text, " kbit/s") {
+				t.Errorf("download: %s", s.Text)
+			}
+		}
+	})
+}
+
+// A check that is told to end while it waits for the server does so at once, and says
+// of the step that it was not finished.
+func TestEndedWhileItWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := tunnel.NewKey()
+		server := tunnel.NewServer(tunnel.ServerConfig{Key: key})
+		defer server.Close()
+		h := &tap{Handler: server}
+		h.left.Store(1 << 30)
+		cfg, opts := site(t, key, h)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		o := &ending{begin: func() {
+			h.left.Store(0)
+			time.AfterFunc(time.Second, cancel)
+		}}
+		_, err := Bridge(ctx, cfg, opts, o)
+		if !errors.Is(err, context.Canceled) || o.last.State != Skipped || o.last.Took > 2*time.Second {
+			t.Errorf("%v, last step %+v", err, o.last)
+		}
+	})
+}
+
+// ending calls begin when the check begins to load.
+type ending struct {
+	Silent
+	begin func()
+	last  Step
+}
+
+func (e *ending) Begin(name string) {
+	if name == "download" {
+		e.begin()
+	}
+}
+
+func (e *ending) End(s Step) { e.last = s }

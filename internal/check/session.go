@@ -2,6 +2,7 @@ package check
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -67,6 +68,7 @@ type trial struct {
 	path   carrier.Path
 	client *carrier.Client
 	peer   *measure.Client // nil: the server measures nothing
+	stop   func() bool     // has the client no longer closed when the check is told to end
 }
 
 // A sessionCheck looks at what sessions make of one front.
@@ -101,9 +103,10 @@ func (c *frontCheck) session() *Verdict {
 	c.Take("answers", s.answers)
 	c.Take("uploads", s.uploads)
 	c.Take("clock", s.clockStep)
+	passes := true
 	if s.peer != nil {
-		c.Take("download", s.download)
-		c.Take("upload", s.upload)
+		down := c.Take("download", s.download)
+		passes = c.Take("upload", s.upload) != Failed && down != Failed
 	} else {
 		c.Take("speed", func() Finding {
 			return Finding{State: Skipped, Text: "this server is too old to measure"}
@@ -116,6 +119,8 @@ func (c *frontCheck) session() *Verdict {
 	}
 	found := s.found(s.trial)
 	switch {
+	case !passes:
+		return &stalls
 	case c.clock.Abs() > handshake.Skew:
 		return &clockOff
 	case found.Request > 0 || found.Answer > 0:
@@ -143,11 +148,13 @@ func (s *sessionCheck) start(engine string, silence time.Duration) *trial {
 		Mode:      carrier.Mode(s.opts.mode),
 		Log:       slog.New(slog.DiscardHandler),
 	})
+	t.stop = context.AfterFunc(s.ctx, func() { t.client.Close() }) // what waits for the peer ends
 	return t
 }
 
 // end ends a session as its engine would.
 func (s *sessionCheck) end(t *trial) {
+	t.stop()
 	t.client.Conn().Close()
 	select {
 	case <-t.client.Done():
@@ -199,6 +206,7 @@ func (s *sessionCheck) await(t *trial) (err error) {
 	case <-s.ctx.Done():
 		err = s.ctx.Err()
 	}
+	t.stop()
 	t.client.Close()
 	return err
 }

@@ -73,7 +73,7 @@ var (
 		"Set the clock and the time zone, and check again.",
 	}
 	stalls = Verdict{
-		"stalls", 26, "The server answers under its key, and then nothing comes through to it any more.",
+		"stalls", 26, "The server answers under its key, and then little or nothing comes through any more.",
 		"Check again. If it lasts, try another front, or mode=poll in the line.",
 	}
 	echFails = Verdict{
