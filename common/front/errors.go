@@ -28,8 +28,9 @@ const (
 	// Nothing was sent.
 	OpTLS Op = "TLS handshake"
 
-	// OpWait: all connections were busy until the exchange's context ended.
-	// Nothing was sent, and nothing is known against the front.
+	// OpWait: all connections were busy until the exchange's context ended, or
+	// the one that was not is of a kind that does not suit the request. Nothing
+	// was sent, and nothing is known against the front.
 	OpWait Op = "wait for a free connection"
 
 	// OpHTTP: the exchange had a connection. The request may have reached the
@@ -65,6 +66,11 @@ func newError(front string, op Op, err error) *Error {
 
 // errClosed is the cause of what fails because a Front was closed.
 var errClosed = fmt.Errorf("front closed: %w", net.ErrClosed)
+
+// errNoFeed is the cause of what fails because a body of no known length has met a
+// connection on which the browser sends none, as one over HTTP/1.1 is that follows one
+// over HTTP/2. It says nothing about the front.
+var errNoFeed = errors.New("a body without a length does not suit the connection")
 
 func closedError(front string) *Error { return newError(front, OpWait, errClosed) }
 

@@ -80,7 +80,8 @@ func (f *Front) MaxInFlight() int { return f.pool.maxInFlight() }
 // Feeds tells whether a request whose body has no known length, because it is
 // written bit by bit, looks like one of the browser's: of those imitated only Chrome
 // sends such, and only over HTTP/2. Where nothing is imitated it does. It is that of
-// the newest connection, and false before there is one.
+// the newest connection, and false before there is one. On a connection where it does
+// not, as another one may be that was made meanwhile, RoundTrip sends no such request.
 func (f *Front) Feeds() bool { return f.pool.takesFeeds() }
 
 // RoundTrip sends req and returns the head of the response, whatever its
@@ -135,6 +136,10 @@ func (f *Front) exchange(ctx context.Context, req *http.Request, body io.ReadClo
 	p, err := f.pool.take(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if out.ContentLength < 0 && !p.conn.feeds {
+		p.leave(nil)
+		return nil, newError(f.Name(), OpWait, errNoFeed)
 	}
 	p.conn.browser.dress(out.Header, f.origin, f.types.current())
 	resp, err := p.roundTrip(out)

@@ -604,6 +604,29 @@ func TestMaxInFlight(t *testing.T) {
 	}
 }
 
+// A body that is written bit by bit does not leave on a connection where the browser
+// sends none, whatever the one before was: nothing of it is read, and the front is as
+// good as before.
+func TestFeedMeetsHTTP1(t *testing.T) {
+	served := make(chan int64, 10)
+	s := serve(t, serverOptions{noH2: true}, func(w http.ResponseWriter, r *http.Request) { served <- r.ContentLength })
+	f := newFront(t, s, func(cfg *Config) { cfg.UTLS = "chrome" })
+	body, say := io.Pipe()
+	say.Close()
+	resp, err := f.RoundTrip(postBody(t.Context(), body, -1))
+	var e *Error
+	if !errors.As(err, &e) || !e.Unsent || e.Op != OpWait {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	if _, err := body.Read(nil); err != io.ErrClosedPipe {
+		t.Errorf("the body is not closed: %v", err)
+	}
+	exchange(t, f, "x")
+	if n := <-served; n != 1 {
+		t.Errorf("a body of length %d was served", n)
+	}
+}
+
 // Bodies that are written bit by bit are for where the browser sends such, and pass
 // as they are written.
 func TestFeeds(t *testing.T) {
