@@ -21,7 +21,8 @@
 //	      to themselves. An engine can bind its own handshake to them.
 //	      Type 2: plaintext of a head (package wire): what the client asks of
 //	      the answer.
-//	      Type 3: epoch, 16 bytes that the server has told (see Guard)
+//	      Type 3: epoch, 16 bytes that the server has told (see Guard).
+//	      Type 4: nothing; the client's processor computes AES-GCM
 //	rest  datagrams as in a record (package wire), then padding
 //
 // Message 2 begins the body of the answer: 2 bytes that are its length XORed
@@ -33,7 +34,9 @@
 //	size  what
 //	1     status: 0 accepted, 1 engine unknown, 2 version unknown, 3 wrong time
 //	1     version: the newest that the server speaks
-//	2, n  length and text: for status 1 the engines it has, separated by commas;
+//	2, n  length and text: for status 0 nothing, or "aes-256-gcm", by which units
+//	      are sealed then, if message 1 has extension 4 (else it is malformed);
+//	      for status 1 the engines it has, separated by commas;
 //	      for status 3 the time (8 bytes, as above) and the epoch (16 bytes, zeros:
 //	      none) that the next message 1 shall have
 //	rest  padding
@@ -150,6 +153,7 @@ type Keys struct {
 type Initiator struct {
 	party party
 	mask  uint16
+	aes   bool // it has offered wire.AES256GCM
 }
 
 // HelloRoom is how many bytes of datagrams fit into a message 1 of size bytes
@@ -192,7 +196,7 @@ func Initiate(pub PublicKey, id ID, hello Hello, size int) ([]byte, *Initiator, 
 	if err != nil {
 		return nil, nil, err
 	}
-	return msg, &Initiator{party: party, mask: binary.BigEndian.Uint16(mask[:])}, nil
+	return msg, &Initiator{party: party, mask: binary.BigEndian.Uint16(mask[:]), aes: hello.AES}, nil
 }
 
 // extensions are the bytes of a hello's extensions.
@@ -216,8 +220,9 @@ func extensions(h Hello) []byte {
 // Finish reads message 2 from r, of which it reads no byte more.
 //
 // It returns ErrNotNoise if what came is not the answer of this server to this
-// message 1 (the Initiator can then be used for another answer), and r's error
-// or io.ErrUnexpectedEOF if r ended too early.
+// message 1 (the Initiator can then be used for another answer), wire.ErrMalformed if
+// that breaks the format or chooses a cipher that was not offered, and r's error or
+// io.ErrUnexpectedEOF if r ended too early.
 func (i *Initiator) Finish(r io.Reader) (Answer, Keys, error) {
 	var head [2]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -239,6 +244,10 @@ func (i *Initiator) Finish(r io.Reader) (Answer, Keys, error) {
 		return Answer{}, Keys{}, err
 	}
 	a, err := parseAnswer(p)
+	if err == nil && a.Cipher == wire.AES256GCM && !i.aes {
+		// Where no processor computes it, it is slow, and its time tells of the key.
+		err = fmt.Errorf("%w: a cipher that was not offered", wire.ErrMalformed)
+	}
 	if err != nil {
 		return Answer{}, Keys{}, err
 	}

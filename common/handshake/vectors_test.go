@@ -78,7 +78,7 @@ func TestVectors(t *testing.T) {
 	if msg, _, _, err := initiator.write(nil, v["hello"]); err != nil || !bytes.Equal(msg, v["message1"]) {
 		t.Errorf("message 1 is %x, %v", msg, err)
 	}
-	i := Initiator{initiator, binary.BigEndian.Uint16(v["hello"][9:])}
+	i := Initiator{party: initiator, mask: binary.BigEndian.Uint16(v["hello"][9:])}
 	a, client, err := i.Finish(bytes.NewReader(v["message2"]))
 	if err != nil || a != (Answer{Status: Accepted, Version: 1}) {
 		t.Fatalf("answer %+v, %v", a, err)
