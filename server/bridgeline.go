@@ -134,10 +134,10 @@ func readBridgeLine(dir string) (bridgeLine, error) {
 		return bridgeLine{}, err
 	}
 	l := bridgeLine{fingerprint: fingerprint(dir)}
-	if l.fingerprint == "" {
-		l.fingerprint = string(hexFingerprint.Find(text))
-	}
 	for word := range strings.FieldsSeq(string(text)) {
+		if l.fingerprint == "" && hexFingerprint.FindString(word) == word {
+			l.fingerprint = word // as somebody has filled it in
+		}
 		switch name, value, _ := strings.Cut(word, "="); name {
 		case "url":
 			l.url = strings.TrimSuffix(value, "<URL>")

@@ -63,6 +63,19 @@ func TestBridgeLine(t *testing.T) {
 	if got, err := readBridgeLine(dir); err != nil || got != l {
 		t.Errorf("read %v, %v; want %v", got, err, l)
 	}
+	// A path may look like a fingerprint.
+	if err := os.Remove(filepath.Join(data, fingerprintFile)); err != nil {
+		t.Fatal(err)
+	}
+	l = bridgeLine{key: "KEY", url: "https://www.example.com/" + someFingerprint}
+	for _, l.fingerprint = range []string{"", strings.Repeat("AB", 20)} {
+		if err := l.write(dir); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readBridgeLine(dir); err != nil || got != l {
+			t.Errorf("read %v, %v; want %v", got, err, l)
+		}
+	}
 }
 
 // Each server has an address of its own, of those that lead nowhere.
