@@ -92,11 +92,18 @@ func recordingIn(path string) (*recorded, error) {
 	return nil, err
 }
 
+// isRemote tells whether a path may be one of another computer: Windows takes either
+// slash, and has names for devices and for shares that begin with \\ or \??\.
+func isRemote(path string) bool {
+	path = strings.ReplaceAll(path, "/", `\`)
+	return strings.HasPrefix(path, `\\`) || strings.HasPrefix(path, `\??\`)
+}
+
 // readRecording reads a file no further than a recording may go. Whoever writes a
 // bridge line must not make its reader connect to another computer, or wait.
 func readRecording(path string) ([]byte, error) {
 	switch {
-	case strings.HasPrefix(path, `\\`), strings.HasPrefix(path, "//"):
+	case isRemote(path):
 		return nil, errors.New("a file of another computer; accepted: one of this computer")
 	case strings.ContainsAny(path, " \t"):
 		return nil, errors.New("a path with a space, which cannot stand in a bridge line")

@@ -145,6 +145,9 @@ func TestRecordingFileRefused(t *testing.T) {
 		large:                         "at most",
 		`\\host\share\look.json`:      "another computer",
 		"//host/share/look.json":      "another computer",
+		`/\host\share\look.json`:      "another computer",
+		`\/host/share/look.json`:      "another computer",
+		`\??\UNC\host\look.json`:      "another computer",
 		filepath.Join(dir, "a look"):  "a space",
 		"":                            "unknown name",
 	} {
