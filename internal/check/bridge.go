@@ -99,7 +99,10 @@ func Bridge(ctx context.Context, cfg tunnel.Config, opts Options, o Observer) (*
 func (r *BridgeReport) conclude(cfg tunnel.Config, secret bool) {
 	best := slices.Clone(r.Fronts)
 	slices.SortStableFunc(best, func(a, b *FrontReport) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(b.down/halfAgain, a.down/halfAgain), cmp.Compare(a.trip, b.trip))
+		if c := cmp.Compare(rank(a), rank(b)); c != 0 || !a.Verdict.Works() {
+			return cmp.Or(c, cmp.Compare(len(b.Steps), len(a.Steps))) // who gets further says more
+		}
+		return cmp.Or(cmp.Compare(b.down/halfAgain, a.down/halfAgain), cmp.Compare(a.trip, b.trip))
 	})
 	r.Verdict = best[0].Verdict
 	next, change := improve(cfg, best)

@@ -151,6 +151,12 @@ func TestBestLine(t *testing.T) {
 			t.Errorf("%s: %q is shown", c.name, r.Change)
 		}
 	}
+	down := front(2, &serverDown, 0, "")
+	down.Steps, down.trip = make([]Step, 5), time.Millisecond
+	several := &BridgeReport{Fronts: []*FrontReport{front(1, &blocked, 0, ""), down, front(3, &noDNS, 0, "")}}
+	if several.conclude(cfg, false); several.Verdict != &serverDown {
+		t.Errorf("of fronts that do not work, the verdict is %s, and not that of the one that gets furthest", several.Verdict.Name)
+	}
 	r := &BridgeReport{Fronts: []*FrontReport{front(1, &blocked, 0, "")}}
 	if r.conclude(cfg, true); r.Best != "" {
 		t.Errorf("nothing works, and the best line is %q", r.Best)

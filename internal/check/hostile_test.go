@@ -343,3 +343,12 @@ func (e *ending) Begin(name string) {
 }
 
 func (e *ending) End(s Step) { e.last = s }
+
+// What a peer says cannot move the cursor of who reads it.
+func TestPlain(t *testing.T) {
+	r := Recorder{Observer: Silent{}, Secret: true}
+	r.Take("TLS", func() Finding { return Finding{Text: "a\x1b[31mb", Details: "for other\r\x9bname\u202e"} })
+	if s := r.Steps[0]; s.Text != "a?[31mb" || strings.ContainsAny(s.Details, "\r\u009b\u202e") {
+		t.Errorf("%q, %q", s.Text, s.Details)
+	}
+}

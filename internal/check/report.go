@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 )
 
 // A State is how a step has ended.
@@ -168,6 +169,17 @@ type Recorder struct {
 	Secret bool // details are kept
 }
 
+// plain is a text without what moves a terminal's cursor or changes its colours:
+// errors may repeat what somebody on the way has said.
+func plain(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, text)
+}
+
 // A Finding is what a step has learned.
 type Finding struct {
 	State   State // "" is OK
@@ -186,7 +198,7 @@ func (r *Recorder) Take(name string, look func() Finding) State {
 	if f.State == "" {
 		f.State = OK
 	}
-	s := Step{Name: name, State: f.State, Took: time.Since(begun), Text: f.Text, Details: f.Details}
+	s := Step{Name: name, State: f.State, Took: time.Since(begun), Text: plain(f.Text), Details: plain(f.Details)}
 	s.Millis = s.Took.Milliseconds()
 	r.End(s)
 	if !r.Secret {

@@ -25,6 +25,9 @@ func Network(address string) (network, addr string) {
 // connects to a Unix socket is of this machine: his address is said to be 127.0.0.1.
 func Listen(address string) (net.Listener, error) {
 	network, addr := Network(address)
+	if network == "unix" && addr == "" { // the system would make up a name that nobody knows
+		return nil, &net.AddrError{Err: "no path", Addr: address}
+	}
 	ln, err := net.Listen(network, addr)
 	if network == "tcp" {
 		return ln, err

@@ -26,6 +26,9 @@ func TestListenUnix(t *testing.T) {
 	if _, err := Listen("unix:" + path); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("beside one that is served: %v", err)
 	}
+	if _, err := Listen("unix:"); err == nil {
+		t.Error("without a path")
+	}
 	network, addr := Network("unix:" + path)
 	client, err := net.Dial(network, addr)
 	if err != nil {
