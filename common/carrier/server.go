@@ -79,6 +79,7 @@ type ServerConfig struct {
 type Server struct {
 	cfg    ServerConfig
 	log    *slog.Logger
+	static *handshake.Static
 	public handshake.PublicKey
 	guard  *handshake.Guard
 	limits limits
@@ -126,6 +127,7 @@ func newServer(cfg ServerConfig, most limits) *Server {
 		limits:   most,
 		budget:   newBudget(most.memory),
 		log:      cfg.Log,
+		static:   cfg.Key.Static(),
 		public:   cfg.Key.Public(),
 		sessions: newTable(most.sessions),
 	}
@@ -234,7 +236,7 @@ func (s *Server) known(r *http.Request) {
 // nobody else ever sees. Whoever has recorded a message can send that, so it makes
 // nobody known, and counts in no session's account.
 func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Session, ask wire.Head) {
-	responder, hello, err := handshake.Respond(s.cfg.Key, id, msg)
+	responder, hello, err := s.static.Respond(id, msg)
 	if err != nil {
 		s.log.Debug("not a first message for this server", "err", err)
 		return nil, ask

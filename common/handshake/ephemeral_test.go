@@ -2,7 +2,9 @@ package handshake
 
 import (
 	"bytes"
+	"crypto/ecdh"
 	"errors"
+	"maps"
 	"math"
 	"testing"
 
@@ -37,6 +39,26 @@ func TestEphemeral(t *testing.T) {
 	}
 }
 
+// With these keys, and no others, no secret can be shared.
+func TestZeroSecret(t *testing.T) {
+	if len(zeroSecret) != 5 {
+		t.Errorf("%d keys", len(zeroSecret))
+	}
+	for range 20 {
+		zeroSecret := maps.Clone(zeroSecret)
+		zeroSecret[[EphemeralSize]byte(newEphemeral().key.Public)] = false
+		for key, zero := range zeroSecret {
+			peer, err := ecdh.X25519().NewPublicKey(key[:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := testServer.ecdh().ECDH(peer); (err != nil) != zero {
+				t.Errorf("%x: %v", key, err)
+			}
+		}
+	}
+}
+
 // A message that was altered in what it begins with does not open, though the key
 // stands in it as before: nobody makes two messages of one.
 func TestOtherRepresentatives(t *testing.T) {
@@ -52,7 +74,7 @@ func TestOtherRepresentatives(t *testing.T) {
 			if publicOf(same[:EphemeralSize]) != key {
 				t.Fatal("not a representative of the same key")
 			}
-			switch _, _, err := Respond(testServer, id, same); {
+			switch _, _, err := testServer.Static().Respond(id, same); {
 			case err == nil && bytes.Equal(same, msg):
 				opened++
 			case !errors.Is(err, ErrNotNoise):
@@ -189,6 +211,22 @@ func FuzzPublicOf(f *testing.F) {
 func BenchmarkEphemeral(b *testing.B) {
 	for b.Loop() {
 		newEphemeral()
+	}
+}
+
+// BenchmarkRespond is what a server does with a first message that it admits.
+func BenchmarkRespond(b *testing.B) {
+	id := NewID(testServer.Public(), testDay)
+	msg, _ := initiate(b, id, testHello, 2000)
+	static := testServer.Static()
+	for b.Loop() {
+		r, _, err := static.Respond(id, msg)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, _, err := r.Answer(Answer{Version: Version}, 7); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 

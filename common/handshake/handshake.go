@@ -49,7 +49,6 @@
 package handshake
 
 import (
-	"bytes"
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/binary"
@@ -175,7 +174,7 @@ func Initiate(pub PublicKey, id ID, hello Hello, size int) ([]byte, *Initiator, 
 		return nil, nil, fmt.Errorf("handshake: message 1 out of bounds")
 	}
 	own := newEphemeral()
-	party, err := newParty(own, id, own.representative, noise.DHKey{}, pub[:])
+	party, err := newParty(&hidden{DHFunc: noise.DH25519, own: own}, id, own.representative, pub[:])
 	if err != nil {
 		return nil, nil, err
 	}
@@ -254,21 +253,6 @@ func (i *Initiator) Finish(r io.Reader) (Answer, Keys, error) {
 	return a, Keys{Send: wire.NewKey(toServer.UnsafeKey(), a.Cipher), Receive: wire.NewKey(toClient.UnsafeKey(), a.Cipher)}, nil
 }
 
-// isLowOrder tells whether every secret shared with the key p would be zero.
-// flynn/noise refuses such a key too, but too late to be used afterwards.
-func isLowOrder(p []byte) bool {
-	remote, err := ecdh.X25519().NewPublicKey(p)
-	if err != nil {
-		return true
-	}
-	private, err := ecdh.X25519().NewPrivateKey(WellKnown[:])
-	if err != nil {
-		return true
-	}
-	_, err = private.ECDH(remote)
-	return err != nil
-}
-
 // parseAnswer reads the plaintext of message 2.
 func parseAnswer(p []byte) (Answer, error) {
 	if len(p) < 4 {
@@ -314,18 +298,30 @@ type Responder struct {
 	mask  uint16
 }
 
+// A Static is a server's key as it reads first messages with it: what can be computed
+// of it beforehand is. It is safe for concurrent use.
+type Static struct {
+	pair    noise.DHKey
+	private *ecdh.PrivateKey
+}
+
+// Static is the key for reading first messages.
+func (k PrivateKey) Static() *Static {
+	private := k.ecdh()
+	return &Static{noise.DHKey{Private: private.Bytes(), Public: private.PublicKey().Bytes()}, private}
+}
+
 // Respond reads message 1, a whole body. It returns ErrNotNoise if it was not
 // made for this key and session, and wire.ErrMalformed for a payload that
 // breaks the format.
 //
 // A Hello whose Version is not Version has no other field set but Time: its
 // format may be another. The answer to it is UnknownVersion.
-func Respond(key PrivateKey, id ID, msg []byte) (*Responder, Hello, error) {
+func (s *Static) Respond(id ID, msg []byte) (*Responder, Hello, error) {
 	if len(msg) < MinMessage1 || len(msg) > MaxMessage1 {
 		return nil, Hello{}, ErrNotNoise
 	}
-	pub := key.Public()
-	party, err := newParty(nil, id, [EphemeralSize]byte(msg), noise.DHKey{Private: bytes.Clone(key[:]), Public: pub[:]}, nil)
+	party, err := newParty(&hidden{DHFunc: noise.DH25519, static: s}, id, [EphemeralSize]byte(msg), nil)
 	if err != nil {
 		return nil, Hello{}, err
 	}

@@ -40,7 +40,7 @@ func initiate(t testing.TB, id ID, hello Hello, size int) ([]byte, *Initiator) {
 // respond reads a first message and answers it.
 func respond(t testing.TB, id ID, msg []byte, a Answer, pad int) ([]byte, Keys) {
 	t.Helper()
-	r, _, err := Respond(testServer, id, msg)
+	r, _, err := testServer.Static().Respond(id, msg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestHandshake(t *testing.T) {
 			t.Run(fmt.Sprintf("size=%d,pad=%d", size, pad), func(t *testing.T) {
 				id := NewID(testServer.Public(), testDay)
 				msg, i := initiate(t, id, testHello, size)
-				r, hello, err := Respond(testServer, id, msg)
+				r, hello, err := testServer.Static().Respond(id, msg)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -111,7 +111,7 @@ func TestCipher(t *testing.T) {
 	for _, asked := range []bool{false, true} {
 		for _, chosen := range []wire.Cipher{wire.ChaCha20Poly1305, wire.AES256GCM} {
 			msg, i := initiate(t, id, Hello{Version: Version, Engine: "kcp", AES: asked}, 300)
-			r, hello, err := Respond(testServer, id, msg)
+			r, hello, err := testServer.Static().Respond(id, msg)
 			if err != nil || hello.AES != asked {
 				t.Fatalf("hello %+v, %v", hello, err)
 			}
@@ -161,7 +161,7 @@ func TestInitiateBounds(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		if _, hello, err := Respond(testServer, id, msg); err != nil || hello.Engine != c.hello.Engine {
+		if _, hello, err := testServer.Static().Respond(id, msg); err != nil || hello.Engine != c.hello.Engine {
 			t.Errorf("%s: read %+v, %v", c.name, hello, err)
 		}
 	}
@@ -176,7 +176,7 @@ func TestRespondRefuses(t *testing.T) {
 	long, _ := initiate(t, id, testHello, MaxMessage1)
 	refuse := func(name string, key PrivateKey, id ID, msg []byte) {
 		t.Helper()
-		if _, _, err := Respond(key, id, msg); !errors.Is(err, ErrNotNoise) {
+		if _, _, err := key.Static().Respond(id, msg); !errors.Is(err, ErrNotNoise) {
 			t.Errorf("%s: %v, want ErrNotNoise", name, err)
 		}
 	}
@@ -300,7 +300,7 @@ func TestAnswer(t *testing.T) {
 		"padding": {Answer{}, 513},
 		"less":    {Answer{}, -1},
 	} {
-		r, _, err := Respond(testServer, id, msg)
+		r, _, err := testServer.Static().Respond(id, msg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -317,7 +317,7 @@ func TestVersionFromTheFuture(t *testing.T) {
 	future.Version = Version + 1
 	id := NewID(testServer.Public(), testDay)
 	msg, i := initiate(t, id, future, 300)
-	r, hello, err := Respond(testServer, id, msg)
+	r, hello, err := testServer.Static().Respond(id, msg)
 	if err != nil || hello.Version != Version+1 || !hello.Time.Equal(future.Time) || hello.Engine != "" || hello.Datagrams != nil {
 		t.Fatalf("hello %+v, %v", hello, err)
 	}
@@ -369,7 +369,7 @@ func TestExtensions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, got, err := Respond(testServer, id, msg)
+	_, got, err := testServer.Static().Respond(id, msg)
 	if err != nil || !bytes.Equal(got.Binding, binding) || string(got.Ask) != "ask" || got.Epoch != (Epoch{15: 9}) || !bytes.HasPrefix(got.Datagrams, []byte{0, 1, 9}) {
 		t.Errorf("%x, %q, %x, %v", got.Binding, got.Ask, got.Datagrams, err)
 	}
@@ -428,7 +428,7 @@ func FuzzRespond(f *testing.F) {
 	f.Add(make([]byte, MinMessage1))
 	f.Add(make([]byte, MaxMessage1+1))
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		if _, _, err := Respond(testServer, id, msg); !errors.Is(err, ErrNotNoise) {
+		if _, _, err := testServer.Static().Respond(id, msg); !errors.Is(err, ErrNotNoise) {
 			t.Fatal(err)
 		}
 	})

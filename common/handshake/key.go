@@ -35,12 +35,14 @@ func GenerateKey() PrivateKey {
 }
 
 // Public returns the public half of k.
-func (k PrivateKey) Public() PublicKey {
+func (k PrivateKey) Public() PublicKey { return PublicKey(k.ecdh().PublicKey().Bytes()) }
+
+func (k PrivateKey) ecdh() *ecdh.PrivateKey {
 	p, err := ecdh.X25519().NewPrivateKey(k[:])
 	if err != nil {
 		panic(err) // the length is right, and every 32 bytes are an X25519 key
 	}
-	return PublicKey(p.PublicKey().Bytes())
+	return p
 }
 
 // String hides the key, and GoString does.

@@ -54,7 +54,7 @@ func TestVectors(t *testing.T) {
 	}
 
 	// The server reads message 1 of the vectors.
-	responder, hello, err := Respond(key, id, v["message1"])
+	responder, hello, err := key.Static().Respond(id, v["message1"])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,14 +103,14 @@ func fixed(t *testing.T, v map[string][]byte, side string) party {
 	if !bytes.Equal(own.key.Public, v[side+".ephemeral.public"]) {
 		t.Errorf("the key of the %s is %x", side, own.key.Public)
 	}
-	var static noise.DHKey
+	h := &hidden{DHFunc: noise.DH25519, own: own}
 	var peer []byte
 	if side == "initiator" {
 		peer = v["static.public"]
 	} else {
-		static = noise.DHKey{Private: v["static.private"], Public: v["static.public"]}
+		h.static = PrivateKey(v["static.private"]).Static()
 	}
-	p, err := newParty(own, ID(v["id"]), [EphemeralSize]byte(v["message1"]), static, peer)
+	p, err := newParty(h, ID(v["id"]), [EphemeralSize]byte(v["message1"]), peer)
 	if err != nil {
 		t.Fatal(err)
 	}
