@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"sync/atomic"
 )
 
 // MaxStreams is how many streams a session may have open at a time, if its engine
@@ -70,14 +71,12 @@ type Engine interface {
 //
 // Datagrams up to MaxDatagram bytes arrive unaltered or not at all, in order or
 // not. WriteTo does not keep its argument, and blocks when there is no room. Close
-// unblocks ReadFrom and WriteTo. Deadlines work. The address given to WriteTo is
-// the one that ReadFrom returned, or RemoteAddr, and means nothing. All methods
-// may be called concurrently, ReadFrom and WaitRead by one reader.
+// unblocks ReadFrom and WriteTo. Deadlines work. All methods may be called
+// concurrently, ReadFrom and WaitRead by one reader.
 type Carrier interface {
 	net.PacketConn
 
-	// RemoteAddr is where to write to. It is nil as long as that is known only
-	// from what comes.
+	// RemoteAddr is given to WriteTo, and means nothing.
 	RemoteAddr() net.Addr
 
 	// WaitRead returns when ReadFrom would return at once, or when that is not
@@ -106,19 +105,47 @@ type Carrier interface {
 }
 
 // Over makes a Carrier of any PacketConn that does what a Carrier must. peer is
-// the other end; nil: it is known from what comes.
-func Over(pc net.PacketConn, peer net.Addr) Carrier { return over{pc, peer} }
+// the other end; nil: it is whoever speaks first, and what is written before that
+// is lost.
+func Over(pc net.PacketConn, peer net.Addr) Carrier {
+	o := &over{PacketConn: pc}
+	if peer != nil {
+		o.peer.Store(&peer)
+	}
+	return o
+}
 
 type over struct {
 	net.PacketConn
-	peer net.Addr
+	peer atomic.Pointer[net.Addr] // nil: not known yet
 }
 
-func (o over) RemoteAddr() net.Addr { return o.peer }
-func (over) WaitRead()              {}
-func (over) Binding() []byte        { return nil }
-func (over) Hold(int)               {}
-func (over) Promise(int) int        { return math.MaxInt }
+func (o *over) ReadFrom(p []byte) (int, net.Addr, error) {
+	n, from, err := o.PacketConn.ReadFrom(p)
+	if err == nil && o.peer.Load() == nil {
+		o.peer.Store(&from)
+	}
+	return n, from, err
+}
+
+func (o *over) WriteTo(p []byte, _ net.Addr) (int, error) {
+	if to := o.peer.Load(); to != nil {
+		return o.PacketConn.WriteTo(p, *to)
+	}
+	return len(p), nil
+}
+
+func (o *over) RemoteAddr() net.Addr {
+	if to := o.peer.Load(); to != nil {
+		return *to
+	}
+	return o.LocalAddr()
+}
+
+func (*over) WaitRead()       {}
+func (*over) Binding() []byte { return nil }
+func (*over) Hold(int)        {}
+func (*over) Promise(int) int { return math.MaxInt }
 
 // A Session is one conversation between a client and a server.
 //

@@ -55,7 +55,7 @@ func TestHeldEarly(t *testing.T) {
 		c := prepare(y, false) // writes nothing: nothing runs
 		for sn := uint32(1); sn < 16700; sn += engine.MaxDatagram / (headerSize + 1) {
 			d := early(sn, false)
-			c.receive(d, nil, nil)
+			c.receive(d, nil)
 		}
 		c.packed, c.driver.owed = packed{}, 0 // acknowledgements have their own test
 		c.count()
@@ -79,7 +79,7 @@ func TestFloodStops(t *testing.T) {
 		var group sync.WaitGroup
 		came := 0
 		group.Go(func() {
-			for came < 8<<20 && c.receive(d, x.LocalAddr(), nil) {
+			for came < 8<<20 && c.receive(d, nil) {
 				came += len(d)
 			}
 		})

@@ -1,14 +1,13 @@
 package kcp
 
 import (
-	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"time"
 
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 const (
@@ -82,7 +81,7 @@ type outgoing struct {
 }
 
 // NewConn starts one side of a conversation over pc, which it owns from now on.
-// Who reads it promises by Conn.Promise what the other side may send.
+// Who reads it promises to the other side what that may send.
 func NewConn(pc engine.Carrier, client bool) *Conn {
 	c := prepare(pc, client)
 	c.start()
@@ -118,36 +117,15 @@ func (c *Conn) Err() error {
 	return c.err
 }
 
-// LocalAddr is the carrier's address.
-func (c *Conn) LocalAddr() net.Addr { return c.pc.LocalAddr() }
-
-// RemoteAddr is the address of the carrier's other end, or LocalAddr as long as
-// that is not known.
-func (c *Conn) RemoteAddr() net.Addr {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.peer == nil {
-		return c.pc.LocalAddr()
-	}
-	return c.peer
-}
-
-// Hold counts n bytes that are held beside the conversation, see engine.Carrier.
-func (c *Conn) Hold(n int) { c.pc.Hold(n) }
-
-// Promise counts n bytes that are promised beside the conversation, see
-// engine.Carrier.
-func (c *Conn) Promise(n int) (left int) { return c.pc.Promise(n) }
-
 // Read waits for bytes of the stream. After the last one it returns io.EOF if the
 // other side has ended its direction, an error that matches engine.ErrReset if
 // it ended otherwise, and engine.ErrClosed after Close.
-func (c *Conn) Read(p []byte) (int, error) { return c.read(p, context.Background()) }
+func (c *Conn) Read(p []byte) (int, error) { return c.read(p, func() <-chan struct{} { return nil }) }
 
-// read is Read that ends when by is done.
-func (c *Conn) read(p []byte, by interface{ Done() <-chan struct{} }) (int, error) {
+// read is Read with a deadline.
+func (c *Conn) read(p []byte, passes func() <-chan struct{}) (int, error) {
 	for {
-		passed := by.Done() // another one when the deadline was moved
+		passed := passes()
 		if n, err := c.recv(p, passed); n > 0 || err != nil || len(p) == 0 {
 			return n, err
 		}
@@ -185,7 +163,7 @@ func (c *Conn) recv(p []byte, passed <-chan struct{}) (n int, err error) {
 	switch {
 	case c.in.closed:
 		return 0, engine.ErrClosed
-	case isClosed(passed):
+	case half.IsClosed(passed):
 		return 0, os.ErrDeadlineExceeded
 	}
 	for n < len(p) {
@@ -396,12 +374,12 @@ func (c *Conn) arrived(marks byte) {
 	c.in.reset = c.in.reset || marks&markReset != 0
 	if marks&(markStop|markReset) != 0 && !c.in.stopped {
 		c.in.stopped = true
-		signal(c.writable)
+		half.Signal(c.writable)
 	}
 	if c.in.closed {
 		c.discard()
 	}
-	signal(c.readable)
+	half.Signal(c.readable)
 }
 
 // discard throws away what has arrived and nobody reads, so that the other side's
@@ -427,23 +405,6 @@ func (c *Conn) over() bool {
 
 // ended wakes all who wait, as the stream or the session has.
 func (c *Conn) ended() {
-	signal(c.readable)
-	signal(c.writable)
-}
-
-// signal puts a token into a channel that has room for one.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
+	half.Signal(c.readable)
+	half.Signal(c.writable)
 }

@@ -369,7 +369,7 @@ func FuzzInput(f *testing.F) {
 				} else {
 					fresh.timer.Stop()
 				}
-				a.receive(p, x.RemoteAddr(), nil)
+				a.receive(p, nil)
 				if una, next := a.flight.una, a.flight.next; una > next || next > 10 {
 					t.Errorf("una %d, next %d of 10 segments", una, next)
 				}
@@ -382,7 +382,7 @@ func FuzzInput(f *testing.F) {
 				t.Errorf("%d bytes arrived in a datagram of %d", n, len(p))
 			}
 			a.end(markEnd | markStop)
-			a.receive(p, x.RemoteAddr(), nil)
+			a.receive(p, nil)
 			if n := a.kcp.PeekSize(); n >= 0 && a.err == nil {
 				t.Errorf("%d bytes wait in a stream that is closed", n)
 			}

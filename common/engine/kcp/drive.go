@@ -3,13 +3,13 @@ package kcp
 import (
 	"fmt"
 	"math"
-	"net"
 	"sync"
 	"time"
 
 	"github.com/xtaci/kcp-go/v5"
 
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 const (
@@ -68,10 +68,9 @@ type driver struct {
 	done  chan struct{} // closed when the session has ended
 	group sync.WaitGroup
 
-	mu   sync.Mutex // guards what follows, and all of the Conn that says so
-	kcp  *kcp.KCP   // nil: the conversation rests
-	peer net.Addr   // where to write to; nil until it is known
-	err  error      // why the session has ended; nil: it has not
+	mu  sync.Mutex // guards what follows, and all of the Conn that says so
+	kcp *kcp.KCP   // nil: the conversation rests
+	err error      // why the session has ended; nil: it has not
 
 	flight flight
 	came   received
@@ -98,7 +97,7 @@ type driver struct {
 // init readies d to carry c's stream over pc. Its two goroutines are yet to be
 // started.
 func (d *driver) init(c *Conn, pc engine.Carrier) {
-	d.conn, d.pc, d.peer = c, pc, pc.RemoteAddr()
+	d.conn, d.pc = c, pc
 	d.done = make(chan struct{})
 	d.taken.L = &d.mu
 	d.backlog.limit = minBacklog
@@ -121,8 +120,8 @@ func (d *driver) readDatagrams() {
 	for {
 		d.pc.WaitRead() // without a buffer
 		p := datagrams.Get().(*datagram)
-		n, addr, err := d.pc.ReadFrom(p.data[:engine.MaxDatagram])
-		more := d.receive(p.data[:max(n, 0)], addr, err)
+		n, _, err := d.pc.ReadFrom(p.data[:engine.MaxDatagram])
+		more := d.receive(p.data[:max(n, 0)], err)
 		datagrams.Put(p)
 		if !more {
 			return
@@ -132,7 +131,7 @@ func (d *driver) readDatagrams() {
 
 // receive handles what ReadFrom has returned and tells whether to go on, when
 // that is allowed.
-func (d *driver) receive(p []byte, addr net.Addr, err error) bool {
+func (d *driver) receive(p []byte, err error) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
@@ -146,9 +145,6 @@ func (d *driver) receive(p []byte, addr net.Addr, err error) bool {
 	case len(p) == len(farewell) && p[0] == farewell[0]:
 		d.fail(errPeerClosed)
 	default:
-		if d.peer == nil {
-			d.peer = addr
-		}
 		d.input(p)
 		d.count()
 	}
@@ -235,13 +231,13 @@ func (d *driver) drive() {
 			return
 		}
 		start := time.Now()
-		if _, err := d.pc.WriteTo(p.data[:p.n], d.peer); err != nil {
+		if _, err := d.pc.WriteTo(p.data[:p.n], d.pc.RemoteAddr()); err != nil {
 			d.conn.Fail(fmt.Errorf("carrier: %w", err))
 		}
 		took = time.Since(start)
 	}
-	if d.err == engine.ErrClosed && d.peer != nil { // neither changes any more
-		d.pc.WriteTo(farewell, d.peer)
+	if d.err == engine.ErrClosed { // it does not change any more
+		d.pc.WriteTo(farewell, d.pc.RemoteAddr())
 	}
 	d.pc.Close() // ends the reader
 }
@@ -262,7 +258,7 @@ func (d *driver) step(p *datagram, took time.Duration) (next *datagram, ended bo
 	defer d.count()
 	for d.err == nil {
 		d.offer()
-		if d.packed.urgent && d.peer != nil {
+		if d.packed.urgent {
 			return d.packed.next(), false
 		}
 		now := time.Now()
@@ -305,9 +301,6 @@ func (d *driver) due() (at time.Time, ok bool) {
 		if !ok || t.Before(at) {
 			at, ok = t, true
 		}
-	}
-	if d.peer == nil {
-		return at, false
 	}
 	f := &d.flight
 	if d.owed+d.packed.acks > 0 {
@@ -383,7 +376,7 @@ func (d *driver) refuses() bool {
 func (d *driver) offer() {
 	if b := &d.backlog; b.waits && d.waiting()+d.packed.bytes <= b.limit/2 {
 		b.waits = false
-		signal(d.conn.writable)
+		half.Signal(d.conn.writable)
 	}
 }
 

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 // openDelay is how long the opening of the stream waits for its first bytes, so
@@ -95,7 +96,7 @@ func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	if ended := s.conn.Err(); ended == engine.ErrClosed || !isClosed(s.conn.opened) {
+	if ended := s.conn.Err(); ended == engine.ErrClosed || !half.IsClosed(s.conn.opened) {
 		s.given.Store(false)
 		if ended != nil {
 			err = ended

@@ -73,7 +73,7 @@ func (d *driver) ready() int {
 // isStill tells whether nothing is under way, and nothing is known that KCP alone
 // knows.
 func (d *driver) isStill() bool {
-	return d.kcp != nil && d.peer != nil && d.flight.wnd > 0 &&
+	return d.kcp != nil && d.flight.wnd > 0 &&
 		d.given == d.flight.una && d.came.queued+d.came.early == 0 &&
 		d.owed+d.packed.bytes == 0 && !d.tell && d.conn.isStill()
 }

@@ -90,7 +90,7 @@ func TestRestOfDuplicates(t *testing.T) {
 		}
 		return string(p[:n])
 	}
-	pass := func(d []byte, to *Conn) { to.receive(bytes.Clone(d), x.RemoteAddr(), nil) }
+	pass := func(d []byte, to *Conn) { to.receive(bytes.Clone(d), nil) }
 	a.Append(0, []byte("one"))
 	first := said(a)
 	pass(first, b)
@@ -99,7 +99,7 @@ func TestRestOfDuplicates(t *testing.T) {
 	}
 	firstAck := said(b)
 	pass(firstAck, a)
-	b.tell, b.peer = false, x.LocalAddr()
+	b.tell = false
 	if !a.isStill() || !b.isStill() {
 		t.Fatal("something is under way")
 	}

@@ -2,56 +2,42 @@ package kcp
 
 import (
 	"os"
-	"time"
 
-	"github.com/pion/transport/v5/deadline"
-
-	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 // stream is a Conn as an application sees it: with deadlines, half-close, and a
 // Close that lets what was written arrive. It is safe for concurrent use.
 type stream struct {
-	*Conn            // for its addresses, which are the carrier's
-	readBy, writeBy  *deadline.Deadline
-	reading, writing chan struct{} // held by the Read and by the Write in progress
+	*Conn
+	half.Both
 }
 
 func newStream(c *Conn) *stream {
-	return &stream{
-		Conn:    c,
-		readBy:  deadline.New(),
-		writeBy: deadline.New(),
-		reading: make(chan struct{}, 1),
-		writing: make(chan struct{}, 1),
-	}
+	return &stream{c, half.Both{Addresses: c.pc, Reads: half.New(c.readable), Writes: half.New(c.writable)}}
 }
 
 // Read implements net.Conn. After the last byte it returns io.EOF if the other
 // side has ended its direction, an error that matches engine.ErrReset if the
 // stream ended otherwise, and engine.ErrClosed after Close.
 func (s *stream) Read(p []byte) (int, error) {
-	s.reading <- struct{}{}
-	defer func() { <-s.reading }()
-	return s.Conn.read(p, s.readBy)
+	s.Reads.Enter()
+	defer s.Reads.Leave()
+	return s.Conn.read(p, s.Reads.Passed)
 }
 
 // Write implements net.Conn. It returns when the Conn has taken all of p, a part
 // at a time as it has room.
 func (s *stream) Write(p []byte) (int, error) {
-	s.writing <- struct{}{}
-	defer func() { <-s.writing }()
+	s.Writes.Enter()
+	defer s.Writes.Leave()
 	for total := 0; ; {
-		passed := s.writeBy.Done() // another one when the deadline was moved
-		if isClosed(passed) && !s.Conn.isClosed() {
+		passed := s.Writes.Passed()
+		if half.IsClosed(passed) && !s.Conn.isClosed() {
 			return total, os.ErrDeadlineExceeded
 		}
-		room, ok := s.Conn.Room()
-		if !ok {
-			select {
-			case <-room:
-			case <-passed:
-			}
+		if _, ok := s.Conn.Room(); !ok {
+			s.Writes.Wait(passed)
 			continue
 		}
 		part := p[total:min(total+minBacklog, len(p))]
@@ -70,7 +56,7 @@ func (s *stream) CloseWrite() error { return s.Conn.end(markEnd) }
 // Close implements engine.Stream.
 func (s *stream) Close() error {
 	if s.Conn.end(markEnd|markStop) == nil {
-		s.forget()
+		s.Forget()
 	}
 	return nil
 }
@@ -78,37 +64,7 @@ func (s *stream) Close() error {
 // Reset implements engine.Stream.
 func (s *stream) Reset() error {
 	if s.Conn.end(markReset) == nil {
-		s.forget()
+		s.Forget()
 	}
-	return nil
-}
-
-// forget ends the timers of a stream that is closed.
-func (s *stream) forget() {
-	s.readBy.Set(time.Time{})
-	s.writeBy.Set(time.Time{})
-}
-
-// SetDeadline implements net.Conn.
-func (s *stream) SetDeadline(t time.Time) error {
-	if err := s.SetReadDeadline(t); err != nil {
-		return err
-	}
-	return s.SetWriteDeadline(t)
-}
-
-// SetReadDeadline implements net.Conn.
-func (s *stream) SetReadDeadline(t time.Time) error { return s.set(s.readBy, s.Conn.readable, t) }
-
-// SetWriteDeadline implements net.Conn.
-func (s *stream) SetWriteDeadline(t time.Time) error { return s.set(s.writeBy, s.Conn.writable, t) }
-
-// set moves a deadline and wakes whom it concerns.
-func (s *stream) set(d *deadline.Deadline, waiter chan struct{}, t time.Time) error {
-	if s.Conn.isClosed() {
-		return engine.ErrClosed
-	}
-	d.Set(t)
-	signal(waiter)
 	return nil
 }

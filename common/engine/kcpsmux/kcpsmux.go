@@ -23,10 +23,10 @@ func (Engine) Multiplexes() bool { return true }
 
 // Client implements engine.Engine.
 func (Engine) Client(pc engine.Carrier) (engine.Session, error) {
-	return mux.New(kcp.NewConn(pc, true), true)
+	return mux.New(pc, kcp.NewConn(pc, true), true)
 }
 
 // Server implements engine.Engine.
 func (Engine) Server(pc engine.Carrier) (engine.Session, error) {
-	return mux.New(kcp.NewConn(pc, false), false)
+	return mux.New(pc, kcp.NewConn(pc, false), false)
 }

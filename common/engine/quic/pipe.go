@@ -60,8 +60,7 @@ var farewell = []byte{0}
 // silent, so that what the library has received can still be read.
 type pipe struct {
 	engine.Carrier
-	fail   func(error) // ends the session
-	peer   atomic.Pointer[net.Addr]
+	fail   func(error)               // ends the session
 	conn   atomic.Pointer[quic.Conn] // nil before the handshake is done
 	ended  <-chan struct{}           // closed when the session has ended
 	closed chan struct{}
@@ -79,14 +78,6 @@ type pipe struct {
 	seen  uint64    // arrived when burst was set
 }
 
-// remote is the other side's address, or nil if it is not known yet.
-func (p *pipe) remote() net.Addr {
-	if a := p.peer.Load(); a != nil {
-		return *a
-	}
-	return nil
-}
-
 // ReadFrom implements net.PacketConn.
 func (p *pipe) ReadFrom(b []byte) (int, net.Addr, error) {
 	p.pace()
@@ -95,9 +86,6 @@ func (p *pipe) ReadFrom(b []byte) (int, net.Addr, error) {
 	case err == nil && n == len(farewell) && b[0] == farewell[0]:
 		p.fail(errPeerClosed)
 	case err == nil:
-		if p.peer.Load() == nil {
-			p.peer.Store(&from)
-		}
 		p.given++
 		p.arrived.Add(1)
 		return n, from, nil

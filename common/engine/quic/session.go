@@ -52,9 +52,6 @@ func newSession(pc engine.Carrier, client bool) *session {
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.pipe = &pipe{Carrier: pc, fail: s.lost, ended: s.ctx.Done(), closed: make(chan struct{})}
-	if a := pc.RemoteAddr(); a != nil {
-		s.pipe.peer.Store(&a)
-	}
 	s.transport = &quic.Transport{
 		Conn:                             s.pipe,
 		ConnectionIDGenerator:            noConnectionID{},
@@ -76,11 +73,7 @@ func newClient(pc engine.Carrier) *session {
 	config, promised := within(pc.Promise(0))
 	pc.Promise(promised)
 	s.group.Go(func() {
-		remote := s.pipe.remote()
-		if remote == nil {
-			remote = pc.LocalAddr() // the carrier does not care
-		}
-		conn, err := s.transport.Dial(s.ctx, remote, tlsConfig(pc), config)
+		conn, err := s.transport.Dial(s.ctx, pc.RemoteAddr(), tlsConfig(pc), config)
 		if err != nil {
 			s.lost(err)
 			return
@@ -251,9 +244,9 @@ func (s *session) Close() error {
 	s.close.Do(func() {
 		s.cancel(engine.ErrClosed)
 		s.account.end()
-		if remote := s.pipe.remote(); remote != nil && s.err() == engine.ErrClosed {
+		if s.err() == engine.ErrClosed {
 			s.pipe.Carrier.SetWriteDeadline(time.Now().Add(farewellTime))
-			s.pipe.Carrier.WriteTo(farewell, remote) // if there is no room, the carrier's end says it
+			s.pipe.Carrier.WriteTo(farewell, s.pipe.RemoteAddr()) // if there is no room, the carrier's end says it
 		}
 		s.pipe.close()
 		s.transport.Close()

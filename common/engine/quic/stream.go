@@ -356,12 +356,7 @@ func (st *stream) finish() {
 func (st *stream) LocalAddr() net.Addr { return st.session.pipe.LocalAddr() }
 
 // RemoteAddr implements net.Conn. The address belongs to the carrier.
-func (st *stream) RemoteAddr() net.Addr {
-	if a := st.session.pipe.remote(); a != nil {
-		return a
-	}
-	return st.LocalAddr()
-}
+func (st *stream) RemoteAddr() net.Addr { return st.session.pipe.RemoteAddr() }
 
 // SetDeadline implements net.Conn.
 func (st *stream) SetDeadline(t time.Time) error { return st.setDeadlines(t, &st.readBy, &st.writeBy) }

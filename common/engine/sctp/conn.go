@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"slices"
 	"sync"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/pion/sctp"
 
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 // backlog bounds the bytes that were appended and that the carrier has not taken
@@ -48,7 +48,6 @@ type conn struct {
 	parts []byte // chunks that the library is to be given one by one; its reader's
 
 	mu   sync.Mutex        // guards what follows
-	peer net.Addr          // where to write to; nil until it is known
 	err  error             // why the session has ended; nil: it has not
 	read uint32            // messages that Read has taken
 	came [seen / 64]uint64 // a bit for each message that has come and Read has not taken, by its number
@@ -81,7 +80,6 @@ func newConn(pc engine.Carrier, client bool) (*conn, error) {
 		writing:  make(chan struct{}, 1),
 		out:      outgoing{una: firstTSN, sent: firstTSN, next: firstTSN},
 	}
-	c.peer = pc.RemoteAddr()
 	local, remote := clientToken, serverToken
 	if !client {
 		local, remote = remote, local
@@ -102,28 +100,12 @@ func newConn(pc engine.Carrier, client bool) (*conn, error) {
 	return c, err
 }
 
-func (c *conn) Hold(n int) { c.pc.Hold(n) }
-
-func (c *conn) Promise(n int) (left int) { return c.pc.Promise(n) }
-
 func (c *conn) Done() <-chan struct{} { return c.done }
 
 func (c *conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
-}
-
-func (c *conn) LocalAddr() net.Addr { return c.pc.LocalAddr() }
-
-// RemoteAddr is LocalAddr as long as it is not known.
-func (c *conn) RemoteAddr() net.Addr {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.peer == nil {
-		return c.pc.LocalAddr()
-	}
-	return c.peer
 }
 
 func (c *conn) Read(p []byte) (int, error) {
@@ -267,7 +249,7 @@ func (c *conn) pump() {
 	}
 	if o.waits && c.waiting() < backlog/2 {
 		o.waits = false
-		signal(c.writable)
+		half.Signal(c.writable)
 	}
 }
 
@@ -308,23 +290,14 @@ func (c *conn) finish(err error) {
 	c.err = err
 	close(c.done)
 	c.ack.timer.Stop()
-	signal(c.readable)
-	signal(c.writable)
-	peer := c.peer
+	half.Signal(c.readable)
+	half.Signal(c.writable)
 	c.group.Go(func() {
-		if peer != nil && !errors.Is(err, errPeerClosed) {
+		if !errors.Is(err, errPeerClosed) {
 			stop := time.AfterFunc(farewellTime, func() { c.pc.Close() })
-			c.pc.WriteTo(farewell, peer)
+			c.pc.WriteTo(farewell, c.pc.RemoteAddr())
 			stop.Stop()
 		}
 		c.pc.Close() // ends the reader, and the writer that may be blocked
 	})
-}
-
-// signal puts a token into a channel that has room for one.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"net"
 	"time"
+
+	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 const (
@@ -22,10 +24,9 @@ const (
 
 // packets is what the library takes for its connection. It keeps account of what
 // is sent, and keeps from the library what it could not stand: it was made for
-// peers that mean well. Close, the local address and the deadlines are those of
-// the carrier.
+// peers that mean well. All else is the carrier's.
 type packets struct {
-	net.PacketConn
+	engine.Carrier
 	c *conn
 }
 
@@ -37,14 +38,11 @@ type waitingAck struct {
 	timer  *time.Timer // ends the wait
 }
 
-// RemoteAddr implements net.Conn.
-func (p packets) RemoteAddr() net.Addr { return p.c.RemoteAddr() }
-
 // Read implements net.Conn. It fails when the session has ended.
 func (p packets) Read(b []byte) (int, error) {
 	for len(p.c.parts) == 0 {
-		n, addr, err := p.ReadFrom(b)
-		ok, err := p.c.arrived(b[:max(n, 0)], addr, err)
+		n, _, err := p.ReadFrom(b)
+		ok, err := p.c.arrived(b[:max(n, 0)], err)
 		if err != nil {
 			return 0, err
 		}
@@ -61,10 +59,9 @@ func (p packets) Read(b []byte) (int, error) {
 
 // Write implements net.Conn. The library's writer alone calls it.
 func (p packets) Write(b []byte) (int, error) {
-	kept, to := p.c.depart(b)
-	if len(kept) > 0 {
+	if kept := p.c.depart(b); len(kept) > 0 {
 		p.c.acknowledge()
-		p.c.write(kept, to)
+		p.c.write(kept)
 		p.c.departed()
 	}
 	return len(b), nil
@@ -72,15 +69,13 @@ func (p packets) Write(b []byte) (int, error) {
 
 // write writes p to the carrier, unless the session has ended, which it has if
 // that fails.
-func (c *conn) write(p []byte, to net.Addr) {
+func (c *conn) write(p []byte) {
 	c.writing <- struct{}{}
 	defer func() { <-c.writing }()
-	select {
-	case <-c.done:
+	if half.IsClosed(c.done) {
 		return
-	default:
 	}
-	if _, err := c.pc.WriteTo(p, to); err != nil {
+	if _, err := c.pc.WriteTo(p, c.pc.RemoteAddr()); err != nil {
 		c.Fail(fmt.Errorf("carrier: %w", err))
 	}
 }
@@ -89,26 +84,23 @@ func (c *conn) write(p []byte, to net.Addr) {
 // way, that is before it.
 func (c *conn) acknowledge() {
 	c.mu.Lock()
-	p, to := c.ack.packet, c.peer
+	p := c.ack.packet
 	if len(p) > 0 {
 		c.ack.packet, c.ack.last = nil, time.Now()
 	}
 	c.mu.Unlock()
 	if len(p) > 0 {
-		c.write(p, to)
+		c.write(p)
 	}
 }
 
 // arrived looks at what ReadFrom has returned and tells whether it is a packet
 // for the library.
-func (c *conn) arrived(p []byte, addr net.Addr, err error) (bool, error) {
+func (c *conn) arrived(p []byte, err error) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
 		c.fail(fmt.Errorf("carrier: %w", err))
-	}
-	if c.peer == nil {
-		c.peer = addr
 	}
 	if c.err != nil || !c.admit(p) {
 		return false, c.err
@@ -118,12 +110,12 @@ func (c *conn) arrived(p []byte, addr net.Addr, err error) (bool, error) {
 }
 
 // depart takes note of what is in a packet that the library wants to write, and
-// returns what shall be written, if anything, and to whom.
-func (c *conn) depart(p []byte) ([]byte, net.Addr) {
+// returns what shall be written, if anything.
+func (c *conn) depart(p []byte) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.err != nil || c.peer == nil {
-		return nil, nil // it is over, or nothing has come that could be answered
+	if c.err != nil {
+		return nil
 	}
 	kept := p[:packetHeaderSize]
 	for rest := p[packetHeaderSize:]; len(rest) > 0; {
@@ -134,9 +126,9 @@ func (c *conn) depart(p []byte) ([]byte, net.Addr) {
 		rest = after
 	}
 	if len(kept) == packetHeaderSize || c.holds(kept) {
-		return nil, nil
+		return nil
 	}
-	return kept, c.peer
+	return kept
 }
 
 // departed takes note of the fact that the carrier has taken a packet.
@@ -217,7 +209,7 @@ func (c *conn) file(p []byte) {
 			c.pc.Hold(inCost(len(chunk) - dataHeaderSize))
 		}
 	}
-	signal(c.readable)
+	half.Signal(c.readable)
 	if scattered {
 		c.parts = bytes.Clone(p[packetHeaderSize:])
 	}

@@ -23,11 +23,11 @@ func reportCPU(b *testing.B) {
 // benchPair returns the two ends of a stream in memory.
 func benchPair(b *testing.B) (client, server *Stream) {
 	x, y := connect(256 << 10)
-	c, err := New(x, true)
+	c, err := New(x, x, true)
 	if err != nil {
 		b.Fatal(err)
 	}
-	s, err := New(y, false)
+	s, err := New(y, y, false)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -86,11 +86,11 @@ func BenchmarkPing(b *testing.B) {
 // BenchmarkRest lets smux of a session with one stream go, and makes it again.
 func BenchmarkRest(b *testing.B) {
 	x, y := connect(64 << 10)
-	client, err := New(x, true)
+	client, err := New(x, x, true)
 	if err != nil {
 		b.Fatal(err)
 	}
-	server, err := New(y, false)
+	server, err := New(y, y, false)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -10,11 +10,12 @@ import (
 
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/enginetest"
+	"turbotunnel/common/engine/internal/half"
 )
 
-// half is one direction of a Channel in memory. limit is how many bytes may wait
+// direction is one direction of a Channel in memory. limit is how many bytes may wait
 // in it before there is no room; Append goes beyond that.
-type half struct {
+type direction struct {
 	mu       sync.Mutex
 	buf      []byte // guarded by mu, like what follows
 	limit    int
@@ -22,21 +23,22 @@ type half struct {
 	writable chan struct{}
 }
 
-// memory is one end of a Channel in memory.
+// memory is one end of a Channel in memory, and the carrier below it.
 type memory struct {
-	in, out *half
-	done    chan struct{}
-	mu      sync.Mutex
-	err     error // guarded by mu
-	peer    *memory
-	held    atomic.Int64
+	engine.Carrier // nil: what is missing here nobody calls
+	in, out        *direction
+	done           chan struct{}
+	mu             sync.Mutex
+	err            error // guarded by mu
+	peer           *memory
+	held           atomic.Int64
 
 	promised, room atomic.Int64
 }
 
 // connect returns two ends in each of whose directions limit bytes may wait.
 func connect(limit int) (a, b *memory) {
-	x, y := newHalf(limit), newHalf(limit)
+	x, y := newDirection(limit), newDirection(limit)
 	a = &memory{in: y, out: x, done: make(chan struct{})}
 	b = &memory{in: x, out: y, done: make(chan struct{}), peer: a}
 	a.peer = b
@@ -45,8 +47,8 @@ func connect(limit int) (a, b *memory) {
 	return a, b
 }
 
-func newHalf(limit int) *half {
-	return &half{limit: limit, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1)}
+func newDirection(limit int) *direction {
+	return &direction{limit: limit, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1)}
 }
 
 func (m *memory) Read(p []byte) (int, error) {
@@ -56,7 +58,7 @@ func (m *memory) Read(p []byte) (int, error) {
 		m.in.buf = m.in.buf[n:]
 		m.in.mu.Unlock()
 		if n > 0 || len(p) == 0 {
-			signal(m.in.writable)
+			half.Signal(m.in.writable)
 			return n, nil
 		}
 		select {
@@ -88,7 +90,7 @@ func (m *memory) Append(_ time.Duration, parts ...[]byte) error {
 	for _, p := range parts {
 		m.out.buf = append(m.out.buf, p...)
 	}
-	signal(m.out.readable)
+	half.Signal(m.out.readable)
 	return nil
 }
 
@@ -99,14 +101,14 @@ func (m *memory) Room() (<-chan struct{}, bool) {
 func (m *memory) Waiting() int { return m.out.Len() }
 
 // Len is how many bytes wait.
-func (h *half) Len() int {
+func (h *direction) Len() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.buf)
 }
 
 // Clear throws away what waits.
-func (h *half) Clear() {
+func (h *direction) Clear() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.buf = nil
@@ -126,7 +128,7 @@ func (m *memory) Fail(err error) {
 	if m.err == nil {
 		m.err = err
 		close(m.done)
-		signal(m.out.writable)
+		half.Signal(m.out.writable)
 	}
 }
 
@@ -161,9 +163,13 @@ func pair(t *testing.T) (client, server *Session) {
 }
 
 // start starts a session that ends with the test.
-func start(t *testing.T, c Channel, client bool) *Session {
+func start(t *testing.T, c interface {
+	engine.Carrier
+	Channel
+}, client bool,
+) *Session {
 	t.Helper()
-	s, err := New(c, client)
+	s, err := New(c, c, client)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,11 +53,11 @@ func (c *credit) room() int { return int(c.edge - c.taken) }
 // promise counts n bytes more that streams may take, or fewer. The mutex is held.
 func (s *Session) promise(n int) {
 	s.promised += n
-	s.channel.Promise(n)
+	s.carrier.Promise(n)
 }
 
 // left is how many bytes more may be promised. The mutex is held.
-func (s *Session) left() int { return max(min(maxPromised-s.promised, s.channel.Promise(0)), 0) }
+func (s *Session) left() int { return max(min(maxPromised-s.promised, s.carrier.Promise(0)), 0) }
 
 // least is the smallest window: a client has that before the server's UPD comes.
 func (s *Session) least() int {

@@ -58,7 +58,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,6 +65,7 @@ import (
 	"github.com/xtaci/smux"
 
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 const (
@@ -155,19 +155,12 @@ type Channel interface {
 	// Close ends the channel and returns when nothing of it touches the carrier
 	// any more.
 	Close() error
-
-	// Hold and Promise are engine.Carrier's. What waits in the channel itself is its
-	// own matter.
-	Hold(n int)
-	Promise(n int) (left int)
-
-	LocalAddr() net.Addr
-	RemoteAddr() net.Addr
 }
 
 // Session implements engine.Session. It is safe for concurrent use.
 type Session struct {
-	channel  Channel // never changes, like what follows
+	carrier  engine.Carrier // below the channel, which counts for itself; never changes, like what follows
+	channel  Channel
 	client   bool
 	timer    *time.Timer   // of pause; a client's never runs
 	turn     chan struct{} // held by the Write whose frame goes next; who waits for it does so in order
@@ -193,9 +186,11 @@ type Session struct {
 	over     bool               // the channel has ended, and all that came was seen
 }
 
-// New starts one side of a session over a channel, which it owns from now on.
-func New(c Channel, client bool) (*Session, error) {
+// New starts one side of a session over a channel, which it owns from now on. pc is
+// what the channel itself goes over.
+func New(pc engine.Carrier, c Channel, client bool) (*Session, error) {
 	s := &Session{
+		carrier:  pc,
 		channel:  c,
 		client:   client,
 		turn:     make(chan struct{}, 1),
@@ -213,17 +208,17 @@ func New(c Channel, client bool) (*Session, error) {
 		c.Close()
 		return nil, err
 	}
-	c.Hold(sessionCost)
+	pc.Hold(sessionCost)
 	return s, nil
 }
 
 // hold counts n bytes more, or less. The mutex is held.
 func (s *Session) hold(n int) {
 	if s.held >= maxHeld && s.held+n < maxHeld {
-		signal(s.drained)
+		half.Signal(s.drained)
 	}
 	s.held += n
-	s.channel.Hold(n)
+	s.carrier.Hold(n)
 }
 
 // Open implements engine.Session.
@@ -282,7 +277,7 @@ func (s *Session) take() bool {
 		return false
 	}
 	if s.pending--; s.pending > 0 {
-		signal(s.accepted) // for another Accept
+		half.Signal(s.accepted) // for another Accept
 	}
 	return true
 }
@@ -333,10 +328,10 @@ func (s *Session) Done() <-chan struct{} { return s.channel.Done() }
 // when Close returns they do not touch the channel again and are about to end.
 func (s *Session) Close() error {
 	err := s.channel.Close()
-	s.timer.Stop()
 	s.wake()
 	s.turn <- struct{}{} // no caller's bytes are in smux's queue
 	s.use()              // from now on it rests no more
+	s.timer.Stop()
 	s.smux.Close()
 	s.life.RUnlock()
 	<-s.turn
@@ -349,31 +344,14 @@ func (s *Session) wake() {
 	defer s.mu.Unlock()
 	s.over = true
 	for _, st := range s.streams {
-		signal(st.readable)
-		signal(st.writable)
+		half.Signal(st.Reads.Changed)
+		half.Signal(st.Writes.Changed)
 	}
-	signal(s.accepted)
-	signal(s.drained)
+	half.Signal(s.accepted)
+	half.Signal(s.drained)
 }
 
 // notice tells the other side what smux has no word for.
 func (s *Session) notice(what byte, id uint32) {
 	s.put(0, header(cmdPSH, noticeSize, 0), noticeBody(what, id))
-}
-
-// signal puts a token into a channel that has room for one.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
 }

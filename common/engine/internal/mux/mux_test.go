@@ -613,7 +613,7 @@ func FuzzTap(f *testing.F) {
 		a, b := connect(1 << 20)
 		a.Write(sent)
 		b.Fail(io.EOF)
-		s := &Session{channel: b, streams: make(map[uint32]*Stream), accepted: make(chan struct{}, 1), drained: make(chan struct{}, 1)}
+		s := &Session{carrier: b, channel: b, streams: make(map[uint32]*Stream), accepted: make(chan struct{}, 1), drained: make(chan struct{}, 1)}
 		s.tap = &tap{s: s}
 		for p := make([]byte, max(step%64, 1)); ; {
 			if _, err := s.tap.Read(p); err != nil {

@@ -24,7 +24,7 @@ const (
 
 	// restCost is what a session at rest takes, in bytes: a goroutine, and what this
 	// package keeps (TestSessionCost).
-	restCost = 8 << 10
+	restCost = 7 << 10
 )
 
 // begin makes smux, for which frames have come already. life is held.
@@ -69,7 +69,7 @@ func (s *Session) pause() {
 		st.smux = nil // it would keep all of smux
 	}
 	s.mu.Unlock()
-	s.channel.Hold(restCost - sessionCost)
+	s.carrier.Hold(restCost - sessionCost)
 	s.watching, s.quit = make(chan struct{}), make(chan struct{})
 	go s.watch(s.watching, s.quit)
 }
@@ -134,7 +134,7 @@ func (s *Session) resume() {
 		copy(frames[len(frames)-len(noLimit):], noLimit)
 	}
 	s.mu.Unlock()
-	s.channel.Hold(sessionCost - restCost)
+	s.carrier.Hold(sessionCost - restCost)
 	err := s.begin(frames)
 	for range ids {
 		var str *smux.Stream

@@ -2,15 +2,13 @@ package mux
 
 import (
 	"io"
-	"net"
 	"os"
 	"sync"
-	"time"
 
-	"github.com/pion/transport/v5/deadline"
 	"github.com/xtaci/smux"
 
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 const (
@@ -31,10 +29,8 @@ type Stream struct {
 	id      uint32
 	smux    *smux.Stream // set before the Stream is handed out; guarded by the session's life
 
-	readable, writable chan struct{} // have room for one token each: something has changed
-	readBy, writeBy    *deadline.Deadline
-	reading, writing   chan struct{} // held by the Read and by the Write in progress
-	sending            sync.Mutex    // held while smux is given a frame, so that none follows the FIN
+	half.Both
+	sending sync.Mutex // held while smux is given a frame, so that none follows the FIN
 
 	incoming // the session's mutex guards what follows
 	outgoing
@@ -72,12 +68,7 @@ func (s *Session) add(id uint32) (window int) {
 	st := &Stream{
 		session:  s,
 		id:       id,
-		readable: make(chan struct{}, 1),
-		writable: make(chan struct{}, 1),
-		readBy:   deadline.New(),
-		writeBy:  deadline.New(),
-		reading:  make(chan struct{}, 1),
-		writing:  make(chan struct{}, 1),
+		Both:     half.Both{Addresses: s.carrier, Reads: half.New(make(chan struct{}, 1)), Writes: half.New(make(chan struct{}, 1))},
 		outgoing: outgoing{window: firstWindow},
 	}
 	st.begin()
@@ -89,10 +80,10 @@ func (s *Session) add(id uint32) (window int) {
 // side has ended its direction, an error that matches engine.ErrReset if the
 // stream ended otherwise, and engine.ErrClosed after Close.
 func (st *Stream) Read(p []byte) (int, error) {
-	st.reading <- struct{}{}
-	defer func() { <-st.reading }()
+	st.Reads.Enter()
+	defer st.Reads.Leave()
 	for {
-		passed := st.readBy.Done() // another one when the deadline was moved
+		passed := st.Reads.Passed()
 		ready, err := st.look(passed, len(p))
 		if err != nil || len(p) == 0 {
 			return 0, err
@@ -100,10 +91,7 @@ func (st *Stream) Read(p []byte) (int, error) {
 		if ready {
 			return st.read(p)
 		}
-		select {
-		case <-st.readable:
-		case <-passed:
-		}
+		st.Reads.Wait(passed)
 	}
 }
 
@@ -114,7 +102,7 @@ func (st *Stream) look(passed <-chan struct{}, want int) (ready bool, err error)
 	switch {
 	case st.closed:
 		return false, engine.ErrClosed
-	case isClosed(passed):
+	case half.IsClosed(passed):
 		return false, os.ErrDeadlineExceeded
 	case want == 0:
 		return false, nil
@@ -158,7 +146,7 @@ func (st *Stream) took(n int, err error) (read uint32, window int, failure error
 	case st.closed:
 		return 0, 0, engine.ErrClosed
 	case n == 0 && st.fin: // smux has dropped what a plain smux sent behind its end
-		st.forget()
+		st.dismiss()
 		return 0, 0, io.EOF
 	case n == 0:
 		return 0, 0, s.failure(err)
@@ -182,8 +170,8 @@ func (st *Stream) took(n int, err error) (read uint32, window int, failure error
 	return 0, 0, nil
 }
 
-// forget takes off the account what will not be read. The session's mutex is held.
-func (st *Stream) forget() {
+// dismiss takes off the account what will not be read. The session's mutex is held.
+func (st *Stream) dismiss() {
 	st.session.hold(-st.cost)
 	st.session.promise(st.unread - st.room() - st.cost)
 	st.edge = st.taken
@@ -196,23 +184,20 @@ func (st *Stream) forget() {
 // other side's window, for its turn among the session's streams, and for the
 // carrier.
 func (st *Stream) Write(p []byte) (int, error) {
-	st.writing <- struct{}{}
-	defer func() { <-st.writing }()
+	st.Writes.Enter()
+	defer st.Writes.Leave()
 	for total := 0; ; {
-		passed := st.writeBy.Done()
+		passed := st.Writes.Passed()
 		taken, size, err := st.offer(passed, p[total:])
 		total += taken
 		if err != nil || total == len(p) {
 			return total, err
 		}
 		if size == 0 {
-			select {
-			case <-st.writable:
-			case <-passed:
-			}
+			st.Writes.Wait(passed)
 			continue
 		}
-		n, err := st.send(p[total:total+size], st.writable, passed)
+		n, err := st.send(p[total:total+size], st.Writes.Changed, passed)
 		total += n
 		if err != nil {
 			return total, err
@@ -255,7 +240,7 @@ func (st *Stream) allowed(passed <-chan struct{}, want int) (int, error) {
 		return 0, engine.ErrReset
 	case st.session.channel.Err() != nil:
 		return 0, st.session.channel.Err()
-	case isClosed(passed):
+	case half.IsClosed(passed):
 		return 0, os.ErrDeadlineExceeded
 	}
 	room := int64(st.window) - int64(st.sent-st.consumed) - int64(len(st.staged))
@@ -351,7 +336,7 @@ func (st *Stream) CloseWrite() error {
 	s.mu.Lock()
 	closed, ended := st.closed, st.ended
 	st.ended = true
-	signal(st.writable)
+	half.Signal(st.Writes.Changed)
 	s.mu.Unlock()
 	switch {
 	case closed:
@@ -387,12 +372,9 @@ func (st *Stream) close(how byte) error {
 		s.hold(-gatherSize)
 	}
 	st.closed, st.ended = true, true
-	st.forget()
-	signal(st.readable)
-	signal(st.writable)
+	st.dismiss()
 	s.mu.Unlock()
-	st.readBy.Set(time.Time{})
-	st.writeBy.Set(time.Time{})
+	st.Forget()
 	s.use()
 	defer s.life.RUnlock()
 	st.push()
@@ -404,38 +386,5 @@ func (st *Stream) close(how byte) error {
 	defer s.mu.Unlock()
 	delete(s.streams, st.id) // not before smux has: its number is not free yet
 	s.hold(-streamCost)
-	return nil
-}
-
-// LocalAddr implements net.Conn. The address belongs to the carrier.
-func (st *Stream) LocalAddr() net.Addr { return st.session.channel.LocalAddr() }
-
-// RemoteAddr implements net.Conn. The address belongs to the carrier.
-func (st *Stream) RemoteAddr() net.Addr { return st.session.channel.RemoteAddr() }
-
-// SetDeadline implements net.Conn.
-func (st *Stream) SetDeadline(t time.Time) error {
-	if err := st.SetReadDeadline(t); err != nil {
-		return err
-	}
-	return st.SetWriteDeadline(t)
-}
-
-// SetReadDeadline implements net.Conn.
-func (st *Stream) SetReadDeadline(t time.Time) error { return st.set(st.readBy, st.readable, t) }
-
-// SetWriteDeadline implements net.Conn.
-func (st *Stream) SetWriteDeadline(t time.Time) error { return st.set(st.writeBy, st.writable, t) }
-
-// set moves a deadline and wakes whom it concerns.
-func (st *Stream) set(d *deadline.Deadline, waiter chan struct{}, t time.Time) error {
-	st.session.mu.Lock()
-	closed := st.closed
-	st.session.mu.Unlock()
-	if closed {
-		return engine.ErrClosed
-	}
-	d.Set(t)
-	signal(waiter)
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"math"
 	"math/bits"
 	"time"
+
+	"turbotunnel/common/engine/internal/half"
 )
 
 const (
@@ -173,7 +175,7 @@ func (t *tap) frame(cmd byte, id uint32, body []byte) error {
 	switch cmd {
 	case cmdFIN:
 		st.fin = true
-		signal(st.readable)
+		half.Signal(st.Reads.Changed)
 	case cmdUPD:
 		if int32(consumed-st.consumed) < 0 {
 			return nil // two Reads at once on a plain smux may tell in the wrong order
@@ -182,7 +184,7 @@ func (t *tap) frame(cmd byte, id uint32, body []byte) error {
 			return errWindow
 		}
 		st.consumed, st.window = consumed, min(window, math.MaxInt32)
-		signal(st.writable)
+		half.Signal(st.Writes.Changed)
 	}
 	return nil
 }
@@ -200,7 +202,7 @@ func (s *Session) came(id uint32, size int) {
 	st.cost += cost(size)
 	s.hold(cost(size))
 	s.promise(cost(size) - size)
-	signal(st.readable)
+	half.Signal(st.Reads.Changed)
 }
 
 // wait returns when the session may read another frame.
@@ -248,7 +250,7 @@ func (t *tap) open(id uint32) error {
 		t.buf[1] = cmdNOP
 		return t.s.put(0, header(cmdPSH, noticeSize, 0), noticeBody(noticeReset, id), header(cmdFIN, 0, id))
 	}
-	signal(t.s.accepted)
+	half.Signal(t.s.accepted)
 	return t.s.put(0, header(cmdUPD, updateSize, id), updateBody(0, window))
 }
 
@@ -279,8 +281,8 @@ func (s *Session) noticed(what byte, id uint32) error {
 	if st := s.streams[id]; st != nil {
 		st.stopped = true
 		st.reset = st.reset || what == noticeReset
-		signal(st.readable)
-		signal(st.writable)
+		half.Signal(st.Reads.Changed)
+		half.Signal(st.Writes.Changed)
 	}
 	return nil
 }
@@ -332,7 +334,7 @@ func (t *tap) Write(p []byte) (int, error) {
 
 // Close implements io.Closer. A session at rest lives on.
 func (t *tap) Close() error {
-	if isClosed(t.quit) {
+	if half.IsClosed(t.quit) {
 		return nil
 	}
 	return t.s.channel.Close()
