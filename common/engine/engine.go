@@ -14,6 +14,7 @@ import (
 	"math"
 	"net"
 	"sync/atomic"
+	"time"
 )
 
 // MaxStreams is how many streams a session may have open at a time, if its engine
@@ -26,6 +27,14 @@ const MaxStreams = 256
 // never make a larger one, pion/sctp is held below 8192.
 const MaxDatagram = 8192
 
+// OpenDelay is how long the opening of a stream waits for its first bytes, so that a
+// write which follows at once goes in the same datagram.
+const OpenDelay = 2 * time.Millisecond
+
+// FarewellTime is how long Session.Close waits for a blocked Carrier before it
+// gives up telling the other side.
+const FarewellTime = 100 * time.Millisecond
+
 var (
 	// ErrClosed is returned by every operation on a session or a stream that
 	// this side has closed. It matches net.ErrClosed.
@@ -34,6 +43,9 @@ var (
 	// ErrSingleStream is returned by the second Open or Accept on a session
 	// of an engine that does not multiplex.
 	ErrSingleStream = errors.New("engine: this engine has one stream a session")
+
+	// ErrRole is what a server's Open and a client's Accept return.
+	ErrRole = errors.New("engine: only the client opens streams, and only the server accepts them")
 
 	// ErrTooMany is what Open returns on a session that has MaxStreams already, if
 	// it does not wait for one of them to end.

@@ -128,7 +128,7 @@ func TestSessionCost(t *testing.T) {
 		a, b := NewConn(x, true), NewConn(y, false)
 		defer a.Close()
 		defer b.Close()
-		a.Append(0, []byte("ping"))
+		a.Append([]byte("ping"))
 		b.Read(make([]byte, 4))
 		all = append(all, a, b)
 	}
@@ -187,7 +187,7 @@ func TestBothStalled(t *testing.T) {
 		path := enginetest.Path{Delay: 50 * time.Millisecond, Rate: 500e6 / 8, Queue: 256 << 10, Loss: 0.01, Repair: 200 * time.Millisecond}
 		a, b, x := connect(t, path)
 		for _, p := range []*pipe{a, b} {
-			p.Append(0)
+			p.Append()
 			p.group.Go(func() { newStream(p.Conn).Write(make([]byte, size)) })
 		}
 		for range 3 {

@@ -73,11 +73,10 @@ type incoming struct {
 
 // outgoing is the direction away from this side. The driver's mutex guards it.
 type outgoing struct {
-	stage []byte    // the content of the message that is being filled
-	marks byte      // that go with the next message
-	began bool      // Append was called
-	ended bool      // nothing more will be written
-	hold  time.Time // what is staged may wait until then for more
+	stage []byte // the content of the message that is being filled
+	marks byte   // that go with the next message
+	began bool   // the stream was opened, if that is this side's to do
+	ended bool   // nothing more will be written
 }
 
 // NewConn starts one side of a conversation over pc, which it owns from now on.
@@ -224,23 +223,14 @@ func (c *Conn) message(p []byte) []byte {
 }
 
 // Append writes parts one after the other, whether there is room or not, and
-// does not keep them. What was waiting leaves with them, at once, or after hold
-// if that is not zero and nothing was waiting.
-func (c *Conn) Append(hold time.Duration, parts ...[]byte) error {
+// does not keep them. The first one opens the stream, even without a byte.
+func (c *Conn) Append(parts ...[]byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.writeErr(); err != nil {
 		return err
 	}
-	if staged, _ := c.staged(); hold == 0 {
-		c.out.hold = time.Time{}
-	} else if !staged {
-		c.out.hold = time.Now().Add(hold)
-	}
-	if c.client && !c.out.began {
-		c.out.marks |= markOpen
-	}
-	c.out.began = true
+	c.begin()
 	for _, p := range parts {
 		for len(p) > 0 {
 			p = p[c.stage(p):]
@@ -280,7 +270,7 @@ func (c *Conn) Close() error {
 	c.in.closed = true
 	c.finish(engine.ErrClosed)
 	c.mu.Unlock()
-	c.pc.SetWriteDeadline(time.Now().Add(farewellTime))
+	c.pc.SetWriteDeadline(time.Now().Add(engine.FarewellTime))
 	c.group.Wait()
 	return nil
 }
@@ -299,6 +289,7 @@ func (c *Conn) end(mark byte) error {
 		c.in.closed = true
 		c.discard()
 	}
+	c.begin()
 	if c.out.ended {
 		mark &^= markEnd
 	}
@@ -309,7 +300,6 @@ func (c *Conn) end(mark byte) error {
 	if c.err == nil {
 		c.out.marks |= mark
 	}
-	c.out.hold = time.Time{}
 	c.ended()
 	c.poke()
 	c.count()
@@ -351,16 +341,22 @@ func (c *Conn) stage(p []byte) int {
 	return n
 }
 
-// staged tells whether something waits to be given to KCP, and until when it may.
-func (c *Conn) staged() (bool, time.Time) {
-	return len(c.out.stage) > 0 || c.out.marks != 0, c.out.hold
+// staged tells whether something waits to be given to KCP.
+func (c *Conn) staged() bool { return len(c.out.stage) > 0 || c.out.marks != 0 }
+
+// begin has the first message of a client open the stream.
+func (c *Conn) begin() {
+	if c.client && !c.out.began {
+		c.out.marks |= markOpen
+	}
+	c.out.began = true
 }
 
 // push gives what is staged to KCP, with the marks that are due.
 func (c *Conn) push() {
-	if staged, _ := c.staged(); staged {
+	if c.staged() {
 		c.send(append(c.out.stage, c.out.marks))
-		c.out.stage, c.out.marks, c.out.hold = c.out.stage[:0], 0, time.Time{}
+		c.out.stage, c.out.marks = c.out.stage[:0], 0
 	}
 }
 
@@ -392,10 +388,7 @@ func (c *Conn) discard() {
 }
 
 // isStill tells whether nothing waits to be sent or to be read.
-func (c *Conn) isStill() bool {
-	staged, _ := c.staged()
-	return !staged && len(c.in.rest) == 0
-}
+func (c *Conn) isStill() bool { return !c.staged() && len(c.in.rest) == 0 }
 
 // over tells whether the stream is: each direction has ended, and all of it has
 // come or is not wanted.

@@ -47,7 +47,7 @@ func (p *pipe) start() {
 	})
 }
 
-func (p *pipe) send(b []byte) { p.Append(0, b) }
+func (p *pipe) send(b []byte) { p.Append(b) }
 
 func (p *pipe) received() []byte {
 	p.mu.Lock()
@@ -205,7 +205,7 @@ func TestSilence(t *testing.T) {
 func TestBacklogFollowsTheCarrier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, _ := connect(t, enginetest.Path{Rate: 1 << 20, Queue: 32 << 10})
-		a.Append(0)
+		a.Append()
 		var writer sync.WaitGroup
 		writer.Go(func() { newStream(a.Conn).Write(content(8 << 20)) })
 		time.Sleep(3 * time.Second)
@@ -357,7 +357,7 @@ func FuzzInput(f *testing.F) {
 		for _, client := range []bool{true, false} {
 			a := prepare(x, client)
 			defer a.timer.Stop() // it would keep a for ever
-			a.Append(0, content(10*(SegmentSize-1)))
+			a.Append(content(10 * (SegmentSize - 1)))
 			a.flush(time.Now()) // ten segments on their way
 			if len(p) > engine.MaxDatagram {
 				p = p[:engine.MaxDatagram]

@@ -74,14 +74,7 @@ func (d *driver) limit(p []byte) {
 // have to hold.
 func (d *driver) count() {
 	c := &d.credit
-	unread := d.came.queued + d.came.early
-	segments := int(d.given-d.flight.una) + unread
-	d.most = max(d.most, segments)
-	held := restCost
-	if d.kcp != nil {
-		held = sessionCost + segments*segmentCost + (d.most-segments)*placeCost + len(d.packed.list)*datagramCost + 8*len(d.came.which)
-	}
-	if held != c.held {
+	if held := d.held() + len(d.packed.list)*datagramCost; held != c.held {
 		d.pc.Hold(held - c.held)
 		c.held = held
 	}

@@ -43,10 +43,6 @@ const (
 	// owes is therefore taken as soon as its carrier moves.
 	maxAcks = 2 * Window
 
-	// farewellTime is how long Close waits for a blocked carrier before it
-	// gives up telling the other side.
-	farewellTime = 100 * time.Millisecond
-
 	// lingerTime is how long a finished session still answers: a time-out of the
 	// other side, twice. lingerLimit is how long it waits in silence for the
 	// last acknowledgement; on a carrier that knows when the other side is gone
@@ -69,16 +65,8 @@ type driver struct {
 	group sync.WaitGroup
 
 	mu  sync.Mutex // guards what follows, and all of the Conn that says so
-	kcp *kcp.KCP   // nil: the conversation rests
 	err error      // why the session has ended; nil: it has not
-
-	flight flight
-	came   received
-	given  uint32 // messages that KCP was given
-	most   int    // segments that KCP has held at once
-
-	sentBefore, cameBefore uint32 // segments each way before kcp was made
-
+	block
 	packed  packed
 	backlog backlog
 	credit  credit
@@ -108,7 +96,7 @@ func (d *driver) init(c *Conn, pc engine.Carrier) {
 		defer d.mu.Unlock()
 		d.wake()
 	})
-	d.flight = flight{newest: clock(), wnd: Window, burst: firstBurst}
+	d.block = block{output: d.output, flight: flight{newest: clock(), wnd: Window, burst: firstBurst}}
 	d.control()
 	d.count()
 }
@@ -183,12 +171,6 @@ func (d *driver) input(p []byte) {
 		d.conn.arrived(sum.marks)
 	}
 	d.poke()
-}
-
-// send gives KCP a message.
-func (d *driver) send(message []byte) {
-	d.control().Send(message)
-	d.given++
 }
 
 // take takes a message from KCP into p, which is large enough.
@@ -309,10 +291,10 @@ func (d *driver) due() (at time.Time, ok bool) {
 	if d.tell {
 		want(time.Time{}) // now
 	}
-	if staged, hold := d.conn.staged(); staged || d.given != f.next {
+	if d.conn.staged() || d.given != f.next {
 		switch {
 		case f.next-f.una < min(Window, f.wnd):
-			want(hold)
+			want(time.Time{})
 		case f.wnd == 0:
 			want(d.lastRun.Add(probeInterval))
 		}
@@ -334,8 +316,7 @@ func (d *driver) due() (at time.Time, ok bool) {
 
 // lingerEnd is when a session that is over ends if nothing comes before.
 func (d *driver) lingerEnd() time.Time {
-	staged, _ := d.conn.staged()
-	if staged || d.given != d.flight.una || d.owed > 0 || d.packed.bytes > 0 {
+	if d.conn.staged() || d.given != d.flight.una || d.owed > 0 || d.packed.bytes > 0 {
 		return d.heard.Add(lingerLimit)
 	}
 	return d.heard.Add(lingerTime)

@@ -31,10 +31,6 @@ import (
 	"turbotunnel/common/engine/internal/half"
 )
 
-// openDelay is how long the opening of the stream waits for its first bytes, so
-// that a write which follows at once goes in the same segment.
-const openDelay = 2 * time.Millisecond
-
 // Engine is the engine kcp.
 type Engine struct{}
 
@@ -79,7 +75,7 @@ func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	if !s.conn.client || s.given.Swap(true) {
 		return nil, engine.ErrSingleStream
 	}
-	s.conn.Append(openDelay) // the opening alone
+	time.AfterFunc(engine.OpenDelay, func() { s.conn.Append() }) // if nothing was said by then
 	return s.stream, nil
 }
 

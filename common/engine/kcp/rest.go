@@ -19,25 +19,43 @@ import (
 // padding (1.5 to 9.5 s), most of which shall find the rings of a transfer gone.
 const restAfter = 2 * time.Second
 
-// control is KCP's control block, which is made if the conversation rests. What
-// follows needs the mutex held.
-func (d *driver) control() *kcp.KCP {
-	if d.kcp == nil {
-		d.sentBefore, d.cameBefore = d.flight.next, d.came.next
-		d.most = 0
-		d.kcp = kcp.NewKCP(conversation, d.output)
-		d.kcp.SetMtu(headerSize + SegmentSize) // output makes whole datagrams
-		d.kcp.NoDelay(1, 0, 2, 1)
-		d.kcp.WndSize(Window, Window)
-		d.inform(d.flight.patience())
+// A block is KCP's control block, and what is known here of what it knows. The
+// driver's mutex guards it.
+type block struct {
+	kcp    *kcp.KCP // nil: the conversation rests
+	output func(p []byte, size int)
+	flight flight
+	came   received
+	given  uint32 // messages that KCP was given
+	most   int    // segments that KCP has held at once
+
+	sentBefore, cameBefore uint32 // segments each way before kcp was made
+}
+
+// control is KCP's control block, which is made if the conversation rests.
+func (b *block) control() *kcp.KCP {
+	if b.kcp == nil {
+		b.sentBefore, b.cameBefore = b.flight.next, b.came.next
+		b.most = 0
+		b.kcp = kcp.NewKCP(conversation, b.output)
+		b.kcp.SetMtu(headerSize + SegmentSize) // output makes whole datagrams
+		b.kcp.NoDelay(1, 0, 2, 1)
+		b.kcp.WndSize(Window, Window)
+		b.inform(b.flight.patience())
 	}
-	return d.kcp
+	return b.kcp
+}
+
+// send gives KCP a message.
+func (b *block) send(message []byte) {
+	b.control().Send(message)
+	b.given++
 }
 
 // inform gives KCP segments, in place.
-func (d *driver) inform(p []byte) {
-	translate(p, -d.cameBefore, -d.sentBefore)
-	d.kcp.Input(p, kcp.IKCP_PACKET_REGULAR, false)
+func (b *block) inform(p []byte) {
+	translate(p, -b.cameBefore, -b.sentBefore)
+	b.kcp.Input(p, kcp.IKCP_PACKET_REGULAR, false)
 }
 
 // translate adds to the numbers in p: push to those of the direction in which p goes,
@@ -63,12 +81,24 @@ func translate(p []byte, push, ack uint32) {
 }
 
 // ready is the size of the next message that KCP has for Read, or -1.
-func (d *driver) ready() int {
-	if d.kcp == nil {
+func (b *block) ready() int {
+	if b.kcp == nil {
 		return -1
 	}
-	return d.kcp.PeekSize()
+	return b.kcp.PeekSize()
 }
+
+// held is how many bytes KCP takes.
+func (b *block) held() int {
+	if b.kcp == nil {
+		return restCost
+	}
+	segments := int(b.given-b.flight.una) + b.came.queued + b.came.early
+	b.most = max(b.most, segments)
+	return sessionCost + segments*segmentCost + (b.most-segments)*placeCost + 8*len(b.came.which)
+}
+
+// What follows needs the mutex held.
 
 // isStill tells whether nothing is under way, and nothing is known that KCP alone
 // knows.

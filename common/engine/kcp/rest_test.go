@@ -91,7 +91,7 @@ func TestRestOfDuplicates(t *testing.T) {
 		return string(p[:n])
 	}
 	pass := func(d []byte, to *Conn) { to.receive(bytes.Clone(d), nil) }
-	a.Append(0, []byte("one"))
+	a.Append([]byte("one"))
 	first := said(a)
 	pass(first, b)
 	if got := read(b); got != "one" {
@@ -109,7 +109,7 @@ func TestRestOfDuplicates(t *testing.T) {
 	if got := read(b); got != "" || b.owed != 1 {
 		t.Errorf("read %q again; %d acknowledgements are owed", got, b.owed)
 	}
-	a.Append(0, []byte("two"))
+	a.Append([]byte("two"))
 	second := said(a)
 	pass(firstAck, a)
 	if a.flight.una != 1 {

@@ -41,7 +41,7 @@ func (s *stream) Write(p []byte) (int, error) {
 			continue
 		}
 		part := p[total:min(total+minBacklog, len(p))]
-		if err := s.Conn.Append(0, part); err != nil {
+		if err := s.Conn.Append(part); err != nil {
 			return total, err
 		}
 		if total += len(part); total == len(p) {

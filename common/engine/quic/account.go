@@ -8,6 +8,8 @@ import (
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/qlog"
 	"github.com/quic-go/quic-go/qlogwriter"
+
+	"turbotunnel/common/engine"
 )
 
 // What things take in memory, in bytes, as TestHeld measures it with v0.65.0.
@@ -123,7 +125,7 @@ func (a *account) sent(flight, lost int) {
 // inbox returns that of a stream, or nil if it was closed. A stream that is opened
 // opens those before it. mu is held.
 func (a *account) inbox(id quic.StreamID) *inbox {
-	for ; a.next <= id && id-a.next < 4*maxStreams; a.next += 4 { // else the library ends the session
+	for ; a.next <= id && id-a.next < 4*engine.MaxStreams; a.next += 4 { // else the library ends the session
 		a.inboxes[a.next] = &inbox{regions: make(map[int64]int)}
 		a.hold(streamCost)
 	}

@@ -134,7 +134,7 @@ func TestHeld(t *testing.T) {
 		}},
 		{"ManyFramesInAPacket", func(a *attacked, _, _ engine.Stream) {
 			var streams []engine.Stream
-			for range maxStreams - 1 {
+			for range engine.MaxStreams - 1 {
 				streams = append(streams, open(a.t, a.client))
 			}
 			time.Sleep(time.Second)
@@ -253,12 +253,12 @@ func TestHeldAtRest(t *testing.T) {
 		atRest, saidAtRest := heap(), said()
 		expect("a session", saidAtRest/2/sessions, (atRest-before)/2/sessions)
 		for _, a := range all[:10] {
-			for range maxStreams - 1 {
+			for range engine.MaxStreams - 1 {
 				open(t, a.client)
 			}
 		}
 		time.Sleep(time.Minute)
-		n := 2 * 10 * (maxStreams - 1)
+		n := 2 * 10 * (engine.MaxStreams - 1)
 		expect("a stream", (said()-saidAtRest)/n, (heap()-atRest)/n)
 		runtime.KeepAlive(all)
 	})

@@ -1,28 +1,8 @@
 // Package quic is the engine of that name: QUIC version 1 (RFC 9000) by the
-// library quic-go, with nothing between its packets and the carrier.
-//
-// # On the wire
-//
-// A datagram is a QUIC packet, or several coalesced ones, of at most 1452
-// bytes; or the single byte 0, which no QUIC packet begins with. It says that
-// the sender has ended the session, is sent once and may be lost. Both sides
-// use connection IDs of length 0: a session has a PacketConn of its own and one
-// connection, there is nothing to tell apart, and the server refuses a second
-// handshake. The application protocol (ALPN) is "turbotunnel".
-//
-// Streams are bidirectional and opened by the client. The first byte of each
-// client's direction is 0 and not content: a QUIC stream begins to exist for
-// the other side with its first byte, and here one exists before anybody has
-// anything to say. Another first byte ends the session.
-//
-// The application's error codes (RFC 9000, section 20.2) are two. Code 0: a side
-// that closes a stream whose end it has not read asks the other one by
-// STOP_SENDING to stop; its own direction ends with a FIN. Code 1: a side that
-// resets a stream sends RESET_STREAM for its direction, and STOP_SENDING for the
-// other one. A stream may be reset before its opening was sent: RESET_STREAM
-// alone makes it exist for the other side. Whoever receives either frame, with
-// whatever code, takes that direction to have failed; RFC 9000 (section 3.5) has
-// STOP_SENDING answered by RESET_STREAM with the same code.
+// library quic-go, with nothing between its packets and the carrier. What a datagram,
+// the first byte of a stream and the application's error codes say is in
+// doc/protocol.md, section 6. A session has a carrier of its own and one connection,
+// so there are no connection IDs, and the server refuses a second handshake.
 //
 // A reset overtakes what was written before it: quic-go v0.65.0 throws away what
 // has arrived and was not read yet as soon as RESET_STREAM arrives, and sends
@@ -92,10 +72,6 @@ const (
 	// Until it is read, what came takes a third more than it says: a packet's buffer.
 	leastSession = 1 << 20
 	streamPart   = 96
-
-	// maxStreams is how many streams a client may have open at a time. Open waits
-	// for the next one.
-	maxStreams = engine.MaxStreams
 )
 
 // config is the same on both sides. The library does not change it.
@@ -108,8 +84,8 @@ var config = sync.OnceValue(func() *quic.Config {
 		MaxStreamReceiveWindow:         maxWindow,
 		InitialConnectionReceiveWindow: sessionWindow,
 		MaxConnectionReceiveWindow:     sessionWindow,
-		MaxIncomingStreams:             maxStreams,
-		MaxIncomingUniStreams:          -1, // none
+		MaxIncomingStreams:             engine.MaxStreams, // Open waits for the next one
+		MaxIncomingUniStreams:          -1,                // none
 		InitialPacketSize:              packetSize,
 		DisablePathMTUDiscovery:        true,
 	}

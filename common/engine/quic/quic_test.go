@@ -431,7 +431,7 @@ func TestResetMakesRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := bind("", "")
 		client, server := start(t, x, y)
-		for range maxStreams + maxStreams/2 {
+		for range engine.MaxStreams + engine.MaxStreams/2 {
 			c := open(t, client)
 			c.Reset()
 			s := accept(t, server)
@@ -488,7 +488,7 @@ func isTimeout(err error) bool {
 }
 
 // TestOpeningTravelsWithData: a stream that is opened and written to at once
-// costs one datagram, and one that nobody writes to is known after openDelay.
+// costs one datagram, and one that nobody writes to is known after engine.OpenDelay.
 func TestOpeningTravelsWithData(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := bind("", "")
@@ -513,7 +513,7 @@ func TestOpeningTravelsWithData(t *testing.T) {
 		begin := time.Now()
 		open(t, client)
 		accept(t, server)
-		if d := time.Since(begin); d != delay+openDelay {
+		if d := time.Since(begin); d != delay+engine.OpenDelay {
 			t.Errorf("the server knew of a stream after %v", d)
 		}
 	})
@@ -526,7 +526,7 @@ func TestTooManyStreams(t *testing.T) {
 		x, y := bind("", "")
 		client, server := start(t, x, y)
 		var streams []engine.Stream
-		for range maxStreams {
+		for range engine.MaxStreams {
 			streams = append(streams, open(t, client))
 		}
 		for range 2 { // before the handshake, and after it

@@ -13,15 +13,7 @@ import (
 	"turbotunnel/common/engine"
 )
 
-// farewellTime is how long Close waits for a blocked carrier before it gives
-// up telling the other side.
-const farewellTime = 100 * time.Millisecond
-
-var (
-	errServerOpen = errors.New("quic: only the client opens streams")
-	errClient     = errors.New("quic: only the server accepts streams")
-	errSecond     = errors.New("quic: a session has one connection")
-)
+var errSecond = errors.New("quic: a session has one connection")
 
 // session implements engine.Session. It is safe for concurrent use.
 //
@@ -126,7 +118,7 @@ func (s *session) established(conn *quic.Conn) {
 	s.conn = conn
 	for _, st := range s.pending {
 		str, err := conn.OpenStream()
-		if err != nil { // a server allows maxStreams
+		if err != nil { // a server allows engine.MaxStreams
 			refused = err
 			break
 		}
@@ -166,7 +158,7 @@ func (s *session) lost(err error) { s.cancel(fmt.Errorf("%w: quic: %w", engine.E
 // waits until one is over.
 func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	if !s.client {
-		return nil, errServerOpen
+		return nil, engine.ErrRole
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -179,7 +171,7 @@ func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 		return nil, err
 	}
 	st := newStream(s, str)
-	time.AfterFunc(openDelay, st.announce)
+	time.AfterFunc(engine.OpenDelay, st.announce)
 	return st, nil
 }
 
@@ -191,7 +183,7 @@ func (s *session) openEarly() (engine.Stream, error) {
 	if err := s.err(); err != nil {
 		return nil, err
 	}
-	if s.conn != nil || len(s.pending) == maxStreams {
+	if s.conn != nil || len(s.pending) == engine.MaxStreams {
 		return nil, nil
 	}
 	st := newStream(s, nil)
@@ -202,7 +194,7 @@ func (s *session) openEarly() (engine.Stream, error) {
 // Accept implements engine.Session.
 func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 	if s.client {
-		return nil, errClient
+		return nil, engine.ErrRole
 	}
 	str, err := s.next(ctx, (*quic.Conn).AcceptStream)
 	if err != nil {
@@ -245,7 +237,7 @@ func (s *session) Close() error {
 		s.cancel(engine.ErrClosed)
 		s.account.end()
 		if s.err() == engine.ErrClosed {
-			s.pipe.Carrier.SetWriteDeadline(time.Now().Add(farewellTime))
+			s.pipe.Carrier.SetWriteDeadline(time.Now().Add(engine.FarewellTime))
 			s.pipe.Carrier.WriteTo(farewell, s.pipe.RemoteAddr()) // if there is no room, the carrier's end says it
 		}
 		s.pipe.close()

@@ -28,10 +28,6 @@ const (
 	// other side's window is (canBufferStreamFrame in its send_stream.go).
 	earlyLimit = packetSize
 
-	// openDelay is how long the opening of a stream waits for its first bytes,
-	// so that a write which follows at once goes in the same packet.
-	openDelay = 2 * time.Millisecond
-
 	// lateTime is how long a Read after the session's end waits for what may
 	// lie in the library, which can only be asked by waiting.
 	lateTime = time.Millisecond

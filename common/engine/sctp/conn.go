@@ -20,10 +20,6 @@ import (
 // with twice as much 310 MB/s.
 const backlog = 128 << 10
 
-// farewellTime is how long Close waits for a blocked carrier before it gives up
-// telling the other side.
-const farewellTime = 100 * time.Millisecond
-
 var errPeerClosed = errors.New("the other side has ended the session")
 
 // messages are buffers for what is not a whole message yet, or no more.
@@ -33,26 +29,23 @@ var messages = sync.Pool{New: func() any { return new([maxMessage]byte) }}
 // stream each way in one association.
 type conn struct {
 	pc       engine.Carrier // never changes, like what follows
+	packets  *packets
 	assoc    *sctp.Association
 	stream   *sctp.Stream
 	spare    *sctp.Stream   // never sent on, see wake
 	done     chan struct{}  // closed when the session has ended
 	readable chan struct{}  // has room for one token: a message has come, or the session has ended
 	writable chan struct{}  // the same: there is room again
-	writing  chan struct{}  // held while pc.WriteTo is called, but for the farewell
 	group    sync.WaitGroup // what says farewell
 
 	buf  *[maxMessage]byte // of a message that Read has begun, from the pool; its one caller's
 	rest []byte            // what is left of that; the same
-
-	parts []byte // chunks that the library is to be given one by one; its reader's
 
 	mu   sync.Mutex        // guards what follows
 	err  error             // why the session has ended; nil: it has not
 	read uint32            // messages that Read has taken
 	came [seen / 64]uint64 // a bit for each message that has come and Read has not taken, by its number
 	out  outgoing
-	ack  waitingAck
 }
 
 // outgoing is what is known of the direction away from this side. TSNs below una
@@ -63,7 +56,6 @@ type outgoing struct {
 	sizes           []uint16 // of the messages from una to next, in bytes; nil: there are none
 	reported        uint32   // the highest TSN that is known to have arrived before its turn
 	staged          []byte   // a message that is not full, from the pool; nil: none
-	held            bool     // what is staged waits for more
 	unsent          int      // bytes that the library has and the carrier has not taken
 	batch           int      // of them, in the packet that is being written
 	waits           bool     // somebody was refused and has not been told of room
@@ -77,19 +69,19 @@ func newConn(pc engine.Carrier, client bool) (*conn, error) {
 		done:     make(chan struct{}),
 		readable: make(chan struct{}, 1),
 		writable: make(chan struct{}, 1),
-		writing:  make(chan struct{}, 1),
 		out:      outgoing{una: firstTSN, sent: firstTSN, next: firstTSN},
 	}
 	local, remote := clientToken, serverToken
 	if !client {
 		local, remote = remote, local
 	}
-	c.ack.timer = time.AfterFunc(0, c.acknowledge)
+	c.packets = &packets{Carrier: pc, c: c, writing: make(chan struct{}, 1)}
+	c.packets.ack.timer = time.AfterFunc(0, c.packets.acknowledge)
 	c.mu.Lock() // so that the library's goroutines find c complete
 	defer c.mu.Unlock()
 	var err error
 	c.assoc, err = sctp.ClientWithOptions(slices.Concat(options,
-		[]sctp.ClientOption{sctp.WithSNAP(local, remote), sctp.WithNetConn(packets{pc, c})})...)
+		[]sctp.ClientOption{sctp.WithSNAP(local, remote), sctp.WithNetConn(c.packets)})...)
 	if err == nil {
 		c.stream, err = c.assoc.OpenStream(0, sctp.PayloadTypeUnknown)
 	}
@@ -164,18 +156,11 @@ func (c *conn) take(p []byte) int {
 	return n
 }
 
-func (c *conn) Append(hold time.Duration, parts ...[]byte) error {
+func (c *conn) Append(parts ...[]byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
 		return c.err
-	}
-	switch {
-	case hold == 0:
-		c.out.held = false
-	case len(c.out.staged) == 0:
-		c.out.held = true
-		time.AfterFunc(hold, func() { c.Append(0) })
 	}
 	for _, p := range parts {
 		c.stage(p)
@@ -211,8 +196,8 @@ func (c *conn) Close() error {
 	c.mu.Unlock()
 	c.group.Wait()
 	c.assoc.Close()
-	c.writing <- struct{}{}
-	<-c.writing
+	c.packets.writing <- struct{}{}
+	<-c.packets.writing
 	return nil
 }
 
@@ -244,7 +229,7 @@ func (c *conn) stage(p []byte) {
 // so that small writes gather while the carrier is busy, and tells of room.
 func (c *conn) pump() {
 	o := &c.out
-	if len(o.staged) > 0 && !o.held && o.unsent == 0 && o.next-o.una < maxOutstanding {
+	if len(o.staged) > 0 && o.unsent == 0 && o.next-o.una < maxOutstanding {
 		c.flush()
 	}
 	if o.waits && c.waiting() < backlog/2 {
@@ -289,14 +274,13 @@ func (c *conn) finish(err error) {
 	}
 	c.err = err
 	close(c.done)
-	c.ack.timer.Stop()
+	c.packets.ack.timer.Stop()
 	half.Signal(c.readable)
 	half.Signal(c.writable)
 	c.group.Go(func() {
 		if !errors.Is(err, errPeerClosed) {
-			stop := time.AfterFunc(farewellTime, func() { c.pc.Close() })
+			c.pc.SetWriteDeadline(time.Now().Add(engine.FarewellTime))
 			c.pc.WriteTo(farewell, c.pc.RemoteAddr())
-			stop.Stop()
 		}
 		c.pc.Close() // ends the reader, and the writer that may be blocked
 	})

@@ -110,7 +110,7 @@ func (c *conn) send(size int) error {
 			<-room
 		}
 		frame = frame[:min(size, len(frame))]
-		if err := c.Append(0, frame); err != nil {
+		if err := c.Append(frame); err != nil {
 			return err
 		}
 	}
@@ -134,7 +134,7 @@ func TestBytes(t *testing.T) {
 		}
 		for rest, n := want, 1; len(rest) > 0; n = n*2%65521 + 1 {
 			n := min(n, len(rest))
-			client.Append(0, rest[:n/2], rest[n/2:n])
+			client.Append(rest[:n/2], rest[n/2:n])
 			rest = rest[n:]
 		}
 		got, n := make([]byte, len(want)), 0
@@ -147,32 +147,16 @@ func TestBytes(t *testing.T) {
 	})
 }
 
-// TestGathers: what is appended while the carrier is busy goes in full messages,
-// and what may wait goes with what follows.
+// TestGathers: what is appended while the carrier is busy goes in full messages.
 func TestGathers(t *testing.T) {
 	enginetest.Bubble(t, func(t *testing.T) {
-		client, server, network := connect(t, enginetest.Path{Rate: 1 << 20, Queue: 8 << 10})
+		client, server, _ := connect(t, enginetest.Path{Rate: 1 << 20, Queue: 8 << 10})
 		for range 10000 {
-			client.Append(0, make([]byte, 100))
+			client.Append(make([]byte, 100))
 		}
 		receive(t, server, 10000*100)
 		if n := client.count().messages; n > 10000*100/maxMessage+8 { // the path takes a few at once
 			t.Errorf("%d messages for a megabyte", n)
-		}
-		time.Sleep(time.Second)
-		before := network.Sent().Datagrams
-		start := time.Now()
-		client.Append(2*time.Millisecond, []byte("one"))
-		time.Sleep(time.Millisecond)
-		client.Append(0, []byte("two"))
-		receive(t, server, 6)
-		client.Append(2*time.Millisecond, []byte("three"))
-		receive(t, server, 5)
-		if n := network.Sent().Datagrams - before; n != 2 {
-			t.Errorf("%d datagrams; want 2", n)
-		}
-		if d := time.Since(start); d > 4*time.Millisecond {
-			t.Errorf("took %v", d)
 		}
 	})
 }
@@ -212,7 +196,7 @@ func TestAcknowledgements(t *testing.T) {
 	enginetest.Bubble(t, func(t *testing.T) {
 		const rtt = 200 * time.Millisecond
 		client, server, _ := connect(t, enginetest.Path{Delay: rtt / 2, Rate: 500e6 / 8})
-		client.Append(0, []byte("get"))
+		client.Append([]byte("get"))
 		receive(t, server, 3)
 		go server.send(100 << 20)
 		receive(t, client, 50<<20)
@@ -224,7 +208,7 @@ func TestAcknowledgements(t *testing.T) {
 		if got > 2*ackShare {
 			t.Errorf("%.1f datagrams a round trip", got)
 		}
-		client.Append(0, []byte("ping"))
+		client.Append([]byte("ping"))
 		start = time.Now()
 		receive(t, server, 4)
 		if took := time.Since(start); took > rtt/2+time.Millisecond {
@@ -353,7 +337,7 @@ func TestEnds(t *testing.T) {
 				for _, c := range []*conn{client, server} {
 					group.Go(func() { io.ReadAll(c) })
 				}
-				client.Append(0, []byte("last words"))
+				client.Append([]byte("last words"))
 				time.Sleep(time.Second)
 				test.end(client, network)
 				<-client.Done()
@@ -366,7 +350,7 @@ func TestEnds(t *testing.T) {
 				if err := server.Err(); !errors.Is(err, test.there) || test.there != nil && !errors.Is(err, engine.ErrReset) {
 					t.Errorf("there: %v", err)
 				}
-				if err := client.Append(0, []byte("x")); err != client.Err() {
+				if err := client.Append([]byte("x")); err != client.Err() {
 					t.Errorf("Append: %v", err)
 				}
 				if _, ok := client.Room(); !ok {
@@ -383,7 +367,7 @@ func TestEnds(t *testing.T) {
 func TestReadAfterTheEnd(t *testing.T) {
 	enginetest.Bubble(t, func(t *testing.T) {
 		client, server, _ := connect(t, ordinary)
-		client.Append(0, []byte("last words"))
+		client.Append([]byte("last words"))
 		time.Sleep(time.Second)
 		client.Close()
 		<-server.Done()

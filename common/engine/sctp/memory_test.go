@@ -121,7 +121,7 @@ func TestHeldUnacknowledged(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 		before, idle := memory(), b.Held()
 		for range 1000 {
-			server.Append(0, make([]byte, size))
+			server.Append(make([]byte, size))
 			for server.Waiting() > 0 {
 				time.Sleep(10 * time.Microsecond)
 			}

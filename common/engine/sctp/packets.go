@@ -27,11 +27,13 @@ const (
 // peers that mean well. All else is the carrier's.
 type packets struct {
 	engine.Carrier
-	c *conn
+	c       *conn
+	parts   []byte        // chunks that the library is to be given one by one; its reader's
+	writing chan struct{} // held while WriteTo is called, but for the farewell
+	ack     waitingAck    // the conn's mutex guards it
 }
 
-// waitingAck is an acknowledgement that was not written yet. The conn's mutex
-// guards it.
+// waitingAck is an acknowledgement that was not written yet.
 type waitingAck struct {
 	packet []byte      // empty: none waits
 	last   time.Time   // when one was written last
@@ -39,127 +41,127 @@ type waitingAck struct {
 }
 
 // Read implements net.Conn. It fails when the session has ended.
-func (p packets) Read(b []byte) (int, error) {
-	for len(p.c.parts) == 0 {
+func (p *packets) Read(b []byte) (int, error) {
+	for len(p.parts) == 0 {
 		n, _, err := p.ReadFrom(b)
-		ok, err := p.c.arrived(b[:max(n, 0)], err)
+		ok, err := p.arrived(b[:max(n, 0)], err)
 		if err != nil {
 			return 0, err
 		}
-		if ok && len(p.c.parts) == 0 {
+		if ok && len(p.parts) == 0 {
 			return n, nil
 		}
 	}
-	_, rest := nextChunk(p.c.parts)
+	_, rest := nextChunk(p.parts)
 	n := copy(b, farewell[:packetHeaderSize]) // the header of any packet
-	n += copy(b[n:], p.c.parts[:len(p.c.parts)-len(rest)])
-	p.c.parts = rest
+	n += copy(b[n:], p.parts[:len(p.parts)-len(rest)])
+	p.parts = rest
 	return n, p.c.Err()
 }
 
 // Write implements net.Conn. The library's writer alone calls it.
-func (p packets) Write(b []byte) (int, error) {
-	if kept := p.c.depart(b); len(kept) > 0 {
-		p.c.acknowledge()
-		p.c.write(kept)
-		p.c.departed()
+func (p *packets) Write(b []byte) (int, error) {
+	if kept := p.depart(b); len(kept) > 0 {
+		p.acknowledge()
+		p.write(kept)
+		p.departed()
 	}
 	return len(b), nil
 }
 
 // write writes p to the carrier, unless the session has ended, which it has if
 // that fails.
-func (c *conn) write(p []byte) {
-	c.writing <- struct{}{}
-	defer func() { <-c.writing }()
-	if half.IsClosed(c.done) {
+func (p *packets) write(b []byte) {
+	p.writing <- struct{}{}
+	defer func() { <-p.writing }()
+	if half.IsClosed(p.c.done) {
 		return
 	}
-	if _, err := c.pc.WriteTo(p, c.pc.RemoteAddr()); err != nil {
-		c.Fail(fmt.Errorf("carrier: %w", err))
+	if _, err := p.WriteTo(b, p.RemoteAddr()); err != nil {
+		p.c.Fail(fmt.Errorf("carrier: %w", err))
 	}
 }
 
 // acknowledge writes the acknowledgement that waits. Where data goes the same
 // way, that is before it.
-func (c *conn) acknowledge() {
-	c.mu.Lock()
-	p := c.ack.packet
-	if len(p) > 0 {
-		c.ack.packet, c.ack.last = nil, time.Now()
+func (p *packets) acknowledge() {
+	p.c.mu.Lock()
+	b := p.ack.packet
+	if len(b) > 0 {
+		p.ack.packet, p.ack.last = nil, time.Now()
 	}
-	c.mu.Unlock()
-	if len(p) > 0 {
-		c.write(p)
+	p.c.mu.Unlock()
+	if len(b) > 0 {
+		p.write(b)
 	}
 }
 
 // arrived looks at what ReadFrom has returned and tells whether it is a packet
 // for the library.
-func (c *conn) arrived(p []byte, err error) (bool, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+func (p *packets) arrived(b []byte, err error) (bool, error) {
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
 	if err != nil {
-		c.fail(fmt.Errorf("carrier: %w", err))
+		p.c.fail(fmt.Errorf("carrier: %w", err))
 	}
-	if c.err != nil || !c.admit(p) {
-		return false, c.err
+	if p.c.err != nil || !p.admit(b) {
+		return false, p.c.err
 	}
-	c.file(p)
+	p.file(b)
 	return true, nil
 }
 
 // depart takes note of what is in a packet that the library wants to write, and
 // returns what shall be written, if anything.
-func (c *conn) depart(p []byte) []byte {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err != nil {
+func (p *packets) depart(b []byte) []byte {
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	if p.c.err != nil {
 		return nil
 	}
-	kept := p[:packetHeaderSize]
-	for rest := p[packetHeaderSize:]; len(rest) > 0; {
+	kept := b[:packetHeaderSize]
+	for rest := b[packetHeaderSize:]; len(rest) > 0; {
 		chunk, after := nextChunk(rest)
-		if chunk[0] != chunkData || c.departs(chunk) {
+		if chunk[0] != chunkData || p.departs(chunk) {
 			kept = append(kept, rest[:len(rest)-len(after)]...) // in place
 		}
 		rest = after
 	}
-	if len(kept) == packetHeaderSize || c.holds(kept) {
+	if len(kept) == packetHeaderSize || p.holds(kept) {
 		return nil
 	}
 	return kept
 }
 
 // departed takes note of the fact that the carrier has taken a packet.
-func (c *conn) departed() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.out.unsent -= c.out.batch
-	c.out.batch = 0
-	c.pump()
+func (p *packets) departed() {
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	p.c.out.unsent -= p.c.out.batch
+	p.c.out.batch = 0
+	p.c.pump()
 }
 
-// What follows needs mu held.
+// What follows needs the conn's mutex held.
 
 // admit tells whether p is a packet that the library can stand: one SACK, or
 // messages. It takes note of what the packet says.
-func (c *conn) admit(p []byte) bool {
-	if len(p) < packetHeaderSize+chunkHeaderSize || len(p)%4 != 0 {
+func (p *packets) admit(b []byte) bool {
+	if len(b) < packetHeaderSize+chunkHeaderSize || len(b)%4 != 0 {
 		return false
 	}
-	for rest := p[packetHeaderSize:]; len(rest) > 0; {
+	for rest := b[packetHeaderSize:]; len(rest) > 0; {
 		var chunk []byte
 		chunk, rest = nextChunk(rest)
 		switch {
 		case chunk == nil:
 			return false
 		case chunk[0] == chunkAbort:
-			c.fail(errPeerClosed)
+			p.c.fail(errPeerClosed)
 			return false
 		case chunk[0] == chunkSack:
-			return len(rest) == 0 && p[packetHeaderSize] == chunkSack && c.admitSack(chunk)
-		case !c.admitData(chunk):
+			return len(rest) == 0 && b[packetHeaderSize] == chunkSack && p.admitSack(chunk)
+		case !p.admitData(chunk):
 			return false
 		}
 	}
@@ -179,23 +181,23 @@ func nextChunk(p []byte) (chunk, rest []byte) {
 
 // admitData tells whether a chunk is a message of the one stream, in its place,
 // and not too far ahead.
-func (c *conn) admitData(chunk []byte) bool {
+func (p *packets) admitData(chunk []byte) bool {
 	if len(chunk) <= dataHeaderSize || len(chunk) > dataHeaderSize+maxMessage {
 		return false
 	}
 	number := binary.BigEndian.Uint32(chunk[4:]) - firstTSN
 	return chunk[0] == chunkData && chunk[1]&^answerAtOnce == wholeMessage &&
 		binary.BigEndian.Uint32(chunk[8:]) == number&0xffff && // stream 0 and sequence number
-		binary.BigEndian.Uint32(chunk[12:]) == 0 && int32(number-c.read) < maxAhead
+		binary.BigEndian.Uint32(chunk[12:]) == 0 && int32(number-p.c.read) < maxAhead
 }
 
 // file takes note of the messages in a packet that is admitted. The library keeps
 // the whole packet until the last of them was read. So if they do not follow one
 // on the other, it is given them one by one, or a byte far ahead would keep what
 // was read in its place.
-func (c *conn) file(p []byte) {
+func (p *packets) file(b []byte) {
 	scattered, last := false, uint32(0)
-	for rest := p[packetHeaderSize:]; len(rest) > 0; {
+	for rest := b[packetHeaderSize:]; len(rest) > 0; {
 		var chunk []byte
 		if chunk, rest = nextChunk(rest); chunk[0] != chunkData {
 			return
@@ -203,15 +205,15 @@ func (c *conn) file(p []byte) {
 		number := binary.BigEndian.Uint32(chunk[4:]) - firstTSN
 		scattered = scattered || last != 0 && number != last+1
 		last = number
-		word, bit := &c.came[number%seen/64], uint64(1)<<(number%64)
-		if int32(number-c.read) >= 0 && *word&bit == 0 {
+		word, bit := &p.c.came[number%seen/64], uint64(1)<<(number%64)
+		if int32(number-p.c.read) >= 0 && *word&bit == 0 {
 			*word |= bit
-			c.pc.Hold(inCost(len(chunk) - dataHeaderSize))
+			p.Hold(inCost(len(chunk) - dataHeaderSize))
 		}
 	}
-	half.Signal(c.readable)
+	half.Signal(p.c.readable)
 	if scattered {
-		c.parts = bytes.Clone(p[packetHeaderSize:])
+		p.parts = bytes.Clone(b[packetHeaderSize:])
 	}
 }
 
@@ -236,11 +238,11 @@ func (o *outgoing) acknowledged(una uint32) (freed int) {
 
 // admitSack tells whether a SACK speaks of what was sent, and of each at most
 // once, because the library goes through all of it. If so it takes note.
-func (c *conn) admitSack(chunk []byte) bool {
+func (p *packets) admitSack(chunk []byte) bool {
 	if len(chunk) < sackHeaderSize {
 		return false
 	}
-	o := &c.out
+	o := &p.c.out
 	cumulative := binary.BigEndian.Uint32(chunk[4:])
 	gaps := int(binary.BigEndian.Uint16(chunk[12:]))
 	duplicates := int(binary.BigEndian.Uint16(chunk[14:]))
@@ -262,8 +264,8 @@ func (c *conn) admitSack(chunk []byte) bool {
 		o.reported = cumulative + top
 	}
 	if int32(cumulative+1-o.una) > 0 {
-		c.pc.Hold(-o.acknowledged(cumulative + 1))
-		c.pump()
+		p.Hold(-o.acknowledged(cumulative + 1))
+		p.c.pump()
 	}
 	return true
 }
@@ -274,8 +276,8 @@ func (c *conn) admitSack(chunk []byte) bool {
 // longer, and then delivers everything. So a message goes again if one sent after
 // it has arrived, and the newest in any case, whose arrival is evidence for all
 // the others. In TestOutage 1 message goes in vain in place of 516.
-func (c *conn) departs(chunk []byte) bool {
-	o := &c.out
+func (p *packets) departs(chunk []byte) bool {
+	o := &p.c.out
 	tsn := binary.BigEndian.Uint32(chunk[4:])
 	if tsn == o.sent {
 		o.batch += len(chunk) - dataHeaderSize
@@ -286,26 +288,26 @@ func (c *conn) departs(chunk []byte) bool {
 		}
 		return true
 	}
-	c.wake() // the next may go
+	p.c.wake() // the next may go
 	return tsn+1 == o.sent || int32(o.reported-tsn) > 0
 }
 
 // holds tells whether p shall wait, because it only acknowledges, and that
 // without a gap, and another such packet was written just before.
-func (c *conn) holds(p []byte) bool {
-	if len(p) != packetHeaderSize+sackHeaderSize || p[packetHeaderSize] != chunkSack {
+func (p *packets) holds(b []byte) bool {
+	if len(b) != packetHeaderSize+sackHeaderSize || b[packetHeaderSize] != chunkSack {
 		return false
 	}
 	now := time.Now()
-	rtt := time.Duration(c.assoc.SRTT() * float64(time.Millisecond)) // 0: there is none yet
-	wait := c.ack.last.Add(min(max(rtt/ackShare, minAckPause), maxAckPause)).Sub(now)
+	rtt := time.Duration(p.c.assoc.SRTT() * float64(time.Millisecond)) // 0: there is none yet
+	wait := p.ack.last.Add(min(max(rtt/ackShare, minAckPause), maxAckPause)).Sub(now)
 	if wait <= 0 {
-		c.ack.packet, c.ack.last = nil, now // what waits is in p, too
+		p.ack.packet, p.ack.last = nil, now // what waits is in b, too
 		return false
 	}
-	if len(c.ack.packet) == 0 {
-		c.ack.timer.Reset(wait)
+	if len(p.ack.packet) == 0 {
+		p.ack.timer.Reset(wait)
 	}
-	c.ack.packet = append(c.ack.packet[:0], p...)
+	p.ack.packet = append(p.ack.packet[:0], b...)
 	return true
 }

@@ -1,43 +1,12 @@
 // Package sctp is the engine sctp: the library smux over one ordered stream of
-// one SCTP association (github.com/pion/sctp, RFC 9260).
-//
-// # On the wire
-//
-// A datagram is one SCTP packet of at most 8176 bytes: a header and one or more
-// chunks, each padded with zeros to a multiple of 4 bytes, most significant byte
-// first.
-//
-//	offset  size  field
-//	0       4     5000, 5000: the ports
-//	4       4     tag: 2 from the client, 1 from the server; nobody looks at it
-//	8       4     0: no checksum (RFC 9653), the carrier below has its own
-//	12      1     type of the chunk: DATA 0, SACK 3, ABORT 6
-//	13      1     flags: of DATA 3, a whole message in order, and 8 if it shall be
-//	              acknowledged at once (RFC 7053); else 0
-//	14      2     length of the chunk without its padding
-//
-//	DATA is one message, with:
-//	16      4     TSN: 1 in the first message, 2 in the second, and so on
-//	20      4     TSN - 1, modulo 65536: stream 0, sequence number
-//	24      4     0: the payload protocol identifier
-//	28      rest  1 to 8148 bytes
-//
-//	SACK is as in RFC 9260, section 3.3.4, and alone in its packet.
-//	ABORT says that the sender has ended the session, once; it may be lost.
-//
-// The messages of a direction, one after the other, are a byte stream, and where
-// they begin means nothing. In it are the frames of package mux.
+// one SCTP association (github.com/pion/sctp, RFC 9260). The messages of a direction,
+// one after the other, are a byte stream, where they begin means nothing, and in it
+// are the frames of package mux. A packet with anything else than doc/protocol.md
+// allows (section 6) is ignored.
 //
 // There is no handshake: each side behaves as if the INIT chunks of both had been
 // exchanged before, as SNAP (draft-hancke-tsvwg-snap) does with tokens that travel
-// out of band. Here both are constants: tag 1 of the client and 2 of the server,
-// TSN 1, a_rwnd 32 MB, one stream each way, zero checksum with method 1.
-//
-// At most 25 MB may be on their way, and a message that is not full is sent only
-// if fewer than 3072 are. A packet with anything else than said here is ignored,
-// in size, type of chunk, flags or number; so is one with a message of 6144 or more
-// above the number of those that were read, or with a SACK of what was never sent,
-// or of something twice.
+// out of band. Here both are constants.
 package sctp
 
 import (

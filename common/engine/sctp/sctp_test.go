@@ -129,7 +129,7 @@ func TestForeignPackets(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			enginetest.Bubble(t, func(t *testing.T) {
 				client, server, network := connect(t, ordinary)
-				server.Append(0, []byte("outstanding"))
+				server.Append([]byte("outstanding"))
 				if _, err := network.WriteTo(p[:min(len(p), engine.MaxDatagram)], network.RemoteAddr()); err != nil {
 					t.Fatal(err)
 				}
@@ -139,7 +139,7 @@ func TestForeignPackets(t *testing.T) {
 				if n := server.assoc.BytesReceived() - before; n > 0 {
 					t.Errorf("the library was given %d bytes", n)
 				}
-				client.Append(0, []byte("still well"))
+				client.Append([]byte("still well"))
 				receive(t, server, 10)
 			})
 		})
@@ -293,7 +293,7 @@ func TestLibrary(t *testing.T) {
 		}
 
 		// A Read with too little room says how much is needed, and loses nothing.
-		client.Append(0, []byte("there"))
+		client.Append([]byte("there"))
 		if n, err := server.stream.Read(make([]byte, 1)); n != 5 || !errors.Is(err, io.ErrShortBuffer) {
 			t.Errorf("Read: %d, %v", n, err)
 		}
@@ -320,7 +320,7 @@ func FuzzPackets(f *testing.F) {
 		defer a.Close()
 		server := newEnd(t, b, false)
 		for range 3 {
-			server.Append(0, []byte("outstanding"))
+			server.Append([]byte("outstanding"))
 		}
 		for i := 0; i < len(p); i += packetHeaderSize + 64 { // as several packets, too
 			a.WriteTo(p[i:], a.RemoteAddr())

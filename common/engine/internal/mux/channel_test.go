@@ -6,7 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/enginetest"
@@ -81,7 +80,7 @@ func (m *memory) Wait(quit <-chan struct{}) bool {
 	return true
 }
 
-func (m *memory) Append(_ time.Duration, parts ...[]byte) error {
+func (m *memory) Append(parts ...[]byte) error {
 	if err := m.Err(); err != nil {
 		return err
 	}
@@ -149,7 +148,7 @@ func (m *memory) RemoteAddr() net.Addr { return &net.UnixAddr{Name: "b", Net: "m
 
 // Write lets a peer that is no Session write.
 func (m *memory) Write(p []byte) (int, error) {
-	if err := m.Append(0, p); err != nil {
+	if err := m.Append(p); err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -1,24 +1,7 @@
 // Package mux makes many streams of one: the library smux
 // (github.com/xtaci/smux, version 2, without keepalive) over an engine's one
-// reliable stream.
-//
-// # On the wire
-//
-// What stands there is smux's own, readable by any smux: frames of 8 bytes and a
-// body, least significant byte first,
-//
-//	version 2 (1 byte), command (1), length of the body (2), stream (4)
-//
-// with the commands SYN 0, FIN 1, PSH 2, NOP 3, UPD 4 (consumed, window: 4 bytes
-// each). The client opens streams, with odd numbers. smux has no word for two
-// things that a stream has to say, so they are bodies of PSH frames on stream 0,
-// which no smux opens and any smux ignores, of 5 bytes:
-//
-//	what (1 byte), stream (4)
-//
-//	0  STOP   the sender reads no more of the stream: its other end need not write
-//	1  RESET  something has failed: the stream's other end shall not take the FIN
-//	          that follows for an end of file
+// reliable stream. What stands on the wire is smux's own, and notices that any other
+// smux ignores, because it has no word for them: doc/protocol.md, section 6.
 //
 // # What smux does not do
 //
@@ -29,28 +12,21 @@
 // sees every frame of both directions. From what it sees a Stream knows how
 // many bytes wait to be read, what the other side's window has left, and whether
 // the stream has ended; on that it waits, with deadlines, and calls smux when
-// the call does not block. SYN, FIN and UPD never wait for room.
-//
-// # At rest
-//
-// A server's session on which nothing is said lets smux go, and makes it again when
-// it is needed; see rest.go.
+// the call does not block. SYN, FIN and UPD never wait for room. A server's session
+// on which nothing is said lets smux go, and makes it again when it is needed; see
+// rest.go.
 //
 // # Bounds
 //
-// A client has at most maxStreams streams a session. A server has room for twice
-// as many, because it learns late of those that have ended; it answers what comes
-// beyond them by RESET and FIN, and ends the session after maxRefused in a row. A
-// stream's window is at most streamWindow bytes, and less where the windows of others
-// and what is unread leave less of maxHeld, counted as memory, or of what the Channel
-// has left for all sessions: see credit. So streams that nobody reads do not stop
-// those that are read. A session that holds maxHeld all the same, because many have
-// the least window, reads no more until its streams are read. The Channel is told of
-// all that is held and promised. A peer that breaks a
-// rule ends the session: a frame that smux does not know, an even or known number
-// in SYN, more bytes than the window, more consumed than was sent, a malformed
-// notice, and so much to be answered that maxAnswers bytes wait for a carrier that
-// does not take them.
+// The windows of streams and what is unread are bounded together, as memory, see
+// credit, so that streams that nobody reads do not stop those that are read. A session
+// that holds maxHeld all the same, because many have the least window, reads no more
+// until its streams are read. The carrier is told of all that is held and promised.
+// A peer that breaks a rule ends the session: a frame that smux does not know, an
+// even or known number in SYN, more bytes than the window, more consumed than was
+// sent, a malformed notice, maxRefused streams in a row beyond maxStreams, and so
+// much to be answered that maxAnswers bytes wait for a carrier that does not take
+// them.
 package mux
 
 import (
@@ -85,8 +61,9 @@ const (
 	streamCost  = 2400
 	sessionCost = 80 << 10
 
-	// maxStreams is how many streams a client may have open at a time.
-	maxStreams = engine.MaxStreams
+	// maxStreams is how many streams a server has room for: twice as many as a client
+	// may have open.
+	maxStreams = 2 * engine.MaxStreams
 
 	// maxRefused is how many streams in a row may be refused. A client that knows
 	// its own limit comes nowhere near.
@@ -97,10 +74,6 @@ const (
 	// may be open take a hundredth of it, and what small writes have gathered when
 	// all of it is closed, half.
 	maxAnswers = 8 << 20
-
-	// openDelay is how long a SYN waits for a stream's first bytes, so that a
-	// write which follows at once goes in the same datagram.
-	openDelay = 2 * time.Millisecond
 )
 
 // config is smux's, the same for all.
@@ -113,12 +86,10 @@ var config = smux.Config{
 }
 
 var (
-	errFormat     = errors.New("smux: malformed frame")
-	errWindow     = errors.New("smux: the other side ignores a window")
-	errRefused    = fmt.Errorf("smux: the other side has opened %d streams beyond its limit", maxRefused)
-	errFlood      = errors.New("smux: the other side asks for more than it takes")
-	errServerOpen = errors.New("smux: only the client opens streams")
-	errClient     = errors.New("smux: only the server accepts streams")
+	errFormat  = errors.New("smux: malformed frame")
+	errWindow  = errors.New("smux: the other side ignores a window")
+	errRefused = fmt.Errorf("smux: the other side has opened %d streams beyond its limit", maxRefused)
+	errFlood   = errors.New("smux: the other side asks for more than it takes")
 )
 
 // A Channel is the one reliable stream of an engine. Read has one caller at a
@@ -133,8 +104,8 @@ type Channel interface {
 	Wait(quit <-chan struct{}) bool
 
 	// Append writes parts one after the other, whether there is room or not,
-	// and does not keep them. They may wait for more until hold has passed.
-	Append(hold time.Duration, parts ...[]byte) error
+	// and does not keep them.
+	Append(parts ...[]byte) error
 
 	// Room tells whether there is room, or the channel has ended. If not, the
 	// returned channel gets a token when that may have changed; there is one
@@ -176,6 +147,7 @@ type Session struct {
 
 	frames  atomic.Uint32 // that have come or gone
 	putting sync.Mutex    // held while frames are put into the channel, one after the other
+	opening []byte        // frames that wait for others; guarded by putting
 
 	mu       sync.Mutex         // guards what follows, and in each Stream what says so
 	streams  map[uint32]*Stream // those that this side has not closed, by number
@@ -224,7 +196,7 @@ func (s *Session) hold(n int) {
 // Open implements engine.Session.
 func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
 	if !s.client {
-		return nil, errServerOpen
+		return nil, engine.ErrRole
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -233,7 +205,7 @@ func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
 		return nil, err
 	}
 	s.mu.Lock()
-	many := len(s.streams) >= maxStreams
+	many := len(s.streams) >= engine.MaxStreams
 	s.mu.Unlock()
 	if many {
 		return nil, engine.ErrTooMany
@@ -251,7 +223,7 @@ func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
 // ended the session can still be accepted.
 func (s *Session) Accept(ctx context.Context) (engine.Stream, error) {
 	if s.client {
-		return nil, errClient
+		return nil, engine.ErrRole
 	}
 	for {
 		if s.take() {
@@ -353,5 +325,5 @@ func (s *Session) wake() {
 
 // notice tells the other side what smux has no word for.
 func (s *Session) notice(what byte, id uint32) {
-	s.put(0, header(cmdPSH, noticeSize, 0), noticeBody(what, id))
+	s.put(header(cmdPSH, noticeSize, 0), noticeBody(what, id))
 }

@@ -217,16 +217,16 @@ func TestHeld(t *testing.T) {
 // TestTooMany: streams that nobody accepts or closes are refused beyond a limit,
 // and the others live, until they are far too many.
 func TestTooMany(t *testing.T) {
-	const room = 2 * maxStreams
+	const room = maxStreams
 	bubble(t, func(t *testing.T) {
 		client, server := pair(t)
-		for range maxStreams {
+		for range engine.MaxStreams {
 			open(t, client)
 		}
 		if _, err := client.Open(context.Background()); err != engine.ErrTooMany {
 			t.Errorf("Open beyond the limit: %v", err)
 		}
-		for range maxStreams {
+		for range engine.MaxStreams {
 			accept(t, server)
 		}
 	})
@@ -276,7 +276,7 @@ func TestTooMany(t *testing.T) {
 func TestRefused(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		client, server := pair(t)
-		for range 2 * maxStreams { // that the server does not close
+		for range maxStreams { // that the server does not close
 			c := open(t, client)
 			accept(t, server)
 			c.Close()

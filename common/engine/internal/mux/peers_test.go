@@ -206,11 +206,11 @@ type finGate struct {
 	gate chan struct{}
 }
 
-func (g finGate) Append(hold time.Duration, parts ...[]byte) error {
+func (g finGate) Append(parts ...[]byte) error {
 	if parts[0][1] == cmdFIN {
 		<-g.gate
 	}
-	return g.memory.Append(hold, parts...)
+	return g.memory.Append(parts...)
 }
 
 // TestNumberInUse: a SYN with the number of a stream that is being closed ends the

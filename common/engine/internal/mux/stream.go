@@ -128,7 +128,7 @@ func (st *Stream) read(p []byte) (int, error) {
 	s.life.RUnlock()
 	read, window, err := st.took(n, err)
 	if window > 0 {
-		s.put(0, header(cmdUPD, updateSize, st.id), updateBody(read, window)) // fails with the session only
+		s.put(header(cmdUPD, updateSize, st.id), updateBody(read, window)) // fails with the session only
 	}
 	if err != nil {
 		return 0, err

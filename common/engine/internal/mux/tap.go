@@ -6,8 +6,10 @@ import (
 	"io"
 	"math"
 	"math/bits"
+	"slices"
 	"time"
 
+	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/internal/half"
 )
 
@@ -248,10 +250,10 @@ func (t *tap) open(id uint32) error {
 	}
 	if window == 0 {
 		t.buf[1] = cmdNOP
-		return t.s.put(0, header(cmdPSH, noticeSize, 0), noticeBody(noticeReset, id), header(cmdFIN, 0, id))
+		return t.s.put(header(cmdPSH, noticeSize, 0), noticeBody(noticeReset, id), header(cmdFIN, 0, id))
 	}
 	half.Signal(t.s.accepted)
-	return t.s.put(0, header(cmdUPD, updateSize, id), updateBody(0, window))
+	return t.s.put(header(cmdUPD, updateSize, id), updateBody(0, window))
 }
 
 // register makes the stream of a SYN and returns its window, which is 0 if there is
@@ -262,9 +264,9 @@ func (s *Session) register(id uint32) (window int, err error) {
 	switch {
 	case s.client || id%2 == 0 || s.streams[id] != nil:
 		return 0, errFormat
-	case len(s.streams) >= 2*maxStreams && s.refused >= maxRefused:
+	case len(s.streams) >= maxStreams && s.refused >= maxRefused:
 		return 0, errRefused
-	case len(s.streams) >= 2*maxStreams:
+	case len(s.streams) >= maxStreams:
 		s.refused++
 		return 0, nil
 	}
@@ -299,10 +301,10 @@ func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 		t.s.mu.Lock()
 		window := t.s.add(id)
 		t.s.mu.Unlock()
-		err = t.s.put(openDelay, head, header(cmdUPD, updateSize, id), updateBody(0, window))
+		t.s.open(head, header(cmdUPD, updateSize, id), updateBody(0, window))
 	case cmdUPD: // a Stream sends its own
 	default:
-		err = t.s.put(0, head, body)
+		err = t.s.put(head, body)
 	}
 	if err != nil {
 		return 0, err
@@ -310,14 +312,26 @@ func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 	return len(head) + len(body), nil
 }
 
+// open puts a frame, or two, before what is put next, or after engine.OpenDelay.
+func (s *Session) open(parts ...[]byte) {
+	s.putting.Lock()
+	defer s.putting.Unlock()
+	s.opening = append(s.opening, slices.Concat(parts...)...)
+	time.AfterFunc(engine.OpenDelay, func() { s.put() })
+}
+
 // put appends a frame, or two, to the channel.
-func (s *Session) put(hold time.Duration, parts ...[]byte) error {
+func (s *Session) put(parts ...[]byte) error {
 	s.putting.Lock()
 	defer s.putting.Unlock()
 	if s.channel.Waiting() > maxAnswers {
 		s.channel.Fail(errFlood)
 	}
-	err := s.channel.Append(hold, parts...)
+	if len(s.opening) > 0 {
+		parts = slices.Insert(parts, 0, s.opening)
+		s.opening = nil
+	}
+	err := s.channel.Append(parts...)
 	if err != nil {
 		s.channel.Fail(err) // it may take no more and live on: a session is both ways
 	}
@@ -326,7 +340,7 @@ func (s *Session) put(hold time.Duration, parts ...[]byte) error {
 
 // Write implements io.Writer. smux does not call it where there is WriteBuffers.
 func (t *tap) Write(p []byte) (int, error) {
-	if err := t.s.put(0, p); err != nil {
+	if err := t.s.put(p); err != nil {
 		return 0, err
 	}
 	return len(p), nil
