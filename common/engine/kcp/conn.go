@@ -135,23 +135,12 @@ func (c *Conn) read(p []byte, passes func() <-chan struct{}) (int, error) {
 	}
 }
 
-// Wait returns true when Read would not wait, or false if quit is closed before.
-func (c *Conn) Wait(quit <-chan struct{}) bool {
-	for !c.comes() {
-		select {
-		case <-c.readable:
-		case <-quit:
-			return false
-		}
-	}
-	return true
-}
-
-// comes tells whether Read would not wait.
-func (c *Conn) comes() bool {
+// Comes tells whether Read would not wait. If it would, the channel gets a token when
+// that may have changed.
+func (c *Conn) Comes() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.err != nil || c.in.closed || c.in.end != nil || len(c.in.rest) > 0 || c.ready() >= 0
+	return c.readable, c.err != nil || c.in.closed || c.in.end != nil || len(c.in.rest) > 0 || c.ready() >= 0
 }
 
 // recv moves what has arrived into p.

@@ -127,23 +127,11 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Wait waits for the next message to come; the library has it soon.
-func (c *conn) Wait(quit <-chan struct{}) bool {
-	for !c.comes() {
-		select {
-		case <-c.readable:
-		case <-quit:
-			return false
-		}
-	}
-	return true
-}
-
-// comes tells whether Read would return soon.
-func (c *conn) comes() bool {
+// Comes is told of a message that has come before the library has it.
+func (c *conn) Comes() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.err != nil || len(c.rest) > 0 || c.came[c.read%seen/64]>>(c.read%64)&1 != 0
+	return c.readable, c.err != nil || len(c.rest) > 0 || c.came[c.read%seen/64]>>(c.read%64)&1 != 0
 }
 
 // take moves what is left of a message into p.

@@ -68,16 +68,8 @@ func (m *memory) Read(p []byte) (int, error) {
 	}
 }
 
-func (m *memory) Wait(quit <-chan struct{}) bool {
-	for m.in.Len() == 0 && m.Err() == nil {
-		select {
-		case <-m.in.readable:
-		case <-m.done:
-		case <-quit:
-			return false
-		}
-	}
-	return true
+func (m *memory) Comes() (<-chan struct{}, bool) {
+	return m.in.readable, m.in.Len() > 0 || m.Err() != nil
 }
 
 func (m *memory) Append(parts ...[]byte) error {
@@ -128,6 +120,7 @@ func (m *memory) Fail(err error) {
 		m.err = err
 		close(m.done)
 		half.Signal(m.out.writable)
+		half.Signal(m.in.readable)
 	}
 }
 

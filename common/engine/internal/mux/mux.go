@@ -99,9 +99,10 @@ type Channel interface {
 	// before, and then Err.
 	Read(p []byte) (int, error)
 
-	// Wait returns true when Read would not wait, or not for long; or false, if quit
-	// is closed before. It is for Read's one caller.
-	Wait(quit <-chan struct{}) bool
+	// Comes tells whether Read would not wait, or not for long. If it would, the
+	// returned channel gets a token when that may have changed. It is for Read's one
+	// caller.
+	Comes() (<-chan struct{}, bool)
 
 	// Append writes parts one after the other, whether there is room or not,
 	// and does not keep them.
@@ -323,7 +324,18 @@ func (s *Session) wake() {
 	half.Signal(s.drained)
 }
 
-// notice tells the other side what smux has no word for.
-func (s *Session) notice(what byte, id uint32) {
-	s.put(header(cmdPSH, noticeSize, 0), noticeBody(what, id))
+// comes waits until something has come or the channel has ended, and returns false if
+// quit is closed before.
+func (s *Session) comes(quit <-chan struct{}) bool {
+	for {
+		token, ok := s.channel.Comes()
+		if ok {
+			return true
+		}
+		select {
+		case <-token:
+		case <-quit:
+			return false
+		}
+	}
 }

@@ -17,15 +17,9 @@ import (
 	"turbotunnel/common/engine"
 )
 
-func frame(cmd byte, id uint32, body ...byte) []byte {
-	return append(header(cmd, len(body), id), body...)
+func updated(id, consumed uint32) []byte {
+	return update(id, consumed, streamWindow)
 }
-
-func update(id, consumed uint32) []byte {
-	return frame(cmdUPD, id, updateBody(consumed, streamWindow)...)
-}
-
-func notice(what byte, id uint32) []byte { return frame(cmdPSH, 0, noticeBody(what, id)...) }
 
 func join(frames ...[]byte) []byte { return bytes.Join(frames, nil) }
 
@@ -63,11 +57,11 @@ func TestFrames(t *testing.T) {
 		{"keepalive", join(frame(cmdNOP, 0), frame(cmdNOP, 77)), nil},
 		{"end twice", join(syn, fin, fin), nil},
 		{"data after the end", join(syn, fin, psh), nil}, // a plain smux that closes during a Write
-		{"consumed less than before", join(syn, update(3, 0), update(3, 1<<31)), nil},
+		{"consumed less than before", join(syn, updated(3, 0), updated(3, 1<<31)), nil},
 		{"empty data", join(syn, frame(cmdPSH, 3)), nil},
-		{"frames of no stream", join(psh, fin, update(3, 0), notice(noticeStop, 3)), nil},
+		{"frames of no stream", join(psh, fin, updated(3, 0), notice(noticeStop, 3)), nil},
 		{"notices", join(syn, notice(noticeStop, 3), notice(noticeReset, 3)), nil},
-		{"window", join(syn, update(3, 0)), nil},
+		{"window", join(syn, updated(3, 0)), nil},
 		{"version", version1, errFormat},
 		{"command", frame(cmdUPD+1, 3), errFormat},
 		{"opening with a body", frame(cmdSYN, 3, 0), errFormat},
@@ -78,7 +72,7 @@ func TestFrames(t *testing.T) {
 		{"unknown notice", notice(noticeReset+1, 3), errFormat},
 		{"even stream", frame(cmdSYN, 2), errFormat},
 		{"stream twice", join(syn, syn), errFormat},
-		{"consumed what was not sent", join(syn, update(3, 1)), errWindow},
+		{"consumed what was not sent", join(syn, updated(3, 1)), errWindow},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -111,7 +105,7 @@ func TestWire(t *testing.T) {
 		client := start(t, a, true)
 		expect := func(what string, frames ...[]byte) {
 			t.Helper()
-			synctest.Wait()
+			time.Sleep(2 * engine.OpenDelay)
 			got := make([]byte, 1000)
 			n := 0
 			if b.in.mu.Lock(); len(b.in.buf) > 0 {
@@ -124,7 +118,7 @@ func TestWire(t *testing.T) {
 			}
 		}
 		c := open(t, client)
-		expect("Open", frame(cmdSYN, 3), update(3, 0))
+		expect("Open", frame(cmdSYN, 3), updated(3, 0))
 		io.WriteString(c, "hello")
 		expect("Write", frame(cmdPSH, 3, []byte("hello")...))
 		c.CloseWrite()
@@ -132,11 +126,11 @@ func TestWire(t *testing.T) {
 		c.Close()
 		expect("Close after that", notice(noticeStop, 3), frame(cmdFIN, 3))
 		c = open(t, client)
-		expect("Open", frame(cmdSYN, 5), update(5, 0))
+		expect("Open", frame(cmdSYN, 5), updated(5, 0))
 		c.Reset()
 		expect("Reset", notice(noticeReset, 5), frame(cmdFIN, 5))
 		c = open(t, client)
-		expect("Open", frame(cmdSYN, 7), update(7, 0))
+		expect("Open", frame(cmdSYN, 7), updated(7, 0))
 		b.Write(frame(cmdFIN, 7))
 		synctest.Wait()
 		c.Close()
@@ -282,7 +276,7 @@ func TestRefused(t *testing.T) {
 			c.Close()
 		}
 		c := open(t, client)
-		synctest.Wait()
+		time.Sleep(2 * engine.OpenDelay)
 		if _, err := c.Write(content(100)); !errors.Is(err, engine.ErrReset) {
 			t.Errorf("Write: %v", err)
 		}
@@ -387,7 +381,7 @@ func TestSmallWrites(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		a, b := connect(1 << 30)
 		c := open(t, start(t, a, true))
-		synctest.Wait()
+		time.Sleep(2 * engine.OpenDelay)
 		before := b.in.Len()
 		c.Write([]byte("alone"))
 		synctest.Wait()
@@ -413,7 +407,7 @@ func TestSmallWritesBlocked(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			a, b := connect(0)
 			c := open(t, start(t, a, true))
-			synctest.Wait()
+			time.Sleep(2 * engine.OpenDelay)
 			b.in.Clear()
 			start := time.Now()
 			c.SetWriteDeadline(start.Add(time.Second))
@@ -454,6 +448,7 @@ func TestOrder(t *testing.T) {
 		const streams, frames = 5, 20
 		for range streams {
 			c := open(t, client)
+			time.Sleep(2 * engine.OpenDelay) // from then on there is no room
 			go c.Write(make([]byte, frames*1000))
 			go c.Write(make([]byte, frames*1000))
 		}
@@ -606,7 +601,7 @@ func TestLibrary(t *testing.T) {
 // FuzzTap: no bytes of a peer make a session panic, wait for ever, or lose count
 // of what it holds.
 func FuzzTap(f *testing.F) {
-	f.Add(join(frame(cmdSYN, 3), frame(cmdPSH, 3, 'x'), update(3, 0), notice(noticeStop, 3), frame(cmdFIN, 3)), 1)
+	f.Add(join(frame(cmdSYN, 3), frame(cmdPSH, 3, 'x'), updated(3, 0), notice(noticeStop, 3), frame(cmdFIN, 3)), 1)
 	f.Add(join(frame(cmdSYN, 3), frame(cmdSYN, 5), frame(cmdPSH, 5, make([]byte, 300)...), notice(noticeReset, 5)), 7)
 	f.Add(frame(cmdNOP, 0), 3)
 	f.Fuzz(func(t *testing.T, sent []byte, step int) {

@@ -107,7 +107,7 @@ func (st *Stream) isStill() bool {
 // watch is the goroutine of a session at rest. It has smux made again when something
 // has come, or the channel has ended, unless somebody else does before.
 func (s *Session) watch(watching, quit chan struct{}) {
-	comes := s.channel.Wait(quit)
+	comes := s.comes(quit)
 	close(watching)
 	if comes {
 		s.resume()
@@ -129,9 +129,7 @@ func (s *Session) resume() {
 	for _, id := range ids {
 		st := s.streams[id]
 		st.sentBefore = st.sent
-		frames = append(frames, header(cmdSYN, 0, id)...)
-		frames = append(append(frames, header(cmdUPD, updateSize, id)...), updateBody(0, 0)...)
-		copy(frames[len(frames)-len(noLimit):], noLimit)
+		frames = append(append(frames, frame(cmdSYN, id)...), update(id, 0, noLimit)...)
 	}
 	s.mu.Unlock()
 	s.carrier.Hold(sessionCost - restCost)

@@ -128,7 +128,7 @@ func (st *Stream) read(p []byte) (int, error) {
 	s.life.RUnlock()
 	read, window, err := st.took(n, err)
 	if window > 0 {
-		s.put(header(cmdUPD, updateSize, st.id), updateBody(read, window)) // fails with the session only
+		s.put(update(st.id, read, window)) // fails with the session only
 	}
 	if err != nil {
 		return 0, err
@@ -379,7 +379,7 @@ func (st *Stream) close(how byte) error {
 	defer s.life.RUnlock()
 	st.push()
 	if notify {
-		s.notice(how, st.id) // before the FIN, which would be an end of file
+		s.put(notice(how, st.id)) // before the FIN, which would be an end of file
 	}
 	st.smux.Close()
 	s.mu.Lock()

@@ -38,24 +38,20 @@ var bodySize = map[byte]int{cmdSYN: 0, cmdFIN: 0, cmdPSH: noticeSize, cmdNOP: 0,
 // noLimit is the window that smux is told of, in place of the real one: its own
 // arithmetic is signed, and with a window of 2^31 or one that has shrunk a Write
 // would wait in it, where no deadline and no end of the session reaches it.
-var noLimit = binary.LittleEndian.AppendUint32(nil, math.MaxInt32)
+const noLimit = math.MaxInt32
 
-// header is the head of a frame.
-func header(cmd byte, size int, id uint32) []byte {
-	p := make([]byte, headerSize)
-	p[0], p[1] = version, cmd
-	binary.LittleEndian.PutUint16(p[2:], uint16(size))
-	binary.LittleEndian.PutUint32(p[4:], id)
-	return p
+func frame(cmd byte, id uint32, body ...byte) []byte {
+	p := binary.LittleEndian.AppendUint16([]byte{version, cmd}, uint16(len(body)))
+	return append(binary.LittleEndian.AppendUint32(p, id), body...)
 }
 
-func noticeBody(what byte, id uint32) []byte {
-	return binary.LittleEndian.AppendUint32([]byte{what}, id)
+func notice(what byte, id uint32) []byte {
+	return frame(cmdPSH, 0, binary.LittleEndian.AppendUint32([]byte{what}, id)...)
 }
 
-func updateBody(consumed uint32, window int) []byte {
+func update(id, consumed uint32, window int) []byte {
 	p := binary.LittleEndian.AppendUint32(nil, consumed)
-	return binary.LittleEndian.AppendUint32(p, uint32(window))
+	return frame(cmdUPD, id, binary.LittleEndian.AppendUint32(p, uint32(window))...)
 }
 
 // errRests is what smux reads that is let go.
@@ -139,7 +135,7 @@ func (t *tap) next() error {
 // nothing more to wait for, because smux is let go.
 func (t *tap) comes() bool {
 	t.setWaits(true)
-	t.s.channel.Wait(t.quit)
+	t.s.comes(t.quit)
 	return t.setWaits(false)
 }
 
@@ -165,7 +161,7 @@ func (t *tap) frame(cmd byte, id uint32, body []byte) error {
 		return s.noticed(body[0], binary.LittleEndian.Uint32(body[1:]))
 	case cmdUPD:
 		consumed, window = binary.LittleEndian.Uint32(body), binary.LittleEndian.Uint32(body[4:])
-		copy(body[4:], noLimit)
+		binary.LittleEndian.PutUint32(body[4:], noLimit)
 	}
 	st := s.streams[id]
 	if st == nil || st.closed {
@@ -250,10 +246,10 @@ func (t *tap) open(id uint32) error {
 	}
 	if window == 0 {
 		t.buf[1] = cmdNOP
-		return t.s.put(header(cmdPSH, noticeSize, 0), noticeBody(noticeReset, id), header(cmdFIN, 0, id))
+		return t.s.put(notice(noticeReset, id), frame(cmdFIN, id))
 	}
 	half.Signal(t.s.accepted)
-	return t.s.put(header(cmdUPD, updateSize, id), updateBody(0, window))
+	return t.s.put(update(id, 0, window))
 }
 
 // register makes the stream of a SYN and returns its window, which is 0 if there is
@@ -301,7 +297,7 @@ func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 		t.s.mu.Lock()
 		window := t.s.add(id)
 		t.s.mu.Unlock()
-		t.s.open(head, header(cmdUPD, updateSize, id), updateBody(0, window))
+		t.s.open(head, update(id, 0, window))
 	case cmdUPD: // a Stream sends its own
 	default:
 		err = t.s.put(head, body)
@@ -312,7 +308,7 @@ func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 	return len(head) + len(body), nil
 }
 
-// open puts a frame, or two, before what is put next, or after engine.OpenDelay.
+// open puts frames before what is put next, or after engine.OpenDelay.
 func (s *Session) open(parts ...[]byte) {
 	s.putting.Lock()
 	defer s.putting.Unlock()
@@ -320,7 +316,7 @@ func (s *Session) open(parts ...[]byte) {
 	time.AfterFunc(engine.OpenDelay, func() { s.put() })
 }
 
-// put appends a frame, or two, to the channel.
+// put appends frames to the channel.
 func (s *Session) put(parts ...[]byte) error {
 	s.putting.Lock()
 	defer s.putting.Unlock()
