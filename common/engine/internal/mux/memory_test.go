@@ -60,7 +60,8 @@ func TestHeldIsMemory(t *testing.T) {
 				t.Errorf("%d held, the heap has grown by %d: %.2f", held, grown, f)
 			}
 			st.Close()
-			for server.take() {
+			for len(server.arrivals) > 0 {
+				<-server.arrivals
 				st, err := server.accept()
 				if err != nil {
 					t.Fatal(err)

@@ -136,8 +136,8 @@ type Session struct {
 	client   bool
 	timer    *time.Timer   // of pause; a client's never runs
 	turn     chan struct{} // held by the Write whose frame goes next; who waits for it does so in order
-	accepted chan struct{} // has room for one token: there may be a stream to accept
-	drained  chan struct{} // the same: unread frames were read
+	arrivals chan struct{} // has a token for each stream to accept
+	drained  chan struct{} // has room for one token: unread frames were read
 
 	life     sync.RWMutex  // held for reading while smux is called, which it keeps; guards what follows
 	smux     *smux.Session // nil: the session rests
@@ -152,7 +152,6 @@ type Session struct {
 
 	mu       sync.Mutex         // guards what follows, and in each Stream what says so
 	streams  map[uint32]*Stream // those that this side has not closed, by number
-	pending  int                // of them: not yet accepted
 	refused  int                // since the last that was not
 	held     int                // bytes of memory, but for sessionCost
 	promised int                // bytes that streams may take: what has not come, and what unread frames take
@@ -167,7 +166,7 @@ func New(pc engine.Carrier, c Channel, client bool) (*Session, error) {
 		channel:  c,
 		client:   client,
 		turn:     make(chan struct{}, 1),
-		accepted: make(chan struct{}, 1),
+		arrivals: make(chan struct{}, maxStreams),
 		drained:  make(chan struct{}, 1),
 		streams:  make(map[uint32]*Stream),
 	}
@@ -226,37 +225,26 @@ func (s *Session) Accept(ctx context.Context) (engine.Stream, error) {
 	if s.client {
 		return nil, engine.ErrRole
 	}
-	for {
-		if s.take() {
-			return s.accept()
-		}
-		select {
-		case <-s.accepted:
-		case <-s.channel.Done():
-			return nil, s.channel.Err()
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	if s.channel.Err() == engine.ErrClosed {
+		return nil, engine.ErrClosed
+	}
+	select {
+	case <-s.arrivals:
+		return s.accept()
+	default:
+	}
+	select {
+	case <-s.arrivals:
+		return s.accept()
+	case <-s.channel.Done():
+		return nil, s.channel.Err()
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 
-// take reserves a stream that waits to be accepted.
-func (s *Session) take() bool {
-	s.life.RLock()
-	defer s.life.RUnlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.pending == 0 || s.smux.IsClosed() { // with one pending it does not rest
-		return false
-	}
-	if s.pending--; s.pending > 0 {
-		half.Signal(s.accepted) // for another Accept
-	}
-	return true
-}
-
-// accept takes from smux the stream that take has reserved: it is there, or
-// about to be put there by the goroutine that called the tap.
+// accept takes from smux a stream that has arrived: it is there, or about to be put
+// there by the goroutine that called the tap.
 func (s *Session) accept() (engine.Stream, error) {
 	s.use()
 	defer s.life.RUnlock()
@@ -320,7 +308,6 @@ func (s *Session) wake() {
 		half.Signal(st.Reads.Changed)
 		half.Signal(st.Writes.Changed)
 	}
-	half.Signal(s.accepted)
 	half.Signal(s.drained)
 }
 

@@ -608,7 +608,7 @@ func FuzzTap(f *testing.F) {
 		a, b := connect(1 << 20)
 		a.Write(sent)
 		b.Fail(io.EOF)
-		s := &Session{carrier: b, channel: b, streams: make(map[uint32]*Stream), accepted: make(chan struct{}, 1), drained: make(chan struct{}, 1)}
+		s := &Session{carrier: b, channel: b, streams: make(map[uint32]*Stream), arrivals: make(chan struct{}, maxStreams), drained: make(chan struct{}, 1)}
 		s.tap = &tap{s: s}
 		for p := make([]byte, max(step%64, 1)); ; {
 			if _, err := s.tap.Read(p); err != nil {
@@ -620,9 +620,9 @@ func FuzzTap(f *testing.F) {
 			unread += st.unread
 			held += st.cost + streamCost
 		}
-		if unread > len(sent) || held != s.held || s.pending != len(s.streams) {
+		if unread > len(sent) || held != s.held || len(s.arrivals) != len(s.streams) {
 			t.Errorf("%d bytes unread of %d, %d held of %d, %d pending of %d",
-				unread, len(sent), held, s.held, s.pending, len(s.streams))
+				unread, len(sent), held, s.held, len(s.arrivals), len(s.streams))
 		}
 	})
 }

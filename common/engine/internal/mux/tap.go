@@ -248,7 +248,7 @@ func (t *tap) open(id uint32) error {
 		t.buf[1] = cmdNOP
 		return t.s.put(notice(noticeReset, id), frame(cmdFIN, id))
 	}
-	half.Signal(t.s.accepted)
+	t.s.arrivals <- struct{}{} // there is room: it is one of maxStreams
 	return t.s.put(update(id, 0, window))
 }
 
@@ -267,7 +267,6 @@ func (s *Session) register(id uint32) (window int, err error) {
 		return 0, nil
 	}
 	s.refused = 0
-	s.pending++
 	return s.add(id), nil
 }
 
