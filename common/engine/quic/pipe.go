@@ -13,6 +13,7 @@ import (
 	"github.com/quic-go/quic-go"
 
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 const (
@@ -26,25 +27,6 @@ const (
 	// the session.
 	paceStep  = 20 * time.Microsecond
 	paceLimit = 5 * time.Millisecond
-
-	// A round trip divided by ackShare lies between two bursts of small packets
-	// from a side that only receives, and ackPause at most: the library
-	// acknowledges every second packet, and over HTTP each acknowledgement is a
-	// request for which all else that the client has to say would wait.
-	ackShare = 8
-	ackPause = 20 * time.Millisecond
-
-	// ackSize is the size in bytes of the largest packet that is taken for an
-	// acknowledgement: a few ranges, and a few new windows.
-	ackSize = 128
-
-	// ackBurst is how long packets pass after one has waited: those that the
-	// library had made before.
-	ackBurst = time.Millisecond
-
-	// received is how many packets have to come between two bursts: with fewer
-	// nothing waits.
-	received = 16
 )
 
 var (
@@ -69,13 +51,6 @@ type pipe struct {
 	// For the library's one reader:
 	given   uint64 // packets, minus those that never came to be counted
 	counted uint64 // packets of those that the library had processed when asked last
-
-	arrived atomic.Uint64 // packets
-
-	// For the library's one writer:
-	burst time.Time // when the last burst of small packets began
-	large time.Time // when a packet was written last that is no acknowledgement
-	seen  uint64    // arrived when burst was set
 }
 
 // ReadFrom implements net.PacketConn.
@@ -87,7 +62,6 @@ func (p *pipe) ReadFrom(b []byte) (int, net.Addr, error) {
 		p.fail(errPeerClosed)
 	case err == nil:
 		p.given++
-		p.arrived.Add(1)
 		return n, from, nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return 0, nil, err // the library has set it
@@ -100,42 +74,13 @@ func (p *pipe) ReadFrom(b []byte) (int, net.Addr, error) {
 
 // WriteTo implements net.PacketConn.
 func (p *pipe) WriteTo(b []byte, to net.Addr) (int, error) {
-	p.gather(len(b))
-	select {
-	case <-p.ended:
+	if half.IsClosed(p.ended) {
 		return len(b), nil
-	default:
 	}
 	if _, err := p.Carrier.WriteTo(b, to); err != nil {
 		p.fail(fmt.Errorf("writing to the carrier: %w", err))
 	}
 	return len(b), nil
-}
-
-// gather waits with a packet of n bytes if it is an acknowledgement, as it
-// seems, of a fast transfer to this side. As long as it waits the library makes
-// none, and then one for all.
-func (p *pipe) gather(n int) {
-	now := time.Now()
-	if n > ackSize {
-		p.large = now
-		return
-	}
-	conn := p.conn.Load()
-	if conn == nil {
-		return
-	}
-	pause, since := min(conn.ConnectionStats().SmoothedRTT/ackShare, ackPause), now.Sub(p.burst)
-	if since < ackBurst || now.Sub(p.large) < pause {
-		return
-	}
-	if since < pause && p.arrived.Load()-p.seen >= received {
-		select {
-		case <-time.After(pause - since):
-		case <-p.ended:
-		}
-	}
-	p.burst, p.seen = time.Now(), p.arrived.Load()
 }
 
 // SetReadBuffer and SetWriteBuffer do nothing: a carrier has its own bounds. The

@@ -11,19 +11,14 @@
 //
 // # TLS, and what it is worth here
 //
-// QUIC cannot be had without TLS. Below, the carrier has sealed the session
-// already: both its ends know by its keys that they talk to each other. TLS
-// must not weaken that, and need not add to it. So nothing here asks a person,
-// reads a file, or looks at a clock. From the carrier's Binding, a secret that only
-// the two ends of the sealed session know, both sides derive the same Ed25519 key
-// and prove by a certificate each that they hold it: QUIC's two ends are then the
-// sealed session's two ends. Everything else in a certificate (names, times,
-// issuer) says nothing and is ignored.
-//
-// If there is no binding the key is the same for everybody: TLS then encrypts but
-// authenticates nobody. This is safe only over a carrier that authenticates its
-// datagrams by itself, and on a test bench; never over a bare network, where
-// anybody can stand between the two.
+// QUIC cannot be had without TLS. The carrier has sealed the session already: TLS
+// must not weaken that, and need not add to it, so nothing here asks a person, reads
+// a file, or looks at a clock. From the carrier's Binding both sides derive the same
+// Ed25519 key and prove by a certificate each that they hold it: QUIC's two ends are
+// then the sealed session's two ends. Everything else in a certificate is ignored.
+// Without a binding the key is the same for everybody, and TLS authenticates nobody:
+// that is safe only over a carrier that authenticates its datagrams by itself, and on
+// a test bench.
 package quic
 
 import (

@@ -693,55 +693,6 @@ func TestWindow(t *testing.T) {
 	})
 }
 
-// watched counts how often something is written, more than ackBurst after what
-// was written before.
-type watched struct {
-	*enginetest.Conn
-	last   time.Time // the writer's
-	bursts atomic.Int64
-}
-
-func (w *watched) WriteTo(p []byte, to net.Addr) (int, error) {
-	if now := time.Now(); now.Sub(w.last) > ackBurst {
-		w.last = now
-		w.bursts.Add(1)
-	}
-	return w.Conn.WriteTo(p, to)
-}
-
-// TestAcknowledgements: a fast download is acknowledged a few times a round
-// trip, and what the client writes meanwhile waits for that a little at most.
-func TestAcknowledgements(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const rtt = 200 * time.Millisecond
-		path := enginetest.Path{Delay: rtt / 2, Rate: 500e6 / 8}
-		x, y := enginetest.Connect(path, path, 1)
-		w := &watched{Conn: x}
-		client, server := start(t, w, y)
-		c := open(t, client)
-		s := accept(t, server)
-		go s.Write(make([]byte, 100<<20))
-		if _, err := io.CopyN(io.Discard, c, 50<<20); err != nil {
-			t.Fatal(err)
-		}
-		before, start := w.bursts.Load(), time.Now()
-		if _, err := io.CopyN(io.Discard, c, 40<<20); err != nil {
-			t.Fatal(err)
-		}
-		if got := float64(w.bursts.Load()-before) * float64(rtt) / float64(time.Since(start)); got > 2*ackShare {
-			t.Errorf("datagrams at %.1f times in a round trip", got)
-		}
-		c.Write([]byte("ping"))
-		start = time.Now()
-		if _, err := io.ReadFull(s, make([]byte, 4)); err != nil {
-			t.Fatal(err)
-		}
-		if took := time.Since(start); took > rtt/2+2*ackPause {
-			t.Errorf("a ping arrived after %v", took)
-		}
-	})
-}
-
 // expectWindow sends 32 MB twice from sender's stream to another one and looks
 // at the window afterwards.
 func expectWindow(t *testing.T, sender *session, from, to engine.Stream) {

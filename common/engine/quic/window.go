@@ -13,15 +13,11 @@ import (
 // whether that was possible.
 //
 // How much is on its way is the carrier's decision: it knows its path, and its
-// WriteTo blocks. The library decides as well, by Reno, with a window of 40 KB
-// at first. It doubles it each round trip, until the first 8 acknowledgements
-// of a round are 4 to 16 ms late (ShouldExitSlowStart in its
-// internal/congestion), those of a side that only receives included; from then
-// on the window grows by one packet a round trip. Bodies of HTTP, polls and
-// repairs make acknowledgements later than that all the time: measured, 0.13 of
-// a link of 100 Mbit/s and 100 ms in place of 0.96. There is no setting for it.
-// So the fields are set: the window, and a round that has counted its 8 and
-// never ends.
+// WriteTo blocks. The library decides as well, by Reno, which leaves slow start when
+// the first 8 acknowledgements of a round are 4 to 16 ms late (ShouldExitSlowStart in
+// its internal/congestion), as polls and repairs make them all the time: 0.13 of a
+// link of 100 Mbit/s and 100 ms in place of 0.96. There is no setting for it. So the
+// fields are set: the window, and a round that has counted its 8 and never ends.
 //
 // The sender belongs to the goroutine of conn. openWindow must be called on it.
 // Names and types of the fields are those of v0.65.0; where they are different
