@@ -96,6 +96,9 @@ func runCheck(p *ptproc.Process, s settings) int {
 		}
 		r, err := check.Bridge(p.Stopping(), cfg, check.Options{Long: s.checks.long, Secret: s.unsafe, Proxy: proxy}, observer)
 		if err != nil {
+			if p.Stopping().Err() != nil {
+				err = errors.New("it was told to end")
+			}
 			p.Say("the check was not finished: %v", err)
 			return exitFailure
 		}

@@ -135,7 +135,7 @@ func (c *serverCheck) run() *serverReport {
 		c.Title("From outside")
 		c.step("url", func() finding { return skipped("where the server shall listen nobody does") })
 	default:
-		if r.URL = c.outside(way); answered(r.URL) {
+		if r.URL = c.outside(way); c.answered(r.URL, way) {
 			c.Title("As a stranger sees it")
 			c.step("site", func() finding { return c.site(way) })
 			c.step("alike", func() finding { return c.alike(way) })
@@ -366,12 +366,16 @@ func (c *serverCheck) way() *front.Config {
 
 // outside checks the URL as a client does, with the server's own key.
 func (c *serverCheck) outside(way *front.Config) *check.BridgeReport {
-	cfg := tunnel.Config{URL: way.URL.String()}
+	cfg := tunnel.Config{URL: way.URL.String(), Fronts: c.set.fronts}
 	if c.key != nil {
 		cfg.Key = c.key.Public()
 	}
 	c.Title("As a client sees it")
-	r, err := check.Bridge(c.ctx, cfg, check.Options{Secret: c.set.unsafeLogging, RootCAs: c.roots}, untitled{c.Observer})
+	observer := c.Observer
+	if !strings.Contains(c.set.fronts, ",") {
+		observer = untitled{observer}
+	}
+	r, err := check.Bridge(c.ctx, cfg, check.Options{Secret: c.set.unsafeLogging, RootCAs: c.roots}, observer)
 	if err != nil {
 		c.follows(bad("cannot be checked", err, &noWay))
 		return nil
@@ -387,20 +391,29 @@ func (c *serverCheck) outside(way *front.Config) *check.BridgeReport {
 		f := odd("", v.Text+" "+v.Mend)
 		c.follows(f)
 	}
+	for _, f := range r.Fronts {
+		if r.Verdict.Works() && !f.Verdict.Works() {
+			c.follows(odd("", fmt.Sprintf("Number %d of -fronts cannot be used from here. A client would be told: %s", f.Number, f.Verdict.Text)))
+		}
+	}
 	if held(r) {
 		c.follows(odd("", "The proxy or CDN holds answers back until they are complete, which costs speed: turn off its buffering (proxy_buffering off of nginx)."))
 	}
 	return r
 }
 
-// answered tells whether somebody has answered HTTP at the URL.
-func answered(r *check.BridgeReport) bool {
+// answered tells whether somebody has answered HTTP at the URL, and has way lead there
+// by the first front that did.
+func (c *serverCheck) answered(r *check.BridgeReport, way *front.Config) bool {
 	if r == nil {
 		return false
 	}
-	for _, s := range r.Fronts[0].Steps {
-		if s.Name == "HTTP" && s.State != check.Failed {
-			return true
+	for i, f := range r.Fronts {
+		for _, s := range f.Steps {
+			if s.Name == "HTTP" && s.State != check.Failed {
+				way.Front = strings.TrimSpace(strings.Split(c.set.fronts, ",")[i])
+				return true
+			}
 		}
 	}
 	return false
@@ -408,9 +421,11 @@ func answered(r *check.BridgeReport) bool {
 
 // held tells whether answers were seen to be held back.
 func held(r *check.BridgeReport) bool {
-	for _, s := range r.Fronts[0].Steps {
-		if s.Name == "answers" && s.State == check.Odd {
-			return true
+	for _, f := range r.Fronts {
+		for _, s := range f.Steps {
+			if s.Name == "answers" && s.State == check.Odd {
+				return true
+			}
 		}
 	}
 	return false

@@ -75,6 +75,9 @@ func (r *checkRig) run() (*serverReport, string) {
 	if r.check.set.url == "" {
 		r.check.set.url = web.URL + "/hidden"
 	}
+	if r.check.set.fronts != "" { // by which alone it is reached
+		r.check.set.url = strings.Replace(r.check.set.url, "127.0.0.1", "origin.invalid", 1)
+	}
 	var out bytes.Buffer
 	p := &check.Printer{Out: &out}
 	r.check.Recorder = &check.Recorder{Observer: p}
@@ -130,6 +133,16 @@ func oneFolder(h http.Handler) http.Handler {
 		}
 		io.WriteString(w, "a site")
 	})
+}
+
+// Where there are fronts, clients use these, and the host of -url need not be reached.
+func TestServerCheckOfFronts(t *testing.T) {
+	r := newCheckRig(t)
+	r.check.set.fronts = "127.0.0.1,127.0.0.1:1"
+	report, text := r.run()
+	if report.Verdict != &withNotes || !strings.Contains(text, "- Number 2 of -fronts") || !strings.Contains(text, "are alike") {
+		t.Errorf("verdict %s:\n%s", report.Verdict.Name, text)
+	}
 }
 
 // TestServerCheck: each thing that can be wrong has its verdict, its remedy, and its

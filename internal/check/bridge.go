@@ -102,7 +102,7 @@ func (r *BridgeReport) conclude(cfg tunnel.Config, secret bool) {
 		if c := cmp.Compare(rank(a), rank(b)); c != 0 || !a.Verdict.Works() {
 			return cmp.Or(c, cmp.Compare(len(b.Steps), len(a.Steps))) // who gets further says more
 		}
-		return cmp.Or(cmp.Compare(b.down/halfAgain, a.down/halfAgain), cmp.Compare(a.trip, b.trip))
+		return cmp.Or(cmp.Compare(b.down/rateStep, a.down/rateStep), cmp.Compare(a.trip, b.trip))
 	})
 	r.Verdict = best[0].Verdict
 	next, change := improve(cfg, best)
@@ -112,9 +112,9 @@ func (r *BridgeReport) conclude(cfg tunnel.Config, secret bool) {
 	}
 }
 
-// halfAgain is bytes a second: rates are compared in steps of this, since a
+// rateStep is bytes a second: rates are compared in steps of this, since a
 // measurement of seconds tells no finer.
-const halfAgain = 64 << 10
+const rateStep = 64 << 10
 
 // rank puts fronts that work before those that do with another look, and these
 // before all others.
