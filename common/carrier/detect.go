@@ -18,7 +18,7 @@ import (
 //	well -------------> shaken --------------> failing: one exchange at a time,
 //	  ^                    |                      |     after pauses that grow
 //	  +--------------------+----------------------+
-//	   an answer of the server's, or its beginning
+//	   an answer of the server's, or its beginning, that came since
 //
 // Several that fail together count once.
 type carrying struct {
@@ -47,7 +47,7 @@ const (
 // failures in a row, and worth a line in the log. back is how long the path had been failing when this exchange
 // came through, and 0 if the path was not failing.
 func (c *carrying) observe(now time.Time, res *result) (shaken bool, back time.Duration) {
-	if res.good {
+	if res.good && (c.failures == 0 || !res.flight.heardAt().Before(c.since)) {
 		if c.failing() {
 			back = now.Sub(c.since)
 		}

@@ -35,6 +35,10 @@ func TestCarrying(t *testing.T) {
 		{"two are not", []step{{0, ms, fails, true}, {time.Second, ms, fails, false}}, true, false},
 		{"two that fail together are one", []step{{0, ms, fails, true}, {ms, time.Second, fails, false}}, false, false},
 		{"success ends it", []step{{0, ms, fails, true}, {time.Second, ms, fails, false}, {time.Second, ms, succeeds, false}}, false, false},
+		{"but not the end of an answer of which nothing has come since", []step{{0, ms, isForeign, true}, {time.Second, ms, isForeign, false}, {time.Second, ms, isForeign, false}, {ms, time.Minute, func(r *result) {
+			r.good, r.err = true, errReset
+			r.flight.heard.Store(int64(50 * time.Second))
+		}, false}}, true, true},
 		{"what was not wanted did not fail", []step{{0, ms, func(r *result) { r.err = errUnneeded }, false}}, false, false},
 		{"nor what brought something", []step{{0, ms, func(r *result) { r.good, r.err = true, errReset }, false}}, false, false},
 		{"nor what was too large", []step{{0, ms, func(r *result) { r.err, r.tooLarge, r.size = errReset, true, MaxBody }, false}}, false, false},

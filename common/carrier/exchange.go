@@ -71,6 +71,9 @@ func (f *flight) isEnding() bool {
 	return f.kind == stream && !f.probe && f.got.Load() > int64(float64(f.asked.Limit)*overlap)
 }
 
+// heardAt is when the newest unit of the answer has come, or the flight was started.
+func (f *flight) heardAt() time.Time { return f.started.Add(time.Duration(f.heard.Load())) }
+
 func (f *flight) mark(what *atomic.Int64) { what.Store(max(1, int64(time.Since(f.started)))) }
 
 // glance is how the flight looks now. One that was started after the moment that

@@ -388,7 +388,6 @@ type feeding struct {
 
 // begin takes in what other sessions have found.
 func (c *feeding) begin(w *way) {
-	c.nudge = make(chan struct{}, 1)
 	c.passes = w.feeds.has()
 }
 
