@@ -128,6 +128,7 @@ type outgoingFrames struct {
 	begun   bool     // the first SETTINGS and WINDOW_UPDATE have been written
 	settled bool     // the first SETTINGS have
 	first   []byte   // what waits until begun
+	credit  credit   // that a client has not been told of
 
 	queueMu sync.Mutex
 	queue   []byte // frames of our own; guarded by queueMu
@@ -171,6 +172,16 @@ func (c *http2Conn) grow() {
 		p := appendFrame(nil, typeSettings, 0, append(id, number(streamWindow)...)...)
 		c.say(appendFrame(p, typeUpdate, 0, number(growUpdate)...))
 	})
+}
+
+// isClients tells whether a client's request has come.
+func (c *http2Conn) isClients() bool {
+	select {
+	case <-c.grown:
+		return true
+	default:
+		return false
+	}
 }
 
 // enter waits for a place for a request. leave is called at its end; it is nil
@@ -339,14 +350,19 @@ func (c *http2Conn) write(p []byte) (int, error) {
 		return len(p), c.writeFirst(p)
 	}
 	written := 0
-	if left := o.at.left(); left > 0 && left < len(p) && c.hasSomethingToSay() {
-		n, err := c.pass(p[:left])
+	if rest := o.at.rest(p); rest > 0 && rest < len(p) && (c.isClients() || c.hasSomethingToSay()) {
+		n, err := c.pass(p[:rest])
 		if written = n; err != nil {
 			return written, err
 		}
 	}
 	if err := c.drain(); err != nil {
 		return written, err
+	}
+	if n, err := c.withhold(p[written:]); n > 0 || err != nil {
+		if written += n; err != nil || written == len(p) {
+			return written, err
+		}
 	}
 	n, err := c.pass(p[written:])
 	return written + n, err
@@ -356,14 +372,20 @@ func (c *http2Conn) write(p []byte) (int, error) {
 // counted before the client can know of it.
 func (c *http2Conn) pass(p []byte) (int, error) {
 	at := c.out.at
-	c.opened(at.walk(p, c.answered))
+	c.opened(at.walk(p, c.ended))
 	n, err := c.Conn.Write(p)
 	if n < len(p) {
-		c.out.at.walk(p[:n], c.answered)
+		c.out.at.walk(p[:n], c.ended)
 	} else {
 		c.out.at = at
 	}
 	return n, err
+}
+
+// ended takes note that the server has ended a stream. out.mu is held.
+func (c *http2Conn) ended(stream uint32) {
+	c.out.credit.forget(stream)
+	c.answered(stream)
 }
 
 // opened takes into account that n bytes were read.
@@ -491,8 +513,18 @@ type position struct {
 // isBetween tells whether a frame has ended and none has begun.
 func (a *position) isBetween() bool { return a.have == 0 && a.payload == 0 }
 
-// left is how many bytes of the frame follow, or 0 when its head has not come.
-func (a *position) left() int { return a.payload }
+// rest is how many of the bytes with which p begins are of the frame that has begun.
+func (a *position) rest(p []byte) int {
+	if a.have == 0 {
+		return min(a.payload, len(p))
+	}
+	head := a.head
+	n := a.have + copy(head[a.have:], p)
+	if n < frameHead {
+		return len(p)
+	}
+	return min(frameHead-a.have+head.size(), len(p))
+}
 
 // walk goes on by p and returns how much of the connection's window the frames
 // open that end in it. ended is called for each stream that they end.

@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -237,9 +239,25 @@ func TestWindows(t *testing.T) {
 			t.Errorf("to a client who fills his window: %s", said)
 		}
 		close(gate)
+		said, told := client.said(), map[uint32]int{}
+		for _, word := range strings.Fields(said) {
+			var stream uint32
+			var n int
+			fmt.Sscanf(word, "WINDOW_UPDATE(%d,%d)", &stream, &n)
+			told[stream] += n
+		}
+		least, most := min(told[0], told[1]), max(told[0], told[1])
+		if least <= streamWindow-tellEvery || most > streamWindow {
+			t.Errorf("of %d bytes that were read the client hears %v", streamWindow, told)
+		}
+		if n := len(strings.Fields(said)); n > 2*streamWindow/tellEvery {
+			t.Errorf("it hears that in %d frames", n)
+		}
+		if n := c.d.held.Load(); n > 2*requestCost {
+			t.Errorf("%d bytes are counted when all is read", n)
+		}
 		client.framer.WriteData(1, true, nil)
-		synctest.Wait()
-		if got != streamWindow {
+		if client.said(); got != streamWindow {
 			t.Errorf("%d bytes came", got)
 		}
 		client.framer.WriteSettingsAck() // one too many
@@ -545,7 +563,8 @@ func FuzzHTTP2Conn(f *testing.F) {
 			t.Errorf("%x became %x", p, got)
 		}
 
-		// And what is written, whatever is said between.
+		// And what is written, whatever is said between, but for what a client hears
+		// later of its windows.
 		near, far = newBufferedPipe()
 		c = newHTTP2Conn(far, nil, false)
 		told := appendFrame(nil, typeSettings, 0, toldSettings()...)
@@ -553,7 +572,7 @@ func FuzzHTTP2Conn(f *testing.F) {
 		whole := slices.Clone(first)
 		for range 3 {
 			whole = appendFrame(whole, typeUpdate, uint32(random.IntN(2)), number(uint32(random.IntN(9)))...)
-			whole = appendFrame(whole, typeReset, 1, p[:min(len(p), 100)]...)
+			whole = appendFrame(whole, typeReset, 3, p[:min(len(p), 100)]...)
 		}
 		for rest := whole; len(rest) > 0; {
 			if random.IntN(4) == 0 {
@@ -571,7 +590,12 @@ func FuzzHTTP2Conn(f *testing.F) {
 		grow := appendFrame(nil, typeSettings, 0, append([]byte{0, 4}, number(streamWindow)...)...)
 		grow = appendFrame(grow, typeUpdate, 0, number(growUpdate)...)
 		before, after, ok := bytes.Cut(written, grow)
-		if !ok || !bytes.Equal(slices.Concat(before, after), append(told, whole[frameHead:]...)) {
+		want1, opens := withoutUpdates(append(told, whole[frameHead:]...))
+		got1, opened := withoutUpdates(slices.Concat(before, after))
+		for stream, n := range c.out.credit.streams {
+			opened[stream] += n
+		}
+		if opened[0] += c.out.credit.conn; !ok || !bytes.Equal(got1, want1) || !maps.Equal(opened, opens) {
 			t.Errorf("%x was written as %x", whole, written)
 		}
 		at := new(position)
@@ -579,4 +603,20 @@ func FuzzHTTP2Conn(f *testing.F) {
 			t.Error("a frame of ours stands within another")
 		}
 	})
+}
+
+// withoutUpdates returns whole frames without WINDOW_UPDATEs, and by how much those
+// open each stream's window.
+func withoutUpdates(p []byte) (rest []byte, opened map[uint32]int) {
+	opened = map[uint32]int{0: 0, 1: 0}
+	for len(p) > 0 {
+		head := frameHeader(p)
+		frame := p[:frameHead+head.size()]
+		if p = p[len(frame):]; head.is(typeUpdate) {
+			opened[head.stream()] += int(binary.BigEndian.Uint32(frame[frameHead:]))
+		} else {
+			rest = append(rest, frame...)
+		}
+	}
+	return rest, opened
 }
