@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"turbotunnel/common/lull"
 )
 
 const (
@@ -307,6 +309,7 @@ type visitor struct {
 	placed atomic.Bool  // network is set
 	http2  atomic.Pointer[http2Conn]
 	once   sync.Once
+	lull   lull.Lull // the reader's
 
 	mu   sync.Mutex
 	held int64 // bytes that HTTP holds; guarded by mu, like what follows
@@ -343,7 +346,13 @@ func (v *visitor) place() {
 }
 
 func (v *visitor) Read(p []byte) (int, error) {
-	n, err := v.Conn.Read(p)
+	var n int
+	var err error
+	if v.known.Load() {
+		n, err = v.lull.Read(v.Conn, p)
+	} else { // a stranger sees no lull
+		n, err = v.Conn.Read(p)
+	}
 	if n > 0 {
 		v.active.Store(time.Now().UnixNano())
 		if !v.placed.Load() {

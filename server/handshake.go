@@ -52,10 +52,12 @@ func (h *handshaker) run() {
 // asks for its result, is told the same error, and says what it has to say.
 func (h *handshaker) handshake(conn net.Conn) {
 	conn.SetDeadline(time.Now().Add(headerTimeout)) //nolint:errcheck // the next Read says it
+	began := time.Now()
 	c := tls.Server(conn, h.config)
 	c.HandshakeContext(h.ctx)     //nolint:errcheck // see above
 	conn.SetDeadline(time.Time{}) //nolint:errcheck // likewise
 	if v := visitorBelow(conn); v != nil {
+		v.lull.Trip(time.Since(began)) // a round trip, for who means well
 		v.begins(false)
 	}
 	if !h.give(accepted{conn: c}) {

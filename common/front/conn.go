@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"turbotunnel/common/lull"
 )
 
 // A conn is a connection and what its pool knows of it.
@@ -207,6 +209,7 @@ type sock struct {
 	rtt   atomic.Int64 // nanoseconds from there to the first octet received, or, if shorter, an answer took
 	got   atomic.Int64 // octets received
 	put   atomic.Int64 // octets sent
+	lull  lull.Lull    // the reader's
 }
 
 func newSock(c net.Conn) *sock { return &sock{Conn: c, born: time.Now()} }
@@ -217,11 +220,12 @@ func (s *sock) due() time.Duration {
 }
 
 func (s *sock) Read(p []byte) (int, error) {
-	n, err := s.Conn.Read(p)
+	n, err := s.lull.Read(s.Conn, p)
 	if n > 0 {
 		now := int64(time.Since(s.born))
 		if s.got.Load() == 0 { // in a TLS handshake this is a round trip
 			s.rtt.Store(now - s.asked.Load())
+			s.lull.Trip(time.Duration(s.rtt.Load()))
 		}
 		s.seen.Store(now)
 		s.got.Add(int64(n))
