@@ -989,6 +989,11 @@ func (w *world) end() {
 			w.t.Errorf("a client that has ended holds %d bytes", held)
 		}
 	}
+	for _, c := range local {
+		if m := c.cfg.Memory; m.Held() != 0 || m.sending.Load() != 0 || m.promised.bytes() != 0 {
+			w.t.Errorf("of clients that have ended %d bytes are held, %d to be sent, %d promised", m.Held(), m.sending.Load(), m.promised.bytes())
+		}
+	}
 	w.mu.Lock()
 	for _, s := range w.remote {
 		s.Conn().Close()
