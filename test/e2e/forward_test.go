@@ -392,6 +392,84 @@ func TestForwardRefuses(t *testing.T) {
 	})
 }
 
+// TestForwardHangs has the address that streams are forwarded to take no connections,
+// and refuse none: a stream ends after some ten seconds, those that were there go on,
+// and the next one works.
+func TestForwardHangs(t *testing.T) {
+	t.Parallel()
+	for _, engine := range engines.Names() { // each waits, mostly
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			l, err := net.Listen("tcp4", anyPort)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var serving sync.WaitGroup
+			defer serving.Wait()
+			defer l.Close()
+			accept := func() bool {
+				conn, err := l.Accept()
+				if err == nil {
+					serving.Go(func() {
+						defer conn.Close()
+						conn.SetDeadline(time.Now().Add(programs.WaitLimit))
+						echo(conn.(*net.TCPConn))
+					})
+				}
+				return err == nil
+			}
+			addr := tunnelTo(t, l.Addr().String(), engine)
+			old := dial(t, addr)
+			defer old.Close()
+			tell(t, old, "before")
+			accept()
+			says(t, old, "before")
+
+			for _, conn := range fill(t, l) {
+				defer conn.Close()
+			}
+			began := time.Now()
+			refused(t, addr)
+			if took := time.Since(began); took < time.Second {
+				t.Errorf("the stream ended after %v: the address did not hang", took)
+			}
+			tell(t, old, "meanwhile")
+			says(t, old, "meanwhile")
+
+			serving.Go(func() {
+				for accept() {
+				}
+			})
+			comesBack(t, addr)
+		})
+	}
+}
+
+// fill leaves l without room for connections that nobody accepts, and returns those
+// that take it.
+func fill(t *testing.T, l net.Listener) (conns []net.Conn) {
+	t.Helper()
+	raw, err := l.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = raw.Control(func(fd uintptr) {
+		if err := syscall.Listen(int(fd), 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		conn, err := net.DialTimeout("tcp4", l.Addr().String(), time.Second)
+		if err != nil {
+			return conns // it hangs
+		}
+		conns = append(conns, conn)
+	}
+}
+
 // TestServerRestart ends the server under its clients: new connections work
 // once it is back, without anything done to the client.
 func TestServerRestart(t *testing.T) {
