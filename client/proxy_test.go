@@ -18,6 +18,8 @@ func TestReadProxy(t *testing.T) {
 		"none":                 {"", map[string]string{"HTTPS_PROXY": "http://a.example:1"}, "", ""},
 		"given":                {"socks5://127.0.0.1:1080", nil, "socks5://127.0.0.1:1080", ""},
 		"socks5h":              {"socks5h://user:password@127.0.0.1:1080/", nil, "socks5://user:password@127.0.0.1:1080", ""},
+		"no port":              {"http://proxy.example", nil, "http://proxy.example", ""},
+		"no port of all":       {"env", map[string]string{"ALL_PROXY": "socks5h://a.example"}, "socks5://a.example", ""},
 		"not known":            {"gopher://127.0.0.1:70", nil, "", "not supported"},
 		"no URL":               {"127.0.0.1:1080", nil, "", "no URL"},
 		"password":             {"http://user:se%cret@a.example:1", nil, "", "no URL"},

@@ -6,19 +6,21 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 )
 
-// schemes are the kinds of proxy that there are.
-var schemes = []string{"http", "socks4a", "socks5"}
+// defaultPorts are the kinds of proxy that there are, with the port of one whose URL
+// names none. Those are what other programs take (net/http, curl for SOCKS): HTTP's
+// own (RFC 9110 section 4.2.1), and the one that is registered for SOCKS (RFC 1928
+// section 3).
+var defaultPorts = map[string]string{"http": "80", "socks4a": "1080", "socks5": "1080"}
 
 // Check tells whether u names a proxy that can be used: http, socks4a or socks5,
-// a host, a port, and credentials that the kind of proxy can be given. The error
-// does not repeat the credentials.
+// a host, perhaps a port, and credentials that the kind of proxy can be given. The
+// error does not repeat the credentials.
 func Check(u *url.URL) error {
-	if !slices.Contains(schemes, u.Scheme) {
+	if defaultPorts[u.Scheme] == "" {
 		return fmt.Errorf("proxy type %q is not supported; use http, socks4a or socks5", u.Scheme)
 	}
 	if u.Hostname() == "" {
@@ -27,7 +29,7 @@ func Check(u *url.URL) error {
 	if err := CheckHost(u.Hostname()); err != nil {
 		return fmt.Errorf("the proxy's host %q is none: %w", u.Hostname(), err)
 	}
-	if _, _, err := SplitHostPort(u.Host); err != nil {
+	if _, _, err := SplitHostPort(addrOf(u)); err != nil {
 		return fmt.Errorf("the proxy's port %q is not a number from 1 to 65535", u.Port())
 	}
 	if u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
@@ -37,6 +39,14 @@ func Check(u *url.URL) error {
 		return nil
 	}
 	return checkCredentials(u.Scheme, u.User)
+}
+
+// addrOf is the host:port of the proxy u.
+func addrOf(u *url.URL) string {
+	if u.Port() != "" {
+		return u.Host
+	}
+	return net.JoinHostPort(u.Hostname(), defaultPorts[u.Scheme])
 }
 
 // checkCredentials tells whether a proxy of a kind can be given these.

@@ -33,6 +33,10 @@ const maxHead = 16 << 10
 type Error struct {
 	Scheme string // http, socks4a, socks5
 	Answer string // what it answered: octets of the proxy are quoted
+
+	// Unreachable says that the proxy would have let the client through, and has
+	// not reached the address. SOCKS 4A has no answer for that.
+	Unreachable bool
 }
 
 func (e *Error) Error() string {
@@ -56,7 +60,7 @@ func New(u *url.URL, dial func(ctx context.Context, network, addr string) (net.C
 	if err := Check(u); err != nil {
 		return nil, err
 	}
-	d := &Dialer{dial: dial, scheme: u.Scheme, addr: u.Host, auth: u.User != nil, agent: agent}
+	d := &Dialer{dial: dial, scheme: u.Scheme, addr: addrOf(u), auth: u.User != nil, agent: agent}
 	if d.auth {
 		d.user = u.User.Username()
 		d.pass, _ = u.User.Password()
@@ -64,7 +68,8 @@ func New(u *url.URL, dial func(ctx context.Context, network, addr string) (net.C
 	return d, nil
 }
 
-// Addr is the proxy's host:port, as its URL says it.
+// Addr is the proxy's host:port, as its URL says it, with the default port if that
+// names none.
 func (d *Dialer) Addr() string { return d.addr }
 
 // Err is an error for what keeps the proxy from being reached.
@@ -190,7 +195,11 @@ func checkHead(head []byte) error {
 		return &Error{Scheme: "http", Answer: "with an empty line"}
 	}
 	const enough = 200 // bytes of a status line that a log can use
-	return &Error{Scheme: "http", Answer: fmt.Sprintf("%q", line[:min(len(line), enough)])}
+	return &Error{
+		Scheme: "http", Answer: fmt.Sprintf("%q", line[:min(len(line), enough)]),
+		// RFC 9110 section 15.6. Squid and privoxy say 503 where others say 502.
+		Unreachable: code == "502" || code == "503" || code == "504",
+	}
 }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
@@ -257,6 +266,12 @@ var socks5Replies = [...]string{
 	7: "command not supported",
 	8: "address type not supported",
 }
+
+// The codes from network unreachable to TTL expired say that the proxy has tried.
+const (
+	firstUnreachable = 3
+	lastUnreachable  = 6
+)
 
 // connectSOCKS5 asks for a connection by SOCKS 5 (RFC 1928), with user name and
 // password (RFC 1929) if there are any.
@@ -348,7 +363,10 @@ func readSOCKS5Reply(r io.Reader) error {
 		if int(code) < len(socks5Replies) {
 			why = socks5Replies[code]
 		}
-		return refused("%d (%s)", code, why)
+		return &Error{
+			Scheme: "socks5", Answer: fmt.Sprintf("%d (%s)", code, why),
+			Unreachable: firstUnreachable <= code && code <= lastUnreachable,
+		}
 	}
 	var rest int64
 	switch head[3] {

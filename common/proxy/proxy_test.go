@@ -16,6 +16,7 @@ func TestCheck(t *testing.T) {
 	long := strings.Repeat("x", 256)
 	for _, good := range []string{
 		"http://proxy.example:8080", "http://u:p@[::1]:1/", "http://u@h:1", "socks4a://h:65535", "socks4a://u@h:1", "socks5://h:1", "socks5://u:p@h:1",
+		"http://h", "http://h:/", "socks5://u:p@[::1]",
 	} {
 		u, err := url.Parse(good)
 		if err != nil {
@@ -26,7 +27,7 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{
-		"https://h:1", "socks4://h:1", "socks5h://h:1", "http://h:0", "http://h", "http://:1", "http://h:1/path", "http://h:1?q",
+		"https://h:1", "socks4://h:1", "socks5h://h:1", "http://h:0", "http://", "http://u:p@", "http://:1", "socks5://::1", "socks5://::1:1080", "socks5://2001:db8::1:1080", "http://h:1/path", "http://h:1?q",
 		"http://h_%C3%A9:1", "http://a..b:1", "http://h:65536",
 		"socks5://u@h:1", "socks5://:p@h:1", "socks5://u:" + long + "@h:1", "socks4a://u:p@h:1", "http://u%3av:p@h:1", "http://u:p%0a@h:1",
 	} {
@@ -38,6 +39,62 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s was accepted", bad)
 		} else if strings.Contains(err.Error(), "u:p") {
 			t.Errorf("the error tells the password: %v", err)
+		}
+	}
+}
+
+// A proxy whose URL names no port is reached at the one of its kind.
+func TestDefaultPort(t *testing.T) {
+	for text, want := range map[string]string{
+		"http://proxy.example": "proxy.example:80", "http://proxy.example:/": "proxy.example:80", "http://[::1]": "[::1]:80",
+		"socks4a://proxy.example": "proxy.example:1080", "socks5://u:p@192.0.2.1": "192.0.2.1:1080", "socks5://[::1]": "[::1]:1080",
+		"http://proxy.example:3128": "proxy.example:3128", "socks5://[::1]:9050": "[::1]:9050",
+	} {
+		u, err := url.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := New(u, nil, "agent")
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+		} else if d.Addr() != want {
+			t.Errorf("%s is reached at %s, want %s", text, d.Addr(), want)
+		}
+	}
+}
+
+// A proxy that could not reach the address is told from one that refuses the client.
+func TestUnreachable(t *testing.T) {
+	for _, c := range []struct {
+		scheme, says string
+		unreachable  bool
+	}{
+		{"socks5", "\x05\x00\x05\x01\x00\x01", false},
+		{"socks5", "\x05\x00\x05\x02\x00\x01", false},
+		{"socks5", "\x05\x00\x05\x03\x00\x01", true},
+		{"socks5", "\x05\x00\x05\x04\x00\x01", true},
+		{"socks5", "\x05\x00\x05\x05\x00\x01", true},
+		{"socks5", "\x05\x00\x05\x06\x00\x01", true},
+		{"socks5", "\x05\x00\x05\x07\x00\x01", false},
+		{"socks5", "\x05\xff", false},
+		{"socks4a", "\x00\x5b      ", false},
+		{"http", "HTTP/1.1 403 Forbidden\r\n\r\n", false},
+		{"http", "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", false},
+		{"http", "HTTP/1.1 500 Internal Server Error\r\n\r\n", false},
+		{"http", "HTTP/1.1 502 Bad Gateway\r\n\r\n", true},
+		{"http", "HTTP/1.1 503 Service Unavailable\r\n\r\n", true},
+		{"http", "HTTP/1.0 504 Gateway Timeout\r\n\r\n", true},
+	} {
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			return &scripted{Reader: strings.NewReader(c.says)}, nil
+		}
+		d, err := New(&url.URL{Scheme: c.scheme, Host: "192.0.2.2:1"}, dial, "agent")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = d.Dial(t.Context(), d.Addr(), "front.example:443")
+		if refusal := (*Error)(nil); !errors.As(err, &refusal) || refusal.Unreachable != c.unreachable {
+			t.Errorf("%s says %q: %+v", c.scheme, c.says, err)
 		}
 	}
 }

@@ -50,6 +50,8 @@ func TestVerdicts(t *testing.T) {
 			r.opts.Proxy = &url.URL{Scheme: "http", Host: "proxy.secret:3128"}
 			r.opts.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
 		}, &proxyFails},
+		{"proxy refuses", func(r *rig) { r.byProxy(2) }, &proxyFails},
+		{"front unreachable by the proxy", func(r *rig) { r.byProxy(4) }, &blockedBeyondProxy},
 		{"old server", func(r *rig) { r.handler = oldServer(r, "kcp-smux") }, &works},
 		{"no engine", func(r *rig) { r.handler = oldServer(r, "quic") }, &refused},
 		{"sni blocked", func(r *rig) {

@@ -215,6 +215,9 @@ func (c *frontCheck) connect() (Finding, *Verdict) {
 	f := failed(err)
 	var refusal *proxy.Error
 	switch {
+	case errors.As(err, &refusal) && refusal.Unreachable:
+		f.Text = "the proxy cannot reach the front"
+		return f, &blockedBeyondProxy
 	case errors.As(err, &refusal):
 		f.Text = "the proxy refuses"
 		return f, &proxyFails

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -169,6 +170,25 @@ func (r *rig) pipe(h http.Handler) net.Conn {
 	}
 	return conn
 }
+
+// byProxy has a SOCKS 5 proxy that answers every request for a connection by a code.
+func (r *rig) byProxy(code byte) {
+	r.opts.Proxy = &url.URL{Scheme: "socks5", Host: "proxy.secret"}
+	r.opts.Dial = func(context.Context, string, string) (net.Conn, error) {
+		return &refusingProxy{answers: bytes.NewReader([]byte{5, 0, 5, code, 0, 1, 0, 0, 0, 0, 0, 0})}, nil
+	}
+}
+
+// A refusingProxy is a connection to one whose answers are known before.
+type refusingProxy struct {
+	net.Conn
+	answers io.Reader
+}
+
+func (p *refusingProxy) Read(b []byte) (int, error)  { return p.answers.Read(b) }
+func (p *refusingProxy) Write(b []byte) (int, error) { return len(b), nil }
+func (p *refusingProxy) SetDeadline(time.Time) error { return nil }
+func (p *refusingProxy) Close() error                { return nil }
 
 // check checks the way as it is, and returns the report and the text.
 func (r *rig) check() (*BridgeReport, string) {

@@ -4,7 +4,9 @@ package check
 // but not as it should.
 const firstCaveat = 30
 
-// The verdicts on a way to a server. Their exit codes stand in the manual page.
+// The verdicts on a way to a server. Their exit codes stand in the manual page. Those
+// that take name and exit code from another one are it in other words, for ways where
+// what that one says would mislead.
 var (
 	works = Verdict{"works", 0, "It works.", ""}
 
@@ -19,6 +21,10 @@ var (
 	blocked = Verdict{
 		"blocked", 12, "The front's address cannot be reached: it is blocked here, or nobody is there, or this machine has no network.",
 		"See whether other sites open. If they do, use another front, or another address of this one by addr=.",
+	}
+	blockedBeyondProxy = Verdict{
+		blocked.Name, blocked.Exit, "The proxy is there, and says that it cannot reach the front: it is blocked there, or nobody is there, or its name is misspelt.",
+		"See whether other sites open by the proxy. If they do, use another front, or another address of this one by addr=.",
 	}
 	proxyFails = Verdict{
 		"proxy", 13, "The proxy cannot be reached, or refuses.",

@@ -52,6 +52,9 @@ func TestClientEnvironment(t *testing.T) {
 		{"a path may be anything", "TOR_PT_MANAGED_TRANSPORT_VER=1 TOR_PT_CLIENT_TRANSPORTS=turbo TOR_PT_STATE_LOCATION=/é", "VERSION 1\n", false},
 		{"socks5", "TOR_PT_MANAGED_TRANSPORT_VER=1 TOR_PT_CLIENT_TRANSPORTS=turbo TOR_PT_PROXY=socks5://u:p@127.0.0.1:1080", "VERSION 1\nPROXY DONE\n", false},
 		{"unknown proxy", "TOR_PT_MANAGED_TRANSPORT_VER=1 TOR_PT_CLIENT_TRANSPORTS=turbo TOR_PT_PROXY=gopher://127.0.0.1:70", "VERSION 1\nPROXY-ERROR proxy type \"gopher\" is not supported; use http, socks4a or socks5\n", true},
+		// Other proxies have a default port; the specification wants one to be named.
+		{"proxy without port", "TOR_PT_MANAGED_TRANSPORT_VER=1 TOR_PT_CLIENT_TRANSPORTS=turbo TOR_PT_PROXY=socks5://127.0.0.1", "VERSION 1\nPROXY-ERROR TOR_PT_PROXY is not scheme://host:port\n", true},
+		{"proxy with empty port", "TOR_PT_MANAGED_TRANSPORT_VER=1 TOR_PT_CLIENT_TRANSPORTS=turbo TOR_PT_PROXY=socks5://127.0.0.1:", "VERSION 1\nPROXY-ERROR TOR_PT_PROXY is not scheme://host:port\n", true},
 		{"no proxy URL", "TOR_PT_MANAGED_TRANSPORT_VER=1 TOR_PT_CLIENT_TRANSPORTS=turbo TOR_PT_PROXY=é\x01", "VERSION 1\nPROXY-ERROR TOR_PT_PROXY is not scheme://host:port\n", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
