@@ -81,7 +81,7 @@ func TestQuantile(t *testing.T) {
 // A report keeps its prose and shows what has failed as failed.
 func TestReport(t *testing.T) {
 	r := &results{Suite: "full", Figures: []figures{
-		{Name: "loopback", Raw: rawFigures{Down: 100, Up: 100}, Down: 70, Up: 50, CPU: 5},
+		{Name: "loopback", Raw: rawFigures{Down: 100, Up: 100}, Down: 70, Up: 50, CPUDown: 5, CPUUp: 7},
 		{Name: fastName, RTT: fast.RTT, Raw: rawFigures{Down: 10, Up: 10}, Error: "the\ncause"},
 	}}
 	text, err := replace("before\n"+beginMark+"old\n"+endMark+"after\n", r.text())
@@ -93,7 +93,7 @@ func TestReport(t *testing.T) {
 	}
 	for _, want := range []string{
 		"70.0 (0.70)", "50.0 (0.50)", fastName + " (FAILED)", "`the cause`",
-		"0.70 down, 0.50 up", "**no**",
+		"5.0 down, 7.0 up", "**no**",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the report lacks %q:\n%s", want, text)

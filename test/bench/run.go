@@ -142,8 +142,10 @@ type figures struct {
 	Down8, Up8         float64 // eight together
 	UpWarm             float64 // one stream that has been used before
 	WireDown, WireUp   float64 // bytes on the path for each byte moved, one stream
+	ColdDown, ColdUp   float64 // what a session moves first, for coldTime at the path's rate
 	CPU                float64 // seconds of both programs per GB moved, one stream
-	Memory             int64   // the most that the larger program had, in bytes
+	CPUDown, CPUUp     float64 // the same, each way
+	Client, Server     int64   // the most memory that the programs had, in bytes
 	Gap                time.Duration
 	Cuts               int64 // connections reset
 	Requests, Lost     int64 // what the middlebox saw, and of that the bodies it lost
@@ -261,7 +263,10 @@ func (f *figures) print() {
 	if f.UpWarm > 0 {
 		fmt.Printf("    one stream that has been used before: up %.1f (%.2f)\n", f.UpWarm, share(f.UpWarm, f.Raw.Up))
 	}
-	fmt.Printf("    CPU %.1f s/GB, memory %d MB, longest pause %v, wire %.3f down %.3f up", f.CPU, f.Memory>>20, f.Gap.Round(time.Millisecond), f.WireDown, f.WireUp)
+	if f.ColdDown > 0 {
+		fmt.Printf("    the first of a session: down %.1f (%.2f), up %.1f (%.2f)\n", f.ColdDown, share(f.ColdDown, f.Raw.Down), f.ColdUp, share(f.ColdUp, f.Raw.Up))
+	}
+	fmt.Printf("    CPU %.1f and %.1f s/GB, memory of client %d MB, of server %d MB, longest pause %v, wire %.3f down %.3f up", f.CPUDown, f.CPUUp, f.Client>>20, f.Server>>20, f.Gap.Round(time.Millisecond), f.WireDown, f.WireUp)
 	if f.Cuts > 0 || f.Lost > 0 {
 		fmt.Printf(", %d connections reset, %d bodies lost of %d requests", f.Cuts, f.Lost, f.Requests)
 	}
@@ -296,11 +301,47 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 	return sorted[max(0, int(math.Ceil(q*float64(len(sorted))))-1)]
 }
 
+// coldTime is how long the first transfer of a session takes at the rate of the
+// path.
+const coldTime = 5
+
+// cold moves the first bytes of a session that has said nothing but a byte there and
+// back, on programs that have just been started.
+func (b *bench) cold(s scenario, move func(*rig, int64) (*meter, error)) (rate float64, err error) {
+	t, err := b.startRig(s)
+	if err != nil {
+		return 0, err
+	}
+	defer t.close()
+	if _, err := t.opened(); err != nil {
+		return 0, err
+	}
+	n := s.netpath.Rate / 8 * coldTime
+	start := time.Now()
+	if _, err := move(t, n); err != nil {
+		return 0, err
+	}
+	return mbps(n, time.Since(start)), nil
+}
+
+// isPlain tells whether a scenario is of a path that nothing happens on.
+func (s *scenario) isPlain() bool {
+	return !s.brief && s.netpath.Rate > 0 && s.habits == nil && s.resets == 0
+}
+
 // measure runs everything on one scenario.
-func (b *bench) measure(s scenario, f *figures) error {
+func (b *bench) measure(s scenario, f *figures) (err error) {
 	n := s.bytes
 	if n == 0 {
 		n = b.bytesFor(s.netpath)
+	}
+	if s.isPlain() {
+		if f.ColdDown, err = b.cold(s, (*rig).download); err != nil {
+			return err
+		}
+		if f.ColdUp, err = b.cold(s, (*rig).upload); err != nil {
+			return err
+		}
 	}
 	t, err := b.startRig(s)
 	if err != nil {
@@ -308,7 +349,7 @@ func (b *bench) measure(s scenario, f *figures) error {
 	}
 	defer t.close()
 	defer func() {
-		f.Memory = max(peakMemory(t.client.ID()), peakMemory(t.server.ID()))
+		f.Client, f.Server = peakMemory(t.client.ID()), peakMemory(t.server.ID())
 		f.Cuts = t.cuts.Load()
 		f.Requests, f.Lost = t.requests()
 	}()
@@ -340,6 +381,9 @@ func (b *bench) measure(s scenario, f *figures) error {
 	f.Down, f.Gap = mbps(n, time.Since(start)), m.gap
 	_, after := t.bytes()
 	f.WireDown = float64(after-wire) / float64(n)
+	perGB := func(spent time.Duration) float64 { return spent.Seconds() / (float64(n) / 1e9) }
+	half := t.cpu()
+	f.CPUDown = perGB(half - cpu)
 	if s.resets > 0 {
 		f.Series = m.series()
 	}
@@ -351,7 +395,8 @@ func (b *bench) measure(s scenario, f *figures) error {
 	f.Up, f.Gap = mbps(n, time.Since(start)), max(f.Gap, m.gap)
 	after, _ = t.bytes()
 	f.WireUp = float64(after-wire) / float64(n)
-	f.CPU = (t.cpu() - cpu).Seconds() / (float64(2*n) / 1e9)
+	f.CPUUp = perGB(t.cpu() - half)
+	f.CPU = (f.CPUDown + f.CPUUp) / 2
 	if s.resets > 0 {
 		f.SeriesUp = m.series()
 	}
