@@ -23,9 +23,10 @@ const (
 	// more than what is said in a conversation, at 100 ms 20 Mbit/s.
 	busy = 14 << 10
 
-	// waiting is how long a read takes that has waited. While there is something to
-	// read nobody sleeps, also where each read returns but a part of it: one by way of
-	// a proxy's TLS returns a record.
+	// waiting is how long a read takes that has waited, at least: a slow processor
+	// takes as long to copy, so one that has filled its buffer has not. While there is
+	// something to read nobody sleeps, also where each read returns but a part of it:
+	// one by way of a proxy's TLS returns a record.
 	waiting = 50 * time.Microsecond
 )
 
@@ -52,7 +53,7 @@ func (l *Lull) Read(from io.Reader, p []byte) (int, error) {
 	n, err := from.Read(p)
 	l.came += n
 	now := time.Now()
-	if now.Sub(began) < waiting {
+	if n == len(p) || err != nil || now.Sub(began) < waiting {
 		return n, err
 	}
 	if now.Sub(l.since) < 2*l.length {

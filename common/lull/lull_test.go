@@ -97,3 +97,28 @@ func TestPause(t *testing.T) {
 		}
 	})
 }
+
+// A copier is a connection on which always more has come than a read takes, by a
+// processor that takes so long for each.
+type copier time.Duration
+
+func (c copier) Read(p []byte) (int, error) {
+	time.Sleep(time.Duration(c))
+	return len(p), nil
+}
+
+// A slow processor, or one that has much to do, is not taken for an empty connection.
+func TestSlowProcessor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const reads, each = 100, 2 * waiting
+		var l Lull
+		l.Trip(100 * time.Millisecond)
+		start := time.Now()
+		for range reads {
+			l.Read(copier(each), make([]byte, 16<<10))
+		}
+		if took := time.Since(start); took != reads*each {
+			t.Errorf("it took %v, want %v", took, reads*each)
+		}
+	})
+}
