@@ -138,6 +138,7 @@ type Guard struct {
 	early  uint64        // names that were forgotten before their time
 	saved  stretches     // what is spent by the clock, as kept by marks
 	text   []byte        // the same, as marks have it from this process or had it at its start
+	theirs stretches     // what marks had from other processes meanwhile
 	lost   bool          // what was kept could not be read: all times may be spent
 	failed time.Duration // when saving failed last; 0: it did not
 	held   int           // bytes of which hold was told
@@ -345,9 +346,12 @@ func (g *Guard) save(s stretches) error {
 		var theirs stretches
 		if theirs.UnmarshalText(text) == nil {
 			for _, o := range theirs {
-				s.add(o)
+				g.theirs.add(o)
 			}
 		}
+	}
+	for _, o := range g.theirs { // also when the last to write was this one
+		s.add(o)
 	}
 	text, err := s.MarshalText()
 	if err == nil {

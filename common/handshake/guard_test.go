@@ -120,6 +120,9 @@ func TestGuardsOverlap(t *testing.T) {
 	if err := next.Admit(made, Epoch{}, named(2)); err != nil {
 		t.Fatal(err)
 	}
+	if err := old.Admit(made.Add(-time.Second), Epoch{}, named(3)); err != nil { // it writes twice in a row
+		t.Fatal(err)
+	}
 	if err := old.Close(); err != nil {
 		t.Fatal(err)
 	}
