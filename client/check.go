@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"strings"
 
@@ -27,20 +26,19 @@ type checkSettings struct {
 func (c *checkSettings) wanted() bool { return c.check || c.file != "" }
 
 // checkArguments is what is checked where the flags are followed by args: a bridge
-// line, or what a forwarder is started with.
+// line, or what a forwarder is started with. What a line says is set at once; given are
+// the arguments that are still to be set.
 func (s *settings) checkArguments(args []string, given map[string]string) error {
 	switch {
 	case len(args) == 1 && !strings.ContainsAny(args[0], " =") && strings.Contains(args[0], "://"):
 		given["url"] = args[0]
 	case len(args) == 1:
-		cfg, err := tunnel.ParseBridgeLine(args[0])
-		if err != nil {
-			return err
+		flags, err := s.tunnel.With(given)
+		if err == nil { // as everywhere, the line overrides the flags
+			s.tunnel, err = flags.WithBridgeLine(args[0])
 		}
-		if cfg.Fronts != "" {
-			delete(given, "front") // as everywhere, the line overrides the flags
-		}
-		maps.Copy(given, argumentsOf(cfg))
+		clear(given)
+		return err
 	case len(args) == 2 && strings.Contains(args[1], "://") && !strings.Contains(args[0]+args[1], "="):
 		given["url"] = args[1]
 	case len(args) > 1:
@@ -49,16 +47,6 @@ func (s *settings) checkArguments(args []string, given map[string]string) error 
 		return errors.New("-check needs a bridge line between quotes, or -url, or -check-file")
 	}
 	return nil
-}
-
-// argumentsOf are those that a bridge line has.
-func argumentsOf(line tunnel.Config) map[string]string {
-	args := make(map[string]string)
-	for word := range strings.FieldsSeq(line.Line()) {
-		name, value, _ := strings.Cut(word, "=")
-		args[name] = value
-	}
-	return args
 }
 
 // checkReport is what -json shows.
@@ -155,10 +143,7 @@ func linesOf(path string, defaults tunnel.Config) ([]tunnel.Config, error) {
 		if !isOurs(line) {
 			continue
 		}
-		cfg, err := tunnel.ParseBridgeLine(line)
-		if err == nil {
-			cfg, err = defaults.With(argumentsOf(cfg))
-		}
+		cfg, err := defaults.WithBridgeLine(line)
 		if err != nil {
 			return nil, fmt.Errorf("line %d of the file: %s", number, scrub.Error(err))
 		}

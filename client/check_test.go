@@ -24,6 +24,10 @@ func TestLinesOf(t *testing.T) {
 	if err != nil || len(got) != 2 || got[0].UTLS != "firefox" || got[0].Fronts != "c.example" || got[1].UTLS != "safari" || got[1].Fronts != "b.example" {
 		t.Errorf("%+v, %v", got, err)
 	}
+	write("Bridge turbo 192.0.2.1:443 url=https://a.example/")
+	if got, err := linesOf(file, config{Key: strings.Repeat("A", 43)}); err != nil || got[0].Key == "" {
+		t.Errorf("the key of the flags: %+v, %v", got, err)
+	}
 	for _, line := range []string{"Bridge 192.0.2.1:443 " + args, "Bridge Turbo 192.0.2.1:443 " + args, "url=", "Bridge url=x"} {
 		write(line)
 		if _, err := linesOf(file, config{}); err == nil || !strings.Contains(err.Error(), "line 1 of the file") {
@@ -52,6 +56,11 @@ func TestCheckArguments(t *testing.T) {
 		{[]string{"-front", "f.example", line}, config{Fronts: "f.example"}, ""},
 		{[]string{"-front", "f.example", line + " front=g.example"}, config{Fronts: "g.example"}, ""},
 		{[]string{"-fronts", "f.example,g.example", line + " fronts=h.example"}, config{Fronts: "h.example"}, ""},
+		{[]string{"url=https://a.example/", "-key", key}, config{}, ""},
+		{[]string{"-url", "https://b.example/", "-utls", "safari", line + " utls=firefox"}, config{UTLS: "firefox"}, ""},
+		{[]string{"-mode", "poll", "-front", "f.example", "url=https://a.example/", "-key", key}, config{Mode: "poll", Fronts: "f.example"}, ""},
+		{[]string{"url=https://a.example/"}, config{}, "needs key="},
+		{[]string{"-front", "f.example", "-fronts", "g.example", line}, config{}, "both given"},
 		{[]string{"-key", key, "127.0.0.1:1", "https://a.example/"}, config{}, ""},
 		{strings.Fields(line), config{}, "between quotes"},
 		{[]string{"turbo", line}, config{}, "between quotes"},

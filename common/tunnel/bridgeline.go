@@ -49,7 +49,11 @@ func (c Config) CheckBridge() error {
 // key=…", as torrc has it or with any of the first words left out, and with a comment
 // behind. What tor alone needs, the address and the fingerprint, is not looked at. The
 // error repeats no value that is well formed.
-func ParseBridgeLine(line string) (Config, error) {
+func ParseBridgeLine(line string) (Config, error) { return Config{}.WithBridgeLine(line) }
+
+// WithBridgeLine reads a bridge line as ParseBridgeLine does. What the line does not
+// say is as in c.
+func (c Config) WithBridgeLine(line string) (Config, error) {
 	words := strings.Fields(line)
 	if i := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "#") }); i >= 0 {
 		words = words[:i]
@@ -74,7 +78,7 @@ func ParseBridgeLine(line string) (Config, error) {
 			args[name] = value
 		}
 	}
-	c, err := Config{}.With(args)
+	c, err := c.With(args)
 	if err == nil {
 		err = c.CheckBridge()
 	}
