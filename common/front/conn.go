@@ -220,12 +220,12 @@ func (s *sock) due() time.Duration {
 }
 
 func (s *sock) Read(p []byte) (int, error) {
+	s.lull.Trip(time.Duration(s.rtt.Load())) // an answer may have shown a shorter way
 	n, err := s.lull.Read(s.Conn, p)
 	if n > 0 {
 		now := int64(time.Since(s.born))
 		if s.got.Load() == 0 { // in a TLS handshake this is a round trip
 			s.rtt.Store(now - s.asked.Load())
-			s.lull.Trip(time.Duration(s.rtt.Load()))
 		}
 		s.seen.Store(now)
 		s.got.Add(int64(n))
