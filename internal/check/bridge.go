@@ -82,6 +82,9 @@ func Bridge(ctx context.Context, cfg tunnel.Config, opts Options, o Observer) (*
 		o.Title(fmt.Sprintf("Front %d of %d", i+1, len(ways)))
 		c := &frontCheck{Recorder: &Recorder{Observer: o, Secret: opts.Secret}, ctx: ctx, way: way, key: key, opts: &opts}
 		f := &FrontReport{Number: i + 1, Verdict: c.run()}
+		if cfg.DoH != "" {
+			f.Verdict = ofDoH(f.Verdict)
+		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -130,28 +133,61 @@ func rank(f *FrontReport) int {
 	return 3
 }
 
-// improve is the line that works best here, and what has changed in it.
+// improve is the line that works best here, and what has changed in it: it has the
+// fronts that work, with another look if need be, and the looks that these need.
 func improve(cfg tunnel.Config, best []*FrontReport) (tunnel.Config, string) {
-	var changes []string
-	if best[0].look != "" {
-		cfg.UTLS = best[0].look
-		changes = append(changes, "utls="+shown(best[0].look))
+	var kept []*FrontReport
+	for _, f := range best {
+		if f.Verdict.Works() || f.look != "" {
+			kept = append(kept, f)
+		}
 	}
-	if names := strings.Split(cfg.Fronts, ","); len(names) > 1 {
-		var keep, numbers []string
-		moved := false
-		for _, f := range best {
-			if !f.Verdict.Works() && f.look == "" {
-				continue
-			}
-			moved = moved || f.Number != len(keep)+1
-			keep = append(keep, strings.TrimSpace(names[f.Number-1]))
-			numbers = append(numbers, fmt.Sprint(f.Number))
-		}
-		if len(keep) > 0 && (moved || len(keep) < len(names)) {
-			cfg.Fronts = strings.Join(keep, ",")
-			changes = append(changes, "fronts= with number "+strings.Join(numbers, ", then "))
-		}
+	if len(kept) == 0 {
+		return cfg, ""
+	}
+	var changes []string
+	if all := looksFor(kept, looksOf(cfg.UTLS)); !slices.Equal(all, looksOf(cfg.UTLS)) {
+		cfg.UTLS = strings.Join(all, ",")
+		changes = append(changes, "utls="+shownAll(all))
+	}
+	if fronts, numbers := frontsOf(cfg, kept); fronts != cfg.Fronts {
+		cfg.Fronts = fronts
+		changes = append(changes, "fronts= with number "+numbers)
 	}
 	return cfg, strings.Join(changes, " and ")
+}
+
+// looksFor are the looks that fronts need, those of the first ones first. given are
+// the line's, which a front needs that was reached without another one.
+func looksFor(fronts []*FrontReport, given []string) []string {
+	var all []string
+	for _, f := range fronts {
+		need := given
+		if f.look != "" {
+			need = []string{f.look}
+		}
+		for _, look := range need {
+			if !slices.Contains(all, look) {
+				all = append(all, look)
+			}
+		}
+	}
+	return all
+}
+
+// frontsOf is what a line has behind fronts= that names these, and their numbers in
+// words. It is the line's own text where they are those of the line in its order.
+func frontsOf(cfg tunnel.Config, fronts []*FrontReport) (text, numbers string) {
+	names := strings.Split(cfg.Fronts, ",")
+	var keep, order []string
+	moved := len(fronts) < len(names)
+	for i, f := range fronts {
+		moved = moved || f.Number != i+1
+		keep = append(keep, strings.TrimSpace(names[f.Number-1]))
+		order = append(order, fmt.Sprint(f.Number))
+	}
+	if !moved {
+		return cfg.Fronts, ""
+	}
+	return strings.Join(keep, ","), strings.Join(order, ", then ")
 }

@@ -38,6 +38,11 @@ func TestVerdicts(t *testing.T) {
 		{"no name", func(r *rig) {
 			r.addrs, r.dnsErr = nil, &net.DNSError{Err: "no such host", Name: frontName, IsNotFound: true}
 		}, &noDNS},
+		{"no name by doh", func(r *rig) { r.resolve(nil) }, &noDoH},
+		{"dns lies by doh", func(r *rig) {
+			r.resolve(nil, siteAddr)
+			r.names = []string{resolverName, "block.page"}
+		}, &dohLies},
 		{"dns lies by a private address", func(r *rig) {
 			r.addrs = []netip.Addr{netip.MustParseAddr("10.10.34.35")}
 			r.opts.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
@@ -82,6 +87,22 @@ func TestVerdicts(t *testing.T) {
 			r.handler = status(http.StatusOK, "Content-Type", "text/html")
 		}, &portal},
 		{"fronting refused", func(r *rig) { r.handler = status(http.StatusMisdirectedRequest) }, &frontingRefused},
+		{"fronting refused by 403", func(r *rig) {
+			r.handler = byHost(status(http.StatusNotFound), status(http.StatusForbidden), status(http.StatusForbidden))
+		}, &frontingRefused},
+		{"site that refuses strangers", func(r *rig) {
+			r.handler = byHost(status(http.StatusNotFound), status(http.StatusForbidden), status(http.StatusForbidden, "Server", "cdn"))
+		}, &wrongKey},
+		{"front that refuses strangers", func(r *rig) { r.handler = status(http.StatusForbidden) }, &wrongKey},
+		{"site behind a front that lets hosts through", func(r *rig) {
+			r.handler = byHost(status(http.StatusNotFound), status(http.StatusForbidden), status(http.StatusNotFound))
+		}, &wrongKey},
+		{"server whose decoy refuses strangers", func(r *rig) {
+			refuses := status(http.StatusForbidden)
+			r.server.Close()
+			r.server = tunnel.NewServer(tunnel.ServerConfig{Key: r.key, Decoy: refuses})
+			r.handler = byHost(status(http.StatusNotFound), r.server, refuses)
+		}, &works},
 		{"wrong key", func(r *rig) { r.cfg.Key = tunnel.NewKey().Public() }, &wrongKey},
 		{"another site", func(r *rig) { r.handler = status(http.StatusOK, "Content-Type", "text/html") }, &wrongKey},
 		{"server down", func(r *rig) { r.handler = status(http.StatusBadGateway) }, &serverDown},
@@ -141,6 +162,8 @@ func TestBestLine(t *testing.T) {
 	}{
 		{"all work", []*FrontReport{front(1, &works, 1<<20, ""), front(2, &works, 1<<20, ""), front(3, &works, 1<<20, ""), front(4, &works, 1<<20, "")}, "a.secret,b.secret,c.secret,d.secret", "", &works},
 		{"some work", []*FrontReport{front(1, &blocked, 0, ""), front(2, &works, 1<<20, ""), front(3, &bodyLimit, 1<<20, ""), front(4, &works, 2<<20, "")}, "d.secret,b.secret,c.secret", "fronts= with number 4, then 2, then 3", &works},
+		{"one needs another look", []*FrontReport{front(1, &helloBlocked, 0, "firefox"), front(2, &works, 1<<20, ""), front(3, &blocked, 0, ""), front(4, &blocked, 0, "")}, "b.secret,a.secret utls=chrome,firefox", "utls=chrome,firefox and fronts= with number 2, then 1", &works},
+		{"each needs another look", []*FrontReport{front(1, &helloBlocked, 0, "firefox"), front(2, &helloBlocked, 0, "safari"), front(3, &blocked, 0, ""), front(4, &blocked, 0, "")}, "a.secret,b.secret utls=firefox,safari", "utls=firefox,safari and fronts= with number 1, then 2", &helloBlocked},
 		{"another look", []*FrontReport{front(1, &helloBlocked, 0, "firefox"), front(2, &blocked, 0, ""), front(3, &sniBlocked, 0, ""), front(4, &silence, 0, "")}, "a.secret utls=firefox", "utls=firefox and fronts= with number 1", &helloBlocked},
 	} {
 		r := &BridgeReport{Fronts: c.fronts}

@@ -244,7 +244,7 @@ func (c *frontCheck) secure() (Finding, *Verdict) {
 			version = "HTTP/2"
 		}
 		f := Finding{
-			Text:    fmt.Sprintf("%s, as %s, by %s; the certificate is right", version, shown(looksOf(c.way)[0]), c.nameOf(ctx)),
+			Text:    fmt.Sprintf("%s, as %s, by %s; the certificate is right", version, shown(looksOf(c.way.UTLS)[0]), c.nameOf(ctx)),
 			Details: c.probe.Name(),
 		}
 		if c.way.LookupECH != nil && !c.probe.Encrypts(ctx) {
@@ -262,12 +262,12 @@ func (c *frontCheck) secure() (Finding, *Verdict) {
 	return c.blockedTLS(f, err)
 }
 
-// looksOf are the looks that the line names, in their order.
-func looksOf(way front.Config) []string {
-	if way.UTLS == "" {
+// looksOf are the looks that a line names by utls=, in their order.
+func looksOf(utls string) []string {
+	if utls == "" {
 		return []string{"chrome"}
 	}
-	return strings.Split(strings.ReplaceAll(way.UTLS, " ", ""), ",")
+	return strings.Split(strings.ReplaceAll(utls, " ", ""), ",")
 }
 
 // shown is a look as a report may say it: the path of a file may name its user.
@@ -276,6 +276,15 @@ func shown(look string) string {
 		return "a recorded browser"
 	}
 	return look
+}
+
+// shownAll are looks as a report may say them.
+func shownAll(looks []string) string {
+	var all []string
+	for _, look := range looks {
+		all = append(all, shown(look))
+	}
+	return strings.Join(all, ",")
 }
 
 // nameOf says which name stands in the handshake, without saying it.
@@ -383,7 +392,7 @@ func sameSite(a, b string) bool {
 // blockedTLS finds out what it is of a handshake that is blocked, and has failed for
 // err: the name, the look, or all of it.
 func (c *frontCheck) blockedTLS(f Finding, err error) (Finding, *Verdict) {
-	named := looksOf(c.way)
+	named := looksOf(c.way.UTLS)
 	for i, look := range slices.Concat(named[1:], looks) {
 		if look == named[0] || c.shake("", look) < agreed {
 			continue
@@ -498,6 +507,10 @@ func (c *frontCheck) judge(resp *http.Response) (Finding, *Verdict) {
 		f.State = Failed
 		f.Text += ", which leads to another site"
 		return f, &portal
+	case (resp.StatusCode == http.StatusForbidden || resp.StatusCode == http.StatusBadRequest) && c.fronted() && c.refusesHosts(resp):
+		f.State = Odd
+		f.Text += ", which the front's own host does not get, and another one does"
+		c.suspect = &frontingRefused
 	case resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented:
 		f.State = Odd
 		f.Text += ": the gateway cannot reach the server"
@@ -515,6 +528,45 @@ func (c *frontCheck) judge(resp *http.Response) (Finding, *Verdict) {
 // fronted tells whether the Host header differs from the name in TLS.
 func (c *frontCheck) fronted() bool {
 	return c.probe.Secure() && !strings.EqualFold(c.probe.Name(), c.way.URL.Hostname())
+}
+
+// refusesHosts tells whether the answer to a stranger's request is one that the CDN
+// gives for every host but the one that TLS names. The server's own site may refuse
+// strangers likewise: so a host is asked for, too, that no server of a CDN has, and
+// for the front's own, which must be let through. Neither is told the path.
+//
+// It is a suspicion, which counts where the server does not answer under its key.
+func (c *frontCheck) refusesHosts(refusal *http.Response) bool {
+	other := c.answerFor(innocentName)
+	if other == nil || other.StatusCode != refusal.StatusCode || other.Header.Get("Server") != refusal.Header.Get("Server") ||
+		other.Header.Get("Content-Type") != refusal.Header.Get("Content-Type") {
+		return false
+	}
+	own := c.answerFor(c.probe.Name())
+	return own != nil && own.StatusCode != refusal.StatusCode
+}
+
+// answerFor is what the front answers to a stranger's request for a host, without its
+// body; nil: nothing.
+func (c *frontCheck) answerFor(host string) *http.Response {
+	way := c.way
+	way.URL = &url.URL{Scheme: c.way.URL.Scheme, Host: host}
+	if port := c.way.URL.Port(); port != "" {
+		way.URL.Host = net.JoinHostPort(host, port)
+	}
+	fr, err := front.New(way)
+	if err != nil {
+		return nil
+	}
+	defer fr.Close()
+	ctx, cancel := c.limit()
+	defer cancel()
+	resp, err := fr.RoundTrip(strangersRequest(ctx, way.URL))
+	if err != nil {
+		return nil
+	}
+	resp.Body.Close()
+	return resp
 }
 
 // strangersRequest has the size and the path of a first message, and means nothing.

@@ -303,6 +303,21 @@ func limitBodies(h http.Handler, most int64) http.Handler {
 	})
 }
 
+// byHost is a CDN that has an answer for the front's own host, one for the server's,
+// and one for every other.
+func byHost(own, origin, other http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Host {
+		case frontName:
+			own.ServeHTTP(w, r)
+		case originName:
+			origin.ServeHTTP(w, r)
+		default:
+			other.ServeHTTP(w, r)
+		}
+	})
+}
+
 func status(code int, header ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		for i := 0; i+1 < len(header); i += 2 {

@@ -217,8 +217,8 @@ func (s *sessionCheck) noKey(err error) (Finding, *Verdict) {
 	switch {
 	case errors.Is(err, carrier.ErrNotServer):
 		f.Text = "somebody else answers"
-		if s.suspect == &portal {
-			return f, &portal
+		if s.suspect == &portal || s.suspect == &frontingRefused {
+			return f, s.suspect
 		}
 		if s.oddDNS {
 			return f, &dnsLies

@@ -14,9 +14,17 @@ var (
 		"no-dns", 10, "DNS has no address for the front, or does not answer.",
 		"See whether other sites open. If they do, the name is misspelt, or your network's DNS hides it: ask another DNS server by doh= in the line, or put the front's address there by addr=.",
 	}
+	noDoH = Verdict{
+		noDNS.Name, noDNS.Exit, "The resolver of doh= has no address for the front, or does not answer.",
+		"See whether the front's name is spelt right. If it is, the resolver is blocked here, or down: name another one by doh=, or put the front's address there by addr=.",
+	}
 	dnsLies = Verdict{
 		"dns-lies", 11, "DNS lies: the address that it says for the front is not the front's.",
 		"Ask another DNS server by an encrypted connection, doh= in the line, or put the front's address there by addr=.",
+	}
+	dohLies = Verdict{
+		dnsLies.Name, dnsLies.Exit, "The address that the resolver of doh= says for the front is not the front's, or leads to somebody else here.",
+		"Name another resolver by doh=, or put the front's address there by addr=.",
 	}
 	blocked = Verdict{
 		"blocked", 12, "The front's address cannot be reached: it is blocked here, or nobody is there, or this machine has no network.",
@@ -51,7 +59,7 @@ var (
 		"Open any web page in a browser, do what the portal wants, and check again.",
 	}
 	frontingRefused = Verdict{
-		"fronting-refused", 19, "The CDN refuses domain fronting (status 421): it does not serve this host by that front.",
+		"fronting-refused", 19, "The CDN refuses domain fronting: it does not serve this host by that front.",
 		"Use a front that the same CDN lets you use, or none.",
 	}
 	silence = Verdict{
@@ -96,6 +104,18 @@ var (
 		"Nothing has to be done. If you run the server: raise the limit (client_max_body_size of nginx, the CDN's setting).",
 	}
 )
+
+// ofDoH is the verdict v in the words that fit where doh= is given: the remedy of those
+// on DNS is doh=.
+func ofDoH(v *Verdict) *Verdict {
+	switch v {
+	case &noDNS:
+		return &noDoH
+	case &dnsLies:
+		return &dohLies
+	}
+	return v
+}
 
 // Verdicts are all of them, for the manual page and its test.
 func Verdicts() []Verdict {
