@@ -411,7 +411,7 @@ func TestNewRefuses(t *testing.T) {
 		{func(c *Config) { c.Addr = "192.0.2.1:https" }, "addr: "},
 		{func(c *Config) { c.UTLS = "netscape" }, `utls: unknown name "netscape"; accepted: chrome, `},
 		{func(c *Config) { c.Proxy = &url.URL{Scheme: "https", Host: "192.0.2.1:1"} }, `proxy: proxy type "https" is not supported; use http, socks4a or socks5`},
-		{func(c *Config) { c.Proxy = &url.URL{Scheme: "http", Host: "192.0.2.1"} }, "proxy: "},
+		{func(c *Config) { c.Proxy = &url.URL{Scheme: "http", Host: "192.0.2.1:0"} }, "proxy: "},
 		{func(c *Config) { c.Proxy = &url.URL{Scheme: "http", Host: "192.0.2.1:1", Path: "/x"} }, "proxy: "},
 		{func(c *Config) {
 			c.Proxy = &url.URL{Scheme: "socks5", Host: "192.0.2.1:1", User: url.UserPassword(strings.Repeat("u", 256), "p")}
