@@ -2,15 +2,12 @@ package proc
 
 import (
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"sync"
 )
 
 // Ports from firstPort to lastPort are handed out by FreePorts. They lie below
@@ -22,58 +19,49 @@ const (
 	lastPort  = 32000
 )
 
-// FreePorts returns n different TCP ports on which nobody listens on
-// 127.0.0.1. Who asks next, in this process or in another one of this user, gets
-// later ones, and those again only after all others: between FreePorts and the
-// program that listens nobody holds them, and nobody tries whether they are free,
-// which Listening would take for the program.
-func FreePorts(n int) ([]int, error) {
-	name := filepath.Join(os.TempDir(), fmt.Sprintf("turbotunnel-test-ports-%d", os.Getuid()))
-	last, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+// reserved are the ports that this process has handed out, by the sockets that keep
+// other processes from them: they have names in Linux's abstract space (unix(7)), which
+// are one process's each and leave no file.
+var reserved struct {
+	sync.Mutex
+	sockets map[int]net.Listener
+}
+
+// reserve makes a port this process's for as long as it runs.
+func reserve(port int) bool {
+	reserved.Lock()
+	defer reserved.Unlock()
+	l, err := net.Listen("unix", fmt.Sprintf("@turbotunnel-test-port-%d", port))
 	if err != nil {
-		return nil, err
+		return false
 	}
-	defer last.Close() // which unlocks it
-	if err := unix.Flock(int(last.Fd()), unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("locking %s: %w", name, err)
+	if reserved.sockets == nil {
+		reserved.sockets = make(map[int]net.Listener)
 	}
-	port := lastGiven(last)
+	reserved.sockets[port] = l // not closed by the collector
+	return true
+}
+
+// FreePorts returns n different TCP ports on which nobody listens on
+// 127.0.0.1. No port is handed out twice, nor by two processes: between FreePorts and
+// the program that listens nobody holds it, and nobody tries whether it is free, which
+// Listening would take for the program.
+func FreePorts(n int) ([]int, error) {
 	var ports []int
-	for range lastPort - firstPort + 1 {
+	for range 100*n + 1 {
 		if len(ports) == n {
-			break
+			return ports, nil
 		}
-		if port++; port > lastPort {
-			port = firstPort
+		port := firstPort + rand.IntN(lastPort-firstPort+1)
+		if !reserve(port) {
+			continue
 		}
 		if l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			l.Close()
 			ports = append(ports, port)
 		}
 	}
-	if len(ports) < n {
-		return nil, fmt.Errorf("no %d free ports on 127.0.0.1 from %d to %d", n, firstPort, lastPort)
-	}
-	if err := last.Truncate(0); err != nil {
-		return nil, err
-	}
-	if _, err := last.WriteAt([]byte(strconv.Itoa(port)), 0); err != nil {
-		return nil, err
-	}
-	return ports, nil
-}
-
-// lastGiven is the port that was handed out last: what the file says, or any where
-// it says nothing, as in a folder of temporary files that is new.
-func lastGiven(file *os.File) int {
-	text, err := io.ReadAll(io.LimitReader(file, 16))
-	if err == nil {
-		port, err := strconv.Atoi(string(text))
-		if err == nil && firstPort <= port && port <= lastPort {
-			return port
-		}
-	}
-	return firstPort + rand.IntN(lastPort-firstPort+1)
+	return nil, fmt.Errorf("no %d free ports on 127.0.0.1 from %d to %d", n, firstPort, lastPort)
 }
 
 // FreeAddrs is FreePorts, as host:port.
