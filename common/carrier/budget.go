@@ -27,11 +27,11 @@ const (
 	guardPart = 8
 
 	// sessionCost is what a session takes that holds nothing, in bytes: its tables and
-	// what Go's heap loses (10 000 that nobody confirmed took 75 MB). runCost is what
-	// it takes besides when its engine runs: the stack of a goroutine, and the same
-	// loss. Engines count what they take.
-	sessionCost = 8 << 10
-	runCost     = 4 << 10
+	// what Go's heap loses (38 000 that nobody confirmed took 250 MB). runCost is what
+	// it takes besides when its engine runs: the stack of a goroutine. Engines count
+	// what they take.
+	sessionCost = 6 << 10
+	runCost     = 2 << 10
 
 	// requestCost is what a request takes that is being answered, in bytes: the
 	// goroutines, buffers and structures of net/http.

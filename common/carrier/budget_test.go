@@ -477,13 +477,16 @@ func TestBothStand(t *testing.T) {
 // those that nobody has confirmed, because it holds what any engine does.
 func TestCrowdAndLowLimit(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		w.restart(limits{8, maxSessions, 8 << 20})
+		w.restart(limits{8, maxSessions, 5 << 20})
 		time.Sleep(time.Second)
 		w.net.set(always(fate{there: ms, back: ms}))
 		_, session := w.pair(Poll)
 		session.Streams(1)
 		session.Conn().Hold(150 << 10)
-		for w.server.Stats().Crowded < 200 {
+		for n := 0; w.server.Stats().Crowded < 200; n++ {
+			if n == 5000 {
+				t.Fatalf("%d sessions have not filled it: %+v", n, w.server.Stats())
+			}
 			w.raw(w.hello()).greet()
 			synctest.Wait()
 		}

@@ -17,10 +17,10 @@ const (
 	segmentCost = bufferCost + placeCost + 12
 
 	// restCost and sessionCost are what a session takes that holds nothing, at rest
-	// and else (TestSessionCost): the stacks of its goroutines, and then KCP's queues
-	// and what it fills in a flush.
-	restCost    = 18 << 10
-	sessionCost = 38 << 10
+	// and else (TestSessionCost): the stack of its goroutine, a datagram to read into,
+	// and then KCP's queues and what it fills in a flush.
+	restCost    = 12 << 10
+	sessionCost = 36 << 10
 
 	// datagramCost is a datagram, rounded up as well.
 	datagramCost = 9472

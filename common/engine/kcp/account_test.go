@@ -115,16 +115,16 @@ func TestFloodStops(t *testing.T) {
 // so it is at rest.
 func TestSessionCost(t *testing.T) {
 	const pairs = 100
-	memory := func() int {
-		n := heap()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return n + int(m.StackInuse)
+	const stack = 2 << 10 // of a goroutine that waits
+	memory := func() int { return heap() + runtime.NumGoroutine()*stack }
+	var ends [2 * pairs]*enginetest.Conn
+	for i := range pairs {
+		ends[2*i], ends[2*i+1] = enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
 	}
 	before := memory()
 	var all []*Conn
-	for range pairs {
-		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+	for i := range pairs {
+		x, y := ends[2*i], ends[2*i+1]
 		a, b := NewConn(x, true), NewConn(y, false)
 		defer a.Close()
 		defer b.Close()

@@ -82,7 +82,7 @@ func TestSessionCost(t *testing.T) {
 		t.Skip("costs are those of pointers of 64 bits; others take less")
 	}
 	const sessions = 100
-	const stack = 3 << 10 // of a goroutine; the runtime's own count is of spans, which others leave behind half empty
+	const stack = 2 << 10 // of a goroutine that waits; the runtime's own count is of spans, which others leave behind half empty
 	memory := func() int64 { return heap() + int64(runtime.NumGoroutine())*stack }
 	before := memory()
 	var all []*Session

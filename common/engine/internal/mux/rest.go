@@ -24,7 +24,7 @@ const (
 
 	// restCost is what a session at rest takes, in bytes: a goroutine, and what this
 	// package keeps (TestSessionCost).
-	restCost = 7 << 10
+	restCost = 11 << 9
 )
 
 // begin makes smux, for which frames have come already. life is held.
