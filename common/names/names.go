@@ -10,15 +10,12 @@ package names
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -38,9 +35,9 @@ const (
 	// patience is how long a resolver may take to answer.
 	patience = 10 * time.Second
 
-	// maxPlain is the size in bytes of the largest answer without HTTPS that is asked
-	// for (RFC 6891; what DNS Flag Day 2020 recommends).
-	maxPlain = 1232
+	// maxDatagram is the size in bytes of the largest answer in a datagram that is
+	// asked for (RFC 6891; what DNS Flag Day 2020 recommends). HTTPS does not care.
+	maxDatagram = 1232
 )
 
 // A Resolver asks one resolver by HTTPS. It is safe for concurrent use. It must be
@@ -139,7 +136,7 @@ func question(host string, kind dnsmessage.Type, id uint16) ([]byte, error) {
 	const padding = 12 // the option's code (RFC 7830)
 	pack := func(pad int) ([]byte, error) {
 		var extended dnsmessage.ResourceHeader
-		if err := extended.SetEDNS0(maxPlain, dnsmessage.RCodeSuccess, false); err != nil {
+		if err := extended.SetEDNS0(maxDatagram, dnsmessage.RCodeSuccess, false); err != nil {
 			return nil, err
 		}
 		m := dnsmessage.Message{
@@ -210,70 +207,4 @@ func echIn(resources []dnsmessage.Resource) []byte {
 		}
 	}
 	return found
-}
-
-// errNoServers says that the system does not tell where its resolvers are.
-var errNoServers = errors.New("ech: the system's resolver is not known here: name one by doh=")
-
-// System asks the system's resolvers for the ECHConfigList of a host, by UDP, nil if
-// it has none. It needs /etc/resolv.conf.
-func System(ctx context.Context, host string) ([]byte, error) {
-	text, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil {
-		return nil, errNoServers
-	}
-	last := errNoServers
-	for _, server := range serversIn(string(text)) {
-		found, err := askPlainly(ctx, server, host)
-		if err == nil {
-			return found, nil
-		}
-		last = err
-	}
-	return nil, last
-}
-
-// serversIn are the resolvers that the text of a resolv.conf names, three at most as
-// in resolv.conf(5).
-func serversIn(text string) []netip.AddrPort {
-	var found []netip.AddrPort
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0] != "nameserver" || len(found) == 3 {
-			continue
-		}
-		if addr, err := netip.ParseAddr(f[1]); err == nil {
-			found = append(found, netip.AddrPortFrom(addr, 53))
-		}
-	}
-	return found
-}
-
-// askPlainly asks one resolver by UDP, twice.
-func askPlainly(ctx context.Context, server netip.AddrPort, host string) ([]byte, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "udp", server.String())
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	id := uint16(rand.Uint32())
-	message, err := question(host, dnsmessage.TypeHTTPS, id)
-	if err != nil {
-		return nil, err
-	}
-	buf := make([]byte, maxMessage)
-	for range 2 {
-		if _, err := conn.Write(message); err != nil {
-			return nil, err
-		}
-		conn.SetReadDeadline(time.Now().Add(patience / 5)) //nolint:errcheck // it is open
-		n, err := conn.Read(buf)
-		if err != nil {
-			continue
-		}
-		resources, err := parse(buf[:n], host, id)
-		return echIn(resources), err
-	}
-	return nil, &net.DNSError{Err: "the system's resolver does not answer", Name: host, IsTimeout: true}
 }

@@ -3,7 +3,6 @@ package names
 import (
 	"context"
 	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -13,7 +12,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"turbotunnel/common/front"
@@ -144,57 +142,6 @@ func TestECH(t *testing.T) {
 	}
 }
 
-// The system's resolver is asked again when an answer is lost, and one to another
-// question is none.
-func TestSystem(t *testing.T) {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	z := &zone{ech: []byte("a list")}
-	var group sync.WaitGroup
-	group.Go(func() {
-		buf := make([]byte, 4096)
-		for n := 0; ; n++ {
-			size, from, err := conn.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			answer := z.answer(t, buf[:size])
-			if n > 0 {
-				binary.BigEndian.PutUint16(answer, binary.BigEndian.Uint16(answer)+1)
-			}
-			conn.WriteTo(answer, from) //nolint:errcheck // it is asked again
-		}
-	})
-	defer group.Wait()
-	defer conn.Close()
-	server := conn.LocalAddr().(*net.UDPAddr).AddrPort()
-	if got, err := askPlainly(t.Context(), server, "front.example"); string(got) != "a list" || err != nil {
-		t.Errorf("%q, %v", got, err)
-	}
-	if got, err := askPlainly(t.Context(), server, "front.example"); err == nil {
-		t.Errorf("the answer to another question says %q", got)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := askPlainly(ctx, server, "front.example"); err == nil {
-		t.Error("who has given up is answered")
-	}
-}
-
-func TestServersIn(t *testing.T) {
-	const text = "# comment\nsearch example\nnameserver 192.0.2.1\nnameserver fe80::1%eth0 \nnameserver\nnameserver x\n\tnameserver 2001:db8::1\nnameserver 192.0.2.9\n"
-	var got []string
-	for _, s := range serversIn(text) {
-		got = append(got, s.String())
-	}
-	want := []string{"192.0.2.1:53", "[fe80::1%eth0]:53", "[2001:db8::1]:53"}
-	if !slices.Equal(got, want) {
-		t.Errorf("%v, want %v", got, want)
-	}
-}
-
 // A name that DNS cannot ask for is an error, and every question is whole blocks.
 func TestQuestion(t *testing.T) {
 	for n := range 260 {
@@ -214,6 +161,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(q)
 	f.Add((&zone{ech: []byte("x")}).answer(f, q))
 	f.Fuzz(func(t *testing.T, text []byte) {
+		isTruncated(text)
 		resources, err := parse(text, "front.example", 0)
 		if err != nil && resources != nil {
 			t.Error("both resources and an error")
