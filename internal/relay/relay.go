@@ -10,19 +10,29 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"time"
 )
 
 // Sizes in bytes of what one direction reads at once. A direction waits with
-// the small buffer, so that an idle stream holds 4 KB and not 32, and takes the
-// large one from the pool while reads fill what they are given. 32 KB is two of
-// the carrier's records.
+// the small buffer, so that an idle stream holds 4 KB and not 64, and takes the
+// large one from the pool when a read has filled that. 32 KB is two of the
+// carrier's records.
 const (
 	smallBuffer = 2 << 10
 	largeBuffer = 32 << 10
 )
+
+// busyTime is how long a direction keeps the large buffer without a read that would
+// not have fitted into the small one. If it gave it back as soon as a read did not fill
+// it, what comes in bits of some KB, as tor's does, would be read and written twice,
+// and wake everybody through whose hands it goes twice: of an upload through tor both
+// programs' part was a sixth more of the processors.
+const busyTime = time.Second
 
 var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 
@@ -114,18 +124,12 @@ func Join(ctx context.Context, a, b Conn) error {
 
 // copyThrough copies from src to dst until src's end, which it passes on.
 func copyThrough(dst, src Conn) error {
-	small := make([]byte, smallBuffer)
-	var large *[largeBuffer]byte
-	defer func() {
-		if large != nil {
-			largeBuffers.Put(large)
-		}
-	}()
-	buf := small
+	r := reader{src: src, small: make([]byte, smallBuffer)}
+	defer r.rest()
 	for {
-		n, err := src.Read(buf)
-		if n > 0 {
-			if _, err := dst.Write(buf[:n]); err != nil {
+		p, err := r.read()
+		if len(p) > 0 {
+			if _, err := dst.Write(p); err != nil {
 				return err
 			}
 		}
@@ -134,12 +138,54 @@ func copyThrough(dst, src Conn) error {
 			return dst.CloseWrite()
 		case err != nil:
 			return err
-		case n < len(buf) && large != nil:
-			largeBuffers.Put(large)
-			large, buf = nil, small
-		case n == len(buf) && large == nil:
-			large = largeBuffers.Get().(*[largeBuffer]byte)
-			buf = large[:]
 		}
+	}
+}
+
+// A reader reads what one direction copies.
+type reader struct {
+	src   Conn
+	small []byte
+	large *[largeBuffer]byte // from the pool; nil: it reads with small
+	full  bool               // the last read has filled small
+	busy  bool               // large was needed since the deadline of src was set
+}
+
+// read returns what the next read does. It holds until the one after.
+func (r *reader) read() ([]byte, error) {
+	if r.full {
+		r.large = largeBuffers.Get().(*[largeBuffer]byte)
+		r.watch()
+	}
+	if r.large == nil {
+		n, err := r.src.Read(r.small)
+		r.full = n == len(r.small)
+		return r.small[:n], err
+	}
+	n, err := r.src.Read(r.large[:])
+	r.busy = r.busy || n > len(r.small)
+	switch {
+	case !errors.Is(err, os.ErrDeadlineExceeded):
+		return r.large[:n], err
+	case r.busy:
+		r.watch()
+	default:
+		r.rest()
+	}
+	return nil, nil
+}
+
+// watch has the large buffer be kept for busyTime from now on.
+func (r *reader) watch() {
+	r.full, r.busy = false, false
+	r.src.SetReadDeadline(time.Now().Add(busyTime)) //nolint:errcheck // if it fails so does Read
+}
+
+// rest gives the large buffer back.
+func (r *reader) rest() {
+	if r.large != nil {
+		largeBuffers.Put(r.large)
+		r.large = nil
+		r.src.SetReadDeadline(time.Time{}) //nolint:errcheck // likewise
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -178,4 +180,61 @@ func TestContextEndsAnIdlePair(t *testing.T) {
 			t.Errorf("read %v; want a reset", err)
 		}
 	}
+}
+
+// A spy is one end of a pipe, as a Conn that knows of its reads and writes.
+type spy struct {
+	net.Conn
+	room   atomic.Int64 // bytes that the last Read had room for
+	writes atomic.Int64 // how many
+}
+
+func (s *spy) Read(p []byte) (int, error) {
+	s.room.Store(int64(len(p)))
+	return s.Conn.Read(p)
+}
+
+func (s *spy) Write(p []byte) (int, error) {
+	s.writes.Add(1)
+	return len(p), nil
+}
+
+func (s *spy) CloseWrite() error { return nil }
+func (s *spy) Reset() error      { return s.Close() }
+
+// What comes in bits that are larger than the small buffer is passed on as it comes,
+// and the large buffer goes back when no such bits come any more, although smaller
+// ones do.
+func TestBuffers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		outer, inner := net.Pipe()
+		from, to := &spy{Conn: inner}, new(spy)
+		ended := make(chan error, 1)
+		go func() { ended <- copyThrough(to, from) }()
+		const pause = busyTime / 10
+		send := func(bits, size int, room int64) {
+			t.Helper()
+			for range bits {
+				outer.Write(make([]byte, size))
+				time.Sleep(pause)
+			}
+			synctest.Wait()
+			if got := from.room.Load(); got != room {
+				t.Errorf("a read has room for %d bytes, want %d", got, room)
+			}
+		}
+		const bit, bits = 5000, 100
+		send(bits, bit, largeBuffer)
+		if got := to.writes.Load(); got != bits+1 {
+			t.Errorf("%d bits made %d writes, want one more", bits, got)
+		}
+		send(30, smallBuffer/2, smallBuffer)
+		send(1, bit, largeBuffer)
+		time.Sleep(2 * busyTime)
+		send(1, 1, smallBuffer)
+		outer.Close()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
