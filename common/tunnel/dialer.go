@@ -378,15 +378,10 @@ func (d *Dialer) watch(s *session) {
 		}
 		select {
 		case <-s.client.Done():
-			if ready != nil && isClosed(ready) {
-				d.events(Event{Kind: Connected})
-			}
-			d.tellEnd(s)
+			d.tellEnd(s, ready == nil)
 			return
 		case <-s.engine.Done():
-			if d.inUse(s) {
-				d.events(Event{Lost, errEnded})
-			}
+			d.tellEngineEnd(s, ready == nil)
 			return
 		case <-d.ctx.Done():
 			return
@@ -408,8 +403,22 @@ func (d *Dialer) inUse(s *session) bool {
 	return !d.closed && d.engine.Multiplexes() && s.streams > 0
 }
 
-// tellEnd says why a session has ended by itself.
-func (d *Dialer) tellEnd(s *session) {
+// tellEngineEnd says what the end of a session's engine means. told is as in tellEnd.
+func (d *Dialer) tellEngineEnd(s *session, told bool) {
+	switch {
+	case s.client.Err() != nil: // it ends, and has taken the engine along
+		d.tellEnd(s, told)
+	case d.inUse(s):
+		d.events(Event{Lost, errEnded})
+	}
+}
+
+// tellEnd says why a session has ended by itself. told: that it was connected has
+// been said.
+func (d *Dialer) tellEnd(s *session, told bool) {
+	if !told && isClosed(s.client.Ready()) {
+		d.events(Event{Kind: Connected})
+	}
 	err := s.client.Err()
 	switch {
 	case err == nil:

@@ -63,6 +63,29 @@ func TestEvents(t *testing.T) {
 	until(t, "failed", func() bool { return told.kinds() == "connected lost failed" })
 }
 
+// A session that never came to be has failed, and was not lost, also where the end of
+// its engine is what is noticed first.
+func TestEventsOfFailures(t *testing.T) {
+	s := newSite(t)
+	s.foreign.Store(1 << 30)
+	var told eventList
+	d, err := NewDialer(s.config(""), Options{Log: testLog(), Events: told.add})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	c, err := d.DialEarly(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(io.Discard, c)
+	until(t, "failed", func() bool { return told.kinds() == "failed" })
+	d.tellEngineEnd(c.(*clientStream).session, false)
+	if got := told.kinds(); got != "failed failed" {
+		t.Errorf("told: %s", got)
+	}
+}
+
 // Options turn what they say they turn.
 func TestOptionsOfSockets(t *testing.T) {
 	server := NewServer(ServerConfig{})
