@@ -53,8 +53,8 @@ func runManaged(p *ptproc.Process, s settings, memory *tunnel.Memory) int {
 		Draining: p.Draining(),
 	})
 	defer srv.Close()
-	a := newAcceptor(ln, p.Log(), srv.Handle)
-	a.serve(p.Stopping(), func(open int64) {
+	a := newAcceptor(ln, p, srv.Handle)
+	a.Serve(p.Stopping(), func(open int64) {
 		p.Log().Info("stopping", "why", context.Cause(p.Stopping()), "open", open)
 	})
 	return exitOK

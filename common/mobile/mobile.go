@@ -17,6 +17,10 @@
 //
 //	Bridge 127.0.0.1:PORT FINGERPRINT
 //
+// A Tunnel serves 256 connections at once, and no more than half as many as the app may
+// have files open, of which iOS allows 256. When there are as many, others wait, and
+// are served in their turn when one has ended; nothing is refused.
+//
 // Errors are what their texts say; they become exceptions and NSErrors. The texts
 // name no address, no key and no path.
 package mobile
@@ -27,17 +31,26 @@ import (
 	"log/slog"
 	"net"
 	"sync"
-	"time"
 
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/accept"
+	"turbotunnel/internal/ptproc"
 	"turbotunnel/internal/relay"
 	"turbotunnel/internal/scrub"
 	"turbotunnel/internal/socks"
 )
 
-// acceptPause is how long the listener rests after an error, such as too many open
-// files, which only time can mend.
-const acceptPause = 500 * time.Millisecond
+const (
+	// mostConns is how many connections a Tunnel serves at once where it has the
+	// descriptors: some times as many as tor or a browser has. One takes 4 KB, and
+	// 64 KB while much comes both ways: 16 MB in all, of the 50 MB that iOS gives a
+	// network extension.
+	mostConns = 256
+
+	// appParts: one part of so many of the descriptors is for connections. The others
+	// are for the way out, and for the app that this is a part of.
+	appParts = 2
+)
 
 // An Observer is told what becomes of the way to the server. It may be called by
 // several threads at once, and must not call Stop.
@@ -57,6 +70,7 @@ type Observer interface {
 // A Tunnel is one that runs. Its methods may be called by any thread.
 type Tunnel struct {
 	ln      net.Listener
+	places  int             // connections at once
 	carry   func(net.Conn)  // owns the connection, and returns at its end
 	close   func()          // ends the sessions
 	ctx     context.Context // ends with Stop
@@ -130,9 +144,18 @@ func optionsOf(observer Observer) (opts tunnel.Options) {
 }
 
 func newTunnel() *Tunnel {
-	t := &Tunnel{}
+	t := &Tunnel{places: places(ptproc.DescriptorLimit())}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
+}
+
+// places is how many connections there may be at once of an app that may have limit
+// files open; 0 is no limit.
+func places(limit uint64) int {
+	if limit == 0 {
+		return mostConns
+	}
+	return int(max(min(limit/appParts, mostConns), 1))
 }
 
 // listen begins to serve.
@@ -144,7 +167,8 @@ func (t *Tunnel) listen(port int) (*Tunnel, error) {
 		return nil, shown(err)
 	}
 	t.ln = ln
-	t.running.Go(t.serve)
+	a := accept.New(ln, t.places, slog.New(slog.DiscardHandler), t.carry)
+	t.running.Go(func() { a.Serve(t.ctx, func(int64) {}) })
 	return t, nil
 }
 
@@ -167,22 +191,6 @@ func (t *Tunnel) Stop() {
 	t.ln.Close()
 	t.close()
 	t.running.Wait()
-}
-
-// serve makes a stream of each connection.
-func (t *Tunnel) serve() {
-	for {
-		conn, err := t.ln.Accept()
-		if err != nil {
-			select {
-			case <-t.ctx.Done():
-				return
-			case <-time.After(acceptPause):
-				continue
-			}
-		}
-		t.running.Go(func() { t.carry(conn) })
-	}
 }
 
 // tell is the Observer's share of an event.

@@ -1,11 +1,13 @@
 package mobile
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"turbotunnel/common/tunnel"
@@ -122,6 +124,61 @@ func TestSocks(t *testing.T) {
 	}
 	if sessions != 2 {
 		t.Errorf("%d sessions with two servers", sessions)
+	}
+}
+
+// Where there are as many connections as there may be, others wait for their turn.
+func TestFullTunnelHasOthersWait(t *testing.T) {
+	tun := newTunnel()
+	tun.places = 2
+	tun.close = func() {}
+	var open, most atomic.Int32
+	tun.carry = func(conn net.Conn) {
+		defer conn.Close()
+		if n := open.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		defer open.Add(-1)
+		stop := context.AfterFunc(tun.ctx, func() { conn.Close() })
+		defer stop()
+		io.Copy(conn, conn)
+	}
+	if _, err := tun.listen(0); err != nil {
+		t.Fatal(err)
+	}
+	var conns []net.Conn
+	for range 5 {
+		conn, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", tun.Port()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		io.WriteString(conn, "x")
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns[:4] { // the last one waits when the tunnel is stopped
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if conn != conns[3] {
+			conn.Close()
+		}
+	}
+	tun.Stop()
+	if n := most.Load(); n != 2 {
+		t.Errorf("%d connections at once, of 2", n)
+	}
+	if n := open.Load(); n != 0 {
+		t.Errorf("%d connections after Stop", n)
+	}
+}
+
+// Connections leave descriptors to the app, whatever the limit is.
+func TestPlaces(t *testing.T) {
+	for limit, want := range map[uint64]int{0: 256, 1: 1, 64: 32, 256: 128, 32768: 256, 1 << 63: 256} {
+		if got := places(limit); got != want {
+			t.Errorf("of %d descriptors %d are for connections, want %d", limit, got, want)
+		}
 	}
 }
 

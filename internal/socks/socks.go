@@ -99,7 +99,7 @@ type Server struct {
 	shaking queue
 }
 
-// NewServer returns a Server, which the caller closes when no Handle is running.
+// NewServer returns a Server. The caller closes it.
 func NewServer(c Config) *Server {
 	if c.Status == nil {
 		c.Status = func(...string) {}
@@ -107,7 +107,9 @@ func NewServer(c Config) *Server {
 	return &Server{Config: c, dialers: newPool(c.Open)}
 }
 
-// Close closes all dialers, and returns when that is done.
+// Close closes all dialers, which ends their streams, and returns when that is done.
+// It does not wait for calls of Handle: those under way fail, as do later ones, and
+// return soon after. Closing twice is allowed.
 func (s *Server) Close() { s.dialers.Close() }
 
 // Handle serves one SOCKS client, which is a TCP connection, and closes it.

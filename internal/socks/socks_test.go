@@ -73,6 +73,7 @@ const patience = 60 * time.Second
 // A bench is a Server with fakes around it.
 type bench struct {
 	addr   string
+	server *Server
 	log    syncBuffer
 	status syncBuffer
 	opened chan config // one for each dialer made
@@ -101,6 +102,7 @@ func newBench(t *testing.T, dial func(ctx context.Context) (stream, error)) *ben
 		Stopping: stopping,
 		Draining: draining,
 	})
+	b.server = srv
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -462,6 +464,31 @@ func TestStopEndsDialsAndHandshakes(t *testing.T) {
 		t.Error("the silent client got an answer")
 	}
 	<-b.done
+}
+
+// A Server may be closed while it serves: what waits for a dialer is refused, as is
+// what comes later.
+func TestCloseWhileServing(t *testing.T) {
+	dialing := make(chan struct{})
+	ended := make(chan struct{})
+	b := newBench(t, func(context.Context) (stream, error) {
+		close(dialing)
+		<-ended // as by Close of a tunnel.Dialer
+		return nil, net.ErrClosed
+	})
+	conn := request(t, b.addr, goodArgs)
+	<-dialing
+	b.server.Close()
+	close(ended)
+	b.server.Close()
+	for _, c := range []net.Conn{conn, request(t, b.addr, goodArgs)} {
+		if code := answer(t, c); code != pt.SocksRepGeneralFailure {
+			t.Errorf("reply %d", code)
+		}
+	}
+	if n := len(b.opened); n != 1 {
+		t.Errorf("%d dialers", n)
+	}
 }
 
 func TestSessionLossIsToldOnce(t *testing.T) {

@@ -39,7 +39,7 @@ type pkg struct {
 // a folder stands for what is in it as well. A package may import the floors
 // below its own, and the packages of its own line in front of it.
 var floors = [][]string{
-	{"internal/scrub", "internal/relay", "common/proxy", "common/lull", "internal/ptproc"}, // of no floor: each on its own
+	{"internal/scrub", "internal/relay", "internal/accept", "common/proxy", "common/lull", "internal/ptproc"}, // of no floor: each on its own
 	{"common/wire", "common/handshake", "common/measure"},
 	{"common/carrier"},
 	{"common/front"},

@@ -1,16 +1,15 @@
-package main
+// Package accept takes a listener's connections, no more at once than there is room
+// for: others wait in the listener's queue, where they cost no descriptor.
+package accept
 
 import (
 	"context"
 	"errors"
 	"log/slog"
-	"math"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"turbotunnel/internal/ptproc"
 
 	"golang.org/x/time/rate"
 )
@@ -20,52 +19,35 @@ const (
 	// end, such as too many open files, which only time can mend.
 	acceptPause = 500 * time.Millisecond
 
-	// outParts and mostOut say how many descriptors are kept for the way out, to
-	// which local connections never get: a part of all, and at most so many. A
-	// session over HTTP/1.1 wants six, and as many again while it asks DNS and
-	// tries the addresses of a front.
-	outParts = 4
-	mostOut  = 1024
-
 	// fullInterval is the least time between two log lines about what is full.
 	fullInterval = time.Minute
 )
 
-// An acceptor runs a function for each connection of a listener. Without a
-// descriptor for the way out no connection is worth anything: when there are as
-// many as there may be, others wait in the listener's queue.
-type acceptor struct {
+// An Acceptor runs a function for each connection of a listener.
+type Acceptor struct {
 	ln     net.Listener
 	log    *slog.Logger
-	handle func(net.Conn) // becomes the connection's owner
+	handle func(net.Conn)
 
 	places        chan struct{} // holds a token for each connection
 	open          atomic.Int64  // connections being handled
 	full, failing rate.Sometimes
 }
 
-func newAcceptor(ln net.Listener, log *slog.Logger, handle func(net.Conn)) *acceptor {
-	return &acceptor{
+// New returns an Acceptor of at most places connections at once, as the limit of open
+// files allows. Each call of handle owns its connection.
+func New(ln net.Listener, places int, log *slog.Logger, handle func(net.Conn)) *Acceptor {
+	return &Acceptor{
 		ln: ln, log: log, handle: handle,
-		places:  make(chan struct{}, localConns(ptproc.DescriptorLimit())),
+		places:  make(chan struct{}, places),
 		full:    rate.Sometimes{First: 1, Interval: fullInterval},
 		failing: rate.Sometimes{First: 1, Interval: fullInterval},
 	}
 }
 
-// localConns is how many of the descriptors that the process may have are for
-// local connections; 0 is no limit.
-func localConns(limit uint64) int {
-	if limit == 0 {
-		limit = math.MaxInt32
-	}
-	n := int(min(limit, math.MaxInt32))
-	return max(n-min(n/outParts, mostOut), 1)
-}
-
-// serve accepts until ctx ends, then closes the listener. It returns after the
+// Serve accepts until ctx ends, then closes the listener. It returns after the
 // last handle has, and calls draining with their number before it waits.
-func (a *acceptor) serve(ctx context.Context, draining func(open int64)) {
+func (a *Acceptor) Serve(ctx context.Context, draining func(open int64)) {
 	stop := context.AfterFunc(ctx, func() { a.ln.Close() })
 	defer stop()
 	var handlers sync.WaitGroup
@@ -101,7 +83,7 @@ func (a *acceptor) serve(ctx context.Context, draining func(open int64)) {
 }
 
 // enter waits for a place for a connection, and returns false when ctx ends.
-func (a *acceptor) enter(ctx context.Context) bool {
+func (a *Acceptor) enter(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
 	}
