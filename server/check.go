@@ -387,7 +387,7 @@ func (c *serverCheck) outside(way *front.Config) *check.BridgeReport {
 		c.follows(finding{mend: "The proxy or CDN cannot reach the server: compare its upstream address with LISTEN, and see whether the server runs.", verdict: &noWay})
 	case !v.Works():
 		c.follows(finding{mend: "From here the URL cannot be used: see its DNS entry, the firewall, and what does TLS in front. A client would be told: " + v.Text, verdict: &noWay})
-	case v.Exit != 0:
+	case v.Exit != 0 && v.Name != "held-back":
 		f := odd("", v.Text+" "+v.Mend)
 		c.follows(f)
 	}
@@ -396,8 +396,11 @@ func (c *serverCheck) outside(way *front.Config) *check.BridgeReport {
 			c.follows(odd("", fmt.Sprintf("Number %d of -fronts cannot be used from here. A client would be told: %s", f.Number, f.Verdict.Text)))
 		}
 	}
-	if held(r) {
+	if held(r, "answers") {
 		c.follows(odd("", "The proxy or CDN holds answers back until they are complete, which costs speed: turn off its buffering (proxy_buffering off of nginx)."))
+	}
+	if held(r, "uploads") {
+		c.follows(odd("", "The proxy or CDN holds uploads back until they are complete, which costs speed: have it pass them on while they come (proxy_request_buffering off of nginx)."))
 	}
 	return r
 }
@@ -419,11 +422,11 @@ func (c *serverCheck) answered(r *check.BridgeReport, way *front.Config) bool {
 	return false
 }
 
-// held tells whether answers were seen to be held back.
-func held(r *check.BridgeReport) bool {
+// held tells whether what is so called was seen to be held back: answers, or uploads.
+func held(r *check.BridgeReport, what string) bool {
 	for _, f := range r.Fronts {
 		for _, s := range f.Steps {
-			if s.Name == "answers" && s.State == check.Odd {
+			if s.Name == what && s.State == check.Odd {
 				return true
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -135,6 +136,28 @@ func oneFolder(h http.Handler) http.Handler {
 	})
 }
 
+// wholeAnswers is a proxy that has each answer before it passes on any of it.
+func wholeAnswers(t *testing.T, h http.Handler) http.Handler {
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		req := r.Clone(r.Context())
+		req.RequestURI, req.URL.Scheme, req.URL.Host = "", "http", server.Listener.Addr().String()
+		resp, err := server.Client().Transport.RoundTrip(req)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		maps.Copy(w.Header(), resp.Header)
+		w.WriteHeader(resp.StatusCode)
+		w.Write(body)
+	})
+}
+
 // Where there are fronts, clients use these, and the host of -url need not be reached.
 func TestServerCheckOfFronts(t *testing.T) {
 	r := newCheckRig(t)
@@ -179,6 +202,7 @@ func TestServerCheck(t *testing.T) {
 			r.handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
 		}, &noWay},
 		{"unreachable", func(r *checkRig) { r.check.set.url = "http://" + closedAddress(r.T) + "/hidden" }, &noWay},
+		{"held back", func(r *checkRig) { r.handler = wholeAnswers(r.T, r.handler) }, &withNotes},
 		{"one folder", func(r *checkRig) { r.handler = oneFolder(r.handler) }, &notAlike},
 	} {
 		t.Run(c.name, func(t *testing.T) {

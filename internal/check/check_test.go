@@ -32,8 +32,8 @@ func TestVerdicts(t *testing.T) {
 	}{
 		{"works", func(*rig) {}, &works},
 		{"clear", func(r *rig) { r.cfg.URL, r.cfg.Fronts = "http://"+originName+"/secret-path", "" }, &works},
-		{"held back", func(r *rig) { r.handler = holdBack(r.handler) }, &works},
-		{"uploads held back", func(r *rig) { r.handler = limitBodies(r.handler, 64<<20) }, &works},
+		{"held back", func(r *rig) { r.handler = holdBack(r.handler) }, &heldBack},
+		{"uploads held back", func(r *rig) { r.handler = limitBodies(r.handler, 64<<20) }, &heldBack},
 		{"stalls", func(r *rig) { r.handler, r.opts.tripTime = onlyFirst(r.handler, 2), time.Second }, &stalls},
 		{"no name", func(r *rig) {
 			r.addrs, r.dnsErr = nil, &net.DNSError{Err: "no such host", Name: frontName, IsNotFound: true}
@@ -51,6 +51,10 @@ func TestVerdicts(t *testing.T) {
 		{"blocked", func(r *rig) {
 			r.opts.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
 		}, &blocked},
+		{"server unreachable", func(r *rig) {
+			r.cfg.URL, r.cfg.Fronts = "https://"+originName+"/secret-path", ""
+			r.opts.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+		}, &unreachable},
 		{"proxy", func(r *rig) {
 			r.opts.Proxy = &url.URL{Scheme: "http", Host: "proxy.secret:3128"}
 			r.opts.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, syscall.ECONNREFUSED }

@@ -227,6 +227,8 @@ func (c *frontCheck) connect() (Finding, *Verdict) {
 		return f, &portal
 	case c.oddDNS:
 		return f, &dnsLies
+	case c.way.Front == "":
+		return f, &unreachable
 	}
 	return f, &blocked
 }

@@ -100,8 +100,8 @@ func (c *frontCheck) session() *Verdict {
 	if s.peer != nil && c.Take("round trip", s.roundTrip) == Failed {
 		return &stalls
 	}
-	c.Take("answers", s.answers)
-	c.Take("uploads", s.uploads)
+	held := c.Take("answers", s.answers) == Odd
+	held = c.Take("uploads", s.uploads) == Odd || held
 	c.Take("clock", s.clockStep)
 	passes := true
 	if s.peer != nil {
@@ -125,6 +125,8 @@ func (c *frontCheck) session() *Verdict {
 		return &clockOff
 	case found.Request > 0 || found.Answer > 0:
 		return &bodyLimit
+	case held:
+		return &heldBack
 	}
 	return &works
 }

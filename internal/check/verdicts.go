@@ -30,6 +30,10 @@ var (
 		"blocked", 12, "The front's address cannot be reached: it is blocked here, or nobody is there, or this machine has no network.",
 		"See whether other sites open. If they do, use another front, or another address of this one by addr=.",
 	}
+	unreachable = Verdict{
+		blocked.Name, blocked.Exit, "The server's address cannot be reached: the server is down, or it is blocked here, or this machine has no network.",
+		"See whether other sites open. If they do, wait and check again; if it lasts, tell who runs the bridge, or ask for another one.",
+	}
 	blockedBeyondProxy = Verdict{
 		blocked.Name, blocked.Exit, "The proxy is there, and says that it cannot reach the front: it is blocked there, or nobody is there, or its name is misspelt.",
 		"See whether other sites open by the proxy. If they do, use another front, or another address of this one by addr=.",
@@ -103,6 +107,10 @@ var (
 		"body-limit", 31, "It works, but the path refuses large requests or answers, so that transfers take more of them than they need.",
 		"Nothing has to be done. If you run the server: raise the limit (client_max_body_size of nginx, the CDN's setting).",
 	}
+	heldBack = Verdict{
+		"held-back", 32, "It works, but the path holds answers or uploads back until they are complete, so that it takes more requests and is slower than it could be.",
+		"Nothing has to be done. If you run the server: have the proxy or the CDN pass on what comes while it comes (proxy_buffering off and proxy_request_buffering off of nginx).",
+	}
 )
 
 // ofDoH is the verdict v in the words that fit where doh= is given: the remedy of those
@@ -121,6 +129,6 @@ func ofDoH(v *Verdict) *Verdict {
 func Verdicts() []Verdict {
 	return []Verdict{
 		works, noDNS, dnsLies, blocked, proxyFails, sniBlocked, helloBlocked, tlsFails, intercepted, portal,
-		frontingRefused, silence, wrongKey, serverDown, refused, bodiesRefused, clockOffTLS, stalls, echFails, clockOff, bodyLimit,
+		frontingRefused, silence, wrongKey, serverDown, refused, bodiesRefused, clockOffTLS, stalls, echFails, clockOff, bodyLimit, heldBack,
 	}
 }
