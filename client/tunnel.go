@@ -6,7 +6,8 @@ import (
 	"turbotunnel/common/tunnel"
 )
 
-// The client's view of the tunnel: what it needs of it, and no more.
+// config and stream are the client's view of the tunnel: what it needs of it, and no
+// more.
 type (
 	config = tunnel.Config
 	stream = tunnel.Stream

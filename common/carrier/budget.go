@@ -23,7 +23,8 @@ const (
 	// both have in flight (28 MB and 24 MB), 374 MB of 403.
 	shareOfMemory = 3.0 / 8
 
-	// guardPart of it, one in so many, may be spent on remembering first messages.
+	// guardPart of what all sessions may hold, one in so many, may be spent on
+	// remembering first messages.
 	guardPart = 8
 
 	// sessionCost is what a session takes that holds nothing, in bytes: its tables and

@@ -66,8 +66,10 @@ func (b *buffer) fitting(room int) *buffer {
 	return small
 }
 
+// retain adds a reference.
 func (b *buffer) retain() { b.refs.Add(1) }
 
+// release takes a reference away. Who had the last one gives the buffer back.
 func (b *buffer) release() {
 	switch n := b.refs.Add(-1); {
 	case n == 0:

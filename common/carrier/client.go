@@ -51,8 +51,8 @@ const (
 	// farewellTime bounds the attempt to tell the server that a session ended.
 	farewellTime = 3 * time.Second
 
-	// A path that fails is tried again after minBackoff, then after twice as
-	// long each time, up to maxBackoff, because an outage may end any moment, or,
+	// minBackoff is how long after a failure a path is tried again, and each time
+	// after twice as long: up to maxBackoff, because an outage may end any moment, or,
 	// when it has failed for lateAfter, up to lateBackoff.
 	minBackoff  = 100 * time.Millisecond
 	maxBackoff  = 700 * time.Millisecond
@@ -183,6 +183,7 @@ type gate struct {
 	c    chan struct{}
 }
 
+// open closes the channel, if it is not closed.
 func (g *gate) open() { g.once.Do(func() { close(g.c) }) }
 
 // flights are exchanges under way, by number.
@@ -328,6 +329,7 @@ func (c *Client) Close() {
 	<-c.Done()
 }
 
+// run is the goroutine of the session, from its first message to its end.
 func (c *Client) run() {
 	defer c.done.open()
 	err := c.handshake()
@@ -520,14 +522,14 @@ func (c *Client) actFeed(p *plan, now time.Time) {
 	}
 	b.take(p.feeds)
 	if p.leads {
-		signal(b.turn) // run may have taken a token of wake until now that was meant for it
+		signal(b.told) // run may have taken a token of wake until now that was meant for it
 	}
 	b.unit.Store(int64(unitField(c.down.unit(&c.way().down))))
 	if p.feeds {
 		c.link.setUnit(c.up.unit(&c.way().up))
 		if now.Sub(c.feeding.learned) > feedLearned { // others need not wait for the end of the feed
 			c.feeding.learned = now
-			c.cfg.Path.recall.learn(c.cfg.Transport.Name(), c.link, feed, false) // recall
+			c.cfg.Path.paces.learn(c.cfg.Transport.Name(), c.link, feed, false) // recall
 		}
 	}
 	switch {
@@ -627,7 +629,7 @@ func (c *Client) observe(res *result) {
 	most, _ := room(slots, c.flights.count(poll)+c.flights.count(stream))
 	uploads := c.flights.count(upload)
 	delete(c.flights, f.number)
-	c.cfg.Path.recall.learn(c.cfg.Transport.Name(), c.link, f.kind, res.good && c.carrying.failing()) // recall
+	c.cfg.Path.paces.learn(c.cfg.Transport.Name(), c.link, f.kind, res.good && c.carrying.failing()) // recall
 	c.say(c.serial.observe(now, res, way))
 	c.say(c.feeding.observe(now, res, c.last.late(), way))
 	if f.kind == feed && !res.good {

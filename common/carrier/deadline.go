@@ -13,6 +13,7 @@ type deadline struct {
 	passed chan struct{} // closed when the deadline has passed; nil before the first use
 }
 
+// set moves the deadline; the zero time never comes.
 func (d *deadline) set(t time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -53,6 +54,7 @@ func (d *deadline) done() <-chan struct{} {
 	return d.passed
 }
 
+// isClosed tells whether c is closed. Nothing is ever sent on it.
 func isClosed(c <-chan struct{}) bool {
 	select {
 	case <-c:

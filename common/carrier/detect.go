@@ -44,8 +44,8 @@ const (
 )
 
 // observe learns from how an exchange ended. shaken says that it is the first of
-// failures in a row, and worth a line in the log. back is how long the path had been failing when this exchange
-// came through, and 0 if the path was not failing.
+// failures in a row, and worth a line in the log. back is how long the path had been
+// failing when this exchange came through, and 0 if the path was not failing.
 func (c *carrying) observe(now time.Time, res *result) (shaken bool, back time.Duration) {
 	if res.good && (c.failures == 0 || !res.flight.heardAt().Before(c.since)) {
 		if c.failing() {
@@ -89,6 +89,7 @@ func (c *carrying) muted(now time.Time) (idle time.Duration, err error) {
 	return idle, c.err
 }
 
+// failing tells whether the path carries nothing: see the drawing.
 func (c *carrying) failing() bool { return c.failures > 1 }
 
 // hopeless failures in a row may be due to the answers that are open: by chance, of
@@ -96,6 +97,7 @@ func (c *carrying) failing() bool { return c.failures > 1 }
 // some three seconds.
 const hopeless = 7
 
+// hopeless tells whether the path has carried nothing for long.
 func (c *carrying) hopeless() bool { return c.failures >= hopeless }
 
 // forgotten tells whether the server seems not to know the session any more, and
@@ -208,10 +210,12 @@ func (s *serial) next(now time.Time) (suspended bool, suspendedFor, answered tim
 	return !s.suspended.IsZero(), now.Sub(s.suspended), now.Sub(s.answered)
 }
 
-// suspend is told that answers that wait are ended, and resume that they are
-// asked for again.
+// suspend is told that answers that wait are ended. refused says that the reason is
+// uploads that failed.
 func (s *serial) suspend(now time.Time, refused bool) { s.suspended, s.refused = now, refused }
-func (s *serial) resume()                             { s.suspended = time.Time{} }
+
+// resume is told that answers are asked for again.
+func (s *serial) resume() { s.suspended = time.Time{} }
 
 // observe learns from how an exchange ended, and reports what is new of the path.
 func (s *serial) observe(now time.Time, res *result, w *way) (report string) {

@@ -74,6 +74,7 @@ func (f *flight) isEnding() bool {
 // heardAt is when the newest unit of the answer has come, or the flight was started.
 func (f *flight) heardAt() time.Time { return f.started.Add(time.Duration(f.heard.Load())) }
 
+// mark writes down that something happens now.
 func (f *flight) mark(what *atomic.Int64) { what.Store(max(1, int64(time.Since(f.started)))) }
 
 // glance is how the flight looks now. One that was started after the moment that

@@ -92,7 +92,7 @@ type feedBody struct {
 	idle   time.Duration   // if so long there was nothing to say, too
 	nudge  chan<- struct{} // gets a token when run should make a plan
 	moved  func()          // called when bytes were read
-	turn   chan struct{}   // holds a token when takes or over has changed
+	told   chan struct{}   // holds a token when run has said something else by takes or over
 	closed chan struct{}   // closed by Close
 	once   sync.Once       // Close
 
@@ -125,7 +125,7 @@ func (c *Client) newFeed(f *flight, limit int, age time.Duration) *feedBody {
 		until:  f.started.Add(age),
 		idle:   max(below(feedIdle, feedIdle/4), c.last.late()),
 		nudge:  c.feeding.nudge,
-		turn:   make(chan struct{}, 1),
+		told:   make(chan struct{}, 1),
 		closed: make(chan struct{}),
 	}
 	b.takes.Store(!f.probe)
@@ -135,14 +135,14 @@ func (c *Client) newFeed(f *flight, limit int, age time.Duration) *feedBody {
 // take says whether it carries what is due.
 func (b *feedBody) take(takes bool) {
 	if b.takes.Swap(takes) != takes {
-		signal(b.turn)
+		signal(b.told)
 	}
 }
 
 // end ends it when all it has was read.
 func (b *feedBody) end() {
 	b.over.Store(true)
-	signal(b.turn)
+	signal(b.told)
 }
 
 // Read returns what there is to say, and waits until there is something. io.EOF is
@@ -251,7 +251,7 @@ func (b *feedBody) sleep(d time.Duration, wake <-chan struct{}) {
 		if !b.takes.Load() {
 			signal(b.link.wake) // for run
 		}
-	case <-b.turn:
+	case <-b.told:
 	case <-b.closed:
 	case <-b.timer.C:
 	}
@@ -311,7 +311,7 @@ type saying struct {
 type hearing struct {
 	mu     sync.Mutex
 	first  uint64    // number of the first head, plus one; 0: there was none; guarded by mu, like what follows
-	oldest saying    // of which the server has not told, nearly
+	oldest saying    // one of which the server has not told: the first, or the newest that there was when it told of the one before
 	newest saying    // of all
 	toldAt time.Time // when the server has told of one last; zero: never
 	bytes  int64     // bytes of which the server's telling shows that they have come

@@ -231,7 +231,7 @@ func TestFeedIsWoken(t *testing.T) {
 				close(stolen)
 			}()
 			synctest.Wait()
-			signal(b.turn) // so that the thief is first
+			signal(b.told) // so that the thief is first
 			synctest.Wait()
 			begin := time.Now()
 			client.Conn().WriteTo([]byte("something else"), nil)

@@ -107,7 +107,7 @@ func (c *Client) anew(why error) (*attempt, error) {
 func (c *Client) ask() wire.Head {
 	way, now := c.way(), time.Now()
 	asked := wire.Head{Limit: bodyBelow(maxAnswers)}
-	c.cfg.Path.recall.begin(c.cfg.Transport.Name(), c.link, &asked) // recall
+	c.cfg.Path.paces.begin(c.cfg.Transport.Name(), c.link, &asked) // recall
 	if _, crowded := c.cfg.Transport.Slots(); c.cfg.Mode != Poll && way.streams.has() && !crowded && !way.oneAtATime(now) {
 		_, asked.Quiet, asked.Stream = way.lengths()
 		asked.Limit = bodyBelow(maxStream)

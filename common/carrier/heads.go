@@ -58,9 +58,10 @@ func (c *heads) stamp(h *wire.Head, now time.Time) (number uint64) {
 	return c.next - 1
 }
 
-// waits says that a head with these times may wait before it leaves, and prompt
-// whether one that has come echoes one that does not.
-func (c *heads) waits(h *wire.Head)       { c.waited = h.Time }
+// waits says that a head with these times may wait before it leaves.
+func (c *heads) waits(h *wire.Head) { c.waited = h.Time }
+
+// prompt tells whether a head that has come echoes one that left at once.
 func (c *heads) prompt(h *wire.Head) bool { return h.Echoes && int32(h.Echo-c.waited) > 0 }
 
 // opened takes in the times of a head. It tells whether that is the newest so

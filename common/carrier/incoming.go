@@ -64,7 +64,7 @@ type incoming struct {
 	granted uint64        // what the grant has been at most
 	frozen  bool          // it does not grow
 	told    uint64        // the newest grant that it was told
-	newsAt  time.Time     // since when, nearly, there is news to tell; zero: there is none
+	newsAt  time.Time     // since when there is news to tell, or somewhat before, so that it is told after no period; zero: there is none
 	room    bool          // part of the news is that the grant has moved
 	delay   time.Duration // how long at most news may be kept; 0: what has brought it is answered, and that tells it
 	ended   wire.Set      // exchanges of which no more will be received
@@ -289,7 +289,8 @@ func (i *incoming) complete() bool { return i.got.Low >= i.existing }
 // tell has the other side told soon what this one has.
 func (i *incoming) tell(now time.Time) { i.newsAt = now.Add(-rand.N(i.delay/4 + 1)) }
 
-// tellOnce does so if it is not going to be told anyway.
+// tellOnce has the other side told soon what this one has, unless that is to happen
+// anyway.
 func (i *incoming) tellOnce(now time.Time) {
 	if i.newsAt.IsZero() && i.delay > 0 {
 		i.tell(now)

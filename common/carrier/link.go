@@ -172,11 +172,13 @@ func (l *link) head(e uint64, fields wire.Head, pad int) []byte {
 	return b
 }
 
-// promptHead returns one that leaves at once, and its number.
+// promptHead returns a sealed head that leaves at once, as head does, and its number.
 func (l *link) promptHead(e uint64, fields wire.Head, pad int) (head []byte, number uint64) {
 	return l.seal(e, fields, pad, true)
 }
 
+// seal makes a head of fields and of what the halves have to say. prompt says that it
+// leaves at once.
 func (l *link) seal(e uint64, fields wire.Head, pad int, prompt bool) (head []byte, number uint64) {
 	h := fields
 	h.Exchange = e
@@ -271,7 +273,7 @@ func (l *link) feed(open int, tell time.Duration) {
 	l.in.feed(open, tell)
 }
 
-// fed says that a head has come in such a body.
+// fed says that a head of that number has come in the body of a streamed upload.
 func (l *link) fed(head uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

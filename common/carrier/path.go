@@ -37,8 +37,8 @@ const (
 // name of the front. Sessions that share it learn from each other. The zero
 // value knows nothing. Safe for concurrent use.
 type Path struct {
-	recall memory // recall
-	clock  serverClock
+	paces paces // recall
+	clock serverClock
 
 	mu    sync.Mutex
 	ways  map[string]*way // by front; guarded by mu, like what follows
@@ -140,6 +140,7 @@ func (h *habit) soon(now time.Time) {
 	}
 }
 
+// way returns what is known of the way through a front.
 func (p *Path) way(front string) *way {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -259,6 +260,7 @@ func (w *way) passed(silence time.Duration) {
 	w.passes = max(w.passes, silence)
 }
 
+// share is how much of a length that was cut is asked for.
 func share(d time.Duration) time.Duration {
 	return max(time.Duration(float64(d)*cutShare), minLearned*3/4).Truncate(time.Millisecond)
 }
@@ -306,12 +308,14 @@ func (s *sizes) worth(now time.Time, size int) bool {
 	return s.tooLarge == 0 || size < s.tooLarge || now.After(s.until)
 }
 
+// takesLarge tells whether large bodies are known to pass.
 func (s *sizes) takesLarge() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.large
 }
 
+// limited tells whether a body has failed for its size, and none as large has passed since.
 func (s *sizes) limited() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -214,20 +214,20 @@ func (l *link) stampFound(h *wire.Head) {
 	h.Rate, h.More = p.field(), p.more && p.rate > 0
 }
 
-// A memory is what a client's sessions have found, by front. The zero value
-// knows nothing. Safe for concurrent use.
-type memory struct {
+// paces are what a client's sessions have found, by front. The zero value knows
+// nothing. Safe for concurrent use.
+type paces struct {
 	mu    sync.Mutex
 	begun []time.Time       // when sessions began, those within together before the last; guarded by mu, like what follows
 	ways  map[string]*rates // by front
 }
 
-// rates are what sessions have found one way to carry; guarded by memory.mu.
+// rates are what sessions have found one way to carry; guarded by paces.mu.
 type rates struct{ up, down pace }
 
 // share says that a session begins, and returns which part of what another one
 // has found it may take for its own: those that begin together share it.
-func (m *memory) share(now time.Time) float64 {
+func (m *paces) share(now time.Time) float64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.begun = append(slices.DeleteFunc(m.begun, func(t time.Time) bool { return now.Sub(t) > together }), now)
@@ -235,7 +235,7 @@ func (m *memory) share(now time.Time) float64 {
 }
 
 // of is what is known of the way through a front. mu is held.
-func (m *memory) of(front string) *rates {
+func (m *paces) of(front string) *rates {
 	r := m.ways[front]
 	if r == nil {
 		r = new(rates)
@@ -249,7 +249,7 @@ func (m *memory) of(front string) *rates {
 
 // finds notes what a session finds the way through a front to carry, if that is
 // news.
-func (m *memory) finds(front string, up, down pace) {
+func (m *paces) finds(front string, up, down pace) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.of(front)
@@ -263,7 +263,7 @@ func (m *memory) finds(front string, up, down pace) {
 
 // carries is what sessions have found the way through a front to carry: zero if
 // nothing, or long ago.
-func (m *memory) carries(front string, now time.Time) (up, down pace) {
+func (m *paces) carries(front string, now time.Time) (up, down pace) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.of(front)
@@ -278,7 +278,7 @@ func (m *memory) carries(front string, now time.Time) (up, down pace) {
 
 // forget forgets what the way through a front carries, and hears of nothing
 // that was found before now.
-func (m *memory) forget(front string, now time.Time) {
+func (m *paces) forget(front string, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	*m.of(front) = rates{pace{at: now}, pace{at: now}}
@@ -286,7 +286,7 @@ func (m *memory) forget(front string, now time.Time) {
 
 // begin has a client's link begin with what others have found, and the first
 // message say it.
-func (m *memory) begin(front string, l *link, asked *wire.Head) {
+func (m *paces) begin(front string, l *link, asked *wire.Head) {
 	now := time.Now()
 	part := l.part(func() float64 { return m.share(now) })
 	up, down := m.carries(front, now)
@@ -301,7 +301,7 @@ func (m *memory) begin(front string, l *link, asked *wire.Head) {
 // if both went by it. back says that the exchange came through where others were
 // failing: what was known of the front is forgotten then, because the network
 // may be another one.
-func (m *memory) learn(front string, l *link, k kind, back bool) {
+func (m *paces) learn(front string, l *link, k kind, back bool) {
 	if (k == upload || k == feed) && l.stays(front) {
 		up, down := l.finds()
 		m.finds(front, up, down)

@@ -41,16 +41,16 @@ func TestRecall(t *testing.T) {
 		}
 		begin("the first one", firstFlight, firstFlight)
 		time.Sleep(together + 1)
-		path.recall.finds("", pace{20e6, false, trip, time.Now()}, pace{40e6, false, trip, time.Now()})
-		path.recall.finds("", pace{1, false, trip, time.Now().Add(-1)}, pace{1, false, trip, time.Now().Add(-1)})                 // older
-		path.recall.finds("", pace{1, true, trip, time.Now().Add(time.Minute)}, pace{1, true, trip, time.Now().Add(time.Minute)}) // small talk
+		path.paces.finds("", pace{20e6, false, trip, time.Now()}, pace{40e6, false, trip, time.Now()})
+		path.paces.finds("", pace{1, false, trip, time.Now().Add(-1)}, pace{1, false, trip, time.Now().Add(-1)})                 // older
+		path.paces.finds("", pace{1, true, trip, time.Now().Add(time.Minute)}, pace{1, true, trip, time.Now().Add(time.Minute)}) // small talk
 		begin("a second one", product(20e6), product(40e6))
 		begin("one beside it", product(10e6), product(20e6))
 		begin("a third one", product(20e6/3), product(40e6/3))
 		time.Sleep(together + 1)
 		begin("a later one", product(20e6), product(40e6))
 		time.Sleep(paceShared)
-		path.recall.finds("", pace{10e6, false, trip, time.Now()}, pace{80e6, true, trip, time.Now()})
+		path.paces.finds("", pace{10e6, false, trip, time.Now()}, pace{80e6, true, trip, time.Now()})
 		begin("one on a path that has changed", product(10e6), product(80e6))
 		time.Sleep(paceLife)
 		begin("one long after", firstFlight, firstFlight)
@@ -64,7 +64,7 @@ func TestFinds(t *testing.T) {
 		w.net.set(always(near()))
 		client, session := w.pair(Auto)
 		both(t, client, session, 100)
-		if up, down := client.cfg.Path.recall.carries(client.cfg.Transport.Name(), time.Now()); up.rate > 0 && !up.more || down.rate > 0 && !down.more {
+		if up, down := client.cfg.Path.paces.carries(client.cfg.Transport.Name(), time.Now()); up.rate > 0 && !up.more || down.rate > 0 && !down.more {
 			t.Errorf("%v and %v were found, and no window was full", up, down)
 		}
 		time.Sleep(time.Second)
@@ -76,7 +76,7 @@ func TestFinds(t *testing.T) {
 		}
 		both(t, client, session, 1)
 		time.Sleep(time.Second)
-		up, down := client.cfg.Path.recall.carries(client.cfg.Transport.Name(), time.Now())
+		up, down := client.cfg.Path.paces.carries(client.cfg.Transport.Name(), time.Now())
 		if up.rate < 0.8e9 || down.rate != 2e9 || (up.trip-50*ms).Abs() > ms || (down.trip-50*ms).Abs() > ms {
 			t.Errorf("found %v and %v", up, down)
 		}
@@ -90,7 +90,7 @@ func TestFinds(t *testing.T) {
 		}
 		both(t, client, session, 1) // neither has found anything since
 		time.Sleep(time.Second)
-		if up, down := client.cfg.Path.recall.carries(client.cfg.Transport.Name(), time.Now()); up.rate > 1e8 || down.rate > 1e8 {
+		if up, down := client.cfg.Path.paces.carries(client.cfg.Transport.Name(), time.Now()); up.rate > 1e8 || down.rate > 1e8 {
 			t.Errorf("%v and %v are still known after a failure", up, down)
 		}
 	})

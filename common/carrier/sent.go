@@ -20,8 +20,8 @@ func (s *numbers) add(n uint64) { s.words[n%windowRecords/64] |= 1 << (n % 64) }
 
 func (s *numbers) remove(n uint64) { s.words[n%windowRecords/64] &^= 1 << (n % 64) }
 
-// each calls f with the numbers from first to end-1 that are in s, in order, f may
-// remove them, and returns how many steps that was.
+// each calls f with the numbers from first to end-1 that are in s, in order, and
+// returns how many steps that was. f may remove its number.
 func (s *numbers) each(first, end uint64, f func(n uint64)) (steps uint64) {
 	for n := first; n < end; n = n&^63 + 64 {
 		steps++
@@ -45,7 +45,7 @@ type cargoes []*cargo
 // answers), and who acknowledges nothing waits for himself.
 const maxWatched = 64
 
-// watched are those cargoes.
+// watched are the cargoes whose losses are noticed by time.
 func (cs cargoes) watched() cargoes { return cs[:min(len(cs), maxWatched)] }
 
 // from is where the cargoes begin of exchanges that are not below e.

@@ -33,6 +33,7 @@ const (
 	// length of ours.
 	maxAnswerPad = 200
 
+	// janitorEvery is how often the janitor looks for sessions whose time has come.
 	janitorEvery = time.Second
 
 	// drainTime is how long nothing must be on its way before a Shutdown: a
@@ -121,6 +122,7 @@ func NewServer(cfg ServerConfig) *Server {
 	return newServer(cfg, limits{maxUnconfirmed, maxSessions, memory})
 }
 
+// newServer returns a Server with bounds that tests choose.
 func newServer(cfg ServerConfig, most limits) *Server {
 	s := &Server{
 		cfg:      cfg,
@@ -350,6 +352,7 @@ func (s *Server) janitor() {
 	}
 }
 
+// sweep forgets the sessions whose time has come.
 func (s *Server) sweep(now time.Time) {
 	s.mu.Lock()
 	var old []*Session

@@ -79,11 +79,11 @@ type Session struct {
 	seen      wire.Set // exchanges of which a request has come
 	client    netip.Addr
 	lastSeen  time.Time
-	ended     time.Time     // when either side ended it
-	finishing bool          // the client did
-	relieved  chan struct{} // closed when a stream makes the polls that wait superfluous; nil: none waits
-	reason    uint64        // why, as heads say it
+	ended     time.Time // when either side ended it; zero: neither has
+	reason    uint64    // why this side did, as heads say it
+	finishing bool      // the client did
 	forgotten bool
+	relieved  chan struct{} // closed when a stream makes the polls that wait superfluous; nil: none waits
 }
 
 // Conn is the engine's pipe.

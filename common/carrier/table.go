@@ -185,11 +185,13 @@ func (t *table) victim(now time.Time) *Session {
 	return nil
 }
 
+// push files a session last among those of its rank.
 func (q *queues) push(s *Session) *list.Element {
 	q.n++
 	return q.lists[s.place.rank].PushBack(s)
 }
 
+// drop takes out a session that push has filed.
 func (q *queues) drop(r rank, e *list.Element) {
 	q.n--
 	q.lists[r].Remove(e)

@@ -135,6 +135,7 @@ func (w *window) ack(now time.Time, n int) {
 // delay is how long the queue in front of the bottleneck shall be.
 func (w *window) delay() time.Duration { return delayAt(w.base) }
 
+// delayAt is how long a queue shall be on a path of that round trip.
 func delayAt(base time.Duration) time.Duration {
 	return queueDelay + time.Duration(queueShare*float64(base))
 }
@@ -203,6 +204,7 @@ func (w *window) endRound(now time.Time) {
 	}
 }
 
+// set makes the window size bytes, within its bounds.
 func (w *window) set(size float64) {
 	w.size = int(min(max(size, minFlight), flightLimit))
 }

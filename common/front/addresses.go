@@ -30,8 +30,8 @@ const (
 	maxAddresses = 20
 
 	// attemptDelay is how long an address may take for a step, TCP or TLS, before
-	// the next one is tried beside it (RFC 8305 section 8). So that all have been tried after allTried,
-	// where there are many, it is less for them, but not less than
+	// the next one is tried beside it (RFC 8305 section 8). Where there are many it is
+	// less, so that all have been tried after allTried, but not less than
 	// minAttemptDelay, which is what the RFC recommends as the least.
 	attemptDelay    = 250 * time.Millisecond
 	minAttemptDelay = 100 * time.Millisecond

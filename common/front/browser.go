@@ -110,11 +110,13 @@ func (b *browser) dress(h http.Header, origin *url.URL, bodyType string) {
 // its place and its spelling in HTTP/1.1.
 type fieldOrder map[string]fieldPlace
 
+// A fieldPlace is a header's place in a head, and its spelling in HTTP/1.1.
 type fieldPlace struct {
-	rank  int
+	rank  int // pseudo-headers have negative ones
 	spelt string
 }
 
+// fieldOrder is the order in which the browser's heads have their fields.
 func (b *browser) fieldOrder() fieldOrder {
 	o := make(fieldOrder)
 	for i, name := range b.h2.pseudo {

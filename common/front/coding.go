@@ -24,10 +24,10 @@ const (
 	// waits until another answer has ended.
 	decodersHold = 64 << 20
 
-	// A decoder holds its window and these many bytes beside it: brotli's tables
-	// are of up to 3 x 256 Huffman codes with 1080 entries of 4 bytes, zstd's of
-	// less, but it has blocks of 128 KB in several states; deflate has a window
-	// of 32 KB.
+	// brotliTables and zstdTables are the bytes that a decoder holds beside its
+	// window, and deflateAll those with it: brotli's tables are of up to 3 x 256
+	// Huffman codes with 1080 entries of 4 bytes, zstd's of less, but it has blocks
+	// of 128 KB in several states; deflate has a window of 32 KB.
 	brotliTables = 4 << 20
 	zstdTables   = 2 << 20
 	deflateAll   = 64 << 10

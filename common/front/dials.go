@@ -27,8 +27,9 @@ const (
 	redialShare = 5
 
 	// maxDials is how many dials a pool has under way where one connection is
-	// wanted, or as many as there are addresses, up to maxRacing. The first goes on for dialTimeout, as a proxy or a very slow path
-	// may need; of the others the oldest gives way to the next.
+	// wanted, or as many as there are addresses, up to maxRacing. The first goes on
+	// for dialTimeout, as a proxy or a very slow path may need; of the others the
+	// oldest gives way to the next.
 	maxDials = 4
 )
 

@@ -7,8 +7,9 @@ import (
 )
 
 const (
-	// A connection is doubted when nothing has come on it for minDue, or
-	// dueRounds of its round trips, up to maxDue, although it should have.
+	// minDue is for how long nothing may come on a connection, although it should
+	// have, before it is doubted; or for dueRounds of its round trips, if that is
+	// longer, up to maxDue.
 	minDue    = time.Second
 	maxDue    = 5 * time.Second
 	dueRounds = 4

@@ -161,7 +161,7 @@ func (p *pool) change(f func()) bool {
 	}
 	for _, c := range p.conns {
 		if c.busy == 0 && c.idle == nil {
-			p.rest(c)
+			p.startIdle(c)
 		}
 	}
 	p.dials.want(p.need())
@@ -184,8 +184,8 @@ func (p *pool) grant(c *conn, w *waiter) {
 	w.granted <- grant{conn: c, reused: c.served}
 }
 
-// rest starts the clock of a connection without exchanges. Only change calls it.
-func (p *pool) rest(c *conn) {
+// startIdle starts the clock of a connection without exchanges. Only change calls it.
+func (p *pool) startIdle(c *conn) {
 	keep := idleTimeout
 	if !c.h2 {
 		keep = idleTimeout1 - rand.N(idleTimeout1/3)

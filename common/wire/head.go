@@ -72,9 +72,10 @@ const (
 // Reasons to close a session.
 const (
 	CloseDone = 1 // nothing more to do
-	// 2 says that the other side was silent too long. Nobody sends it: who was
-	// silent does not hear it.
 	CloseRoom = 3 // too much memory held for a peer that takes nothing
+
+	// No reason is 2, which stood for a side that was silent for too long: it would
+	// not have heard it.
 )
 
 const (

@@ -61,7 +61,7 @@ func (c TCPConn) Reset() error {
 	return c.Close()
 }
 
-// A stream socket of this machine: *net.UnixConn, or what wraps one.
+// A localSocket is a stream socket of this machine: *net.UnixConn, or what wraps one.
 type localSocket interface {
 	net.Conn
 	CloseWrite() error
@@ -125,7 +125,7 @@ func Join(ctx context.Context, a, b Conn) error {
 // copyThrough copies from src to dst until src's end, which it passes on.
 func copyThrough(dst, src Conn) error {
 	r := reader{src: src, small: make([]byte, smallBuffer)}
-	defer r.rest()
+	defer r.giveBack()
 	for {
 		p, err := r.read()
 		if len(p) > 0 {
@@ -170,7 +170,7 @@ func (r *reader) read() ([]byte, error) {
 	case r.busy:
 		r.watch()
 	default:
-		r.rest()
+		r.giveBack()
 	}
 	return nil, nil
 }
@@ -181,8 +181,8 @@ func (r *reader) watch() {
 	r.src.SetReadDeadline(time.Now().Add(busyTime)) //nolint:errcheck // if it fails so does Read
 }
 
-// rest gives the large buffer back.
-func (r *reader) rest() {
+// giveBack gives the large buffer back.
+func (r *reader) giveBack() {
 	if r.large != nil {
 		largeBuffers.Put(r.large)
 		r.large = nil

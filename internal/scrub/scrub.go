@@ -28,28 +28,28 @@ const Hidden = "[scrubbed]"
 // The patterns for addresses, in the order in which they are applied. Each
 // takes the port along, so that no part of an address stays behind.
 var (
-	// What follows the scheme of a URL: a bridge's path names it as surely as
-	// its host does.
+	// location is a URL, of which what follows the scheme is hidden: a bridge's path
+	// names it as surely as its host does.
 	location = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s"'\\<>]+`)
 
-	// What a resolver's error says after the word lookup: the name, and the
+	// lookup is what a resolver's error says after that word: the name, or the
 	// server that was asked.
 	lookup = regexp.MustCompile(`(\blookup )[^\s:]+`)
 
-	// A front that an error names.
+	// front is one that an error names.
 	front = regexp.MustCompile(`(\bfront )"[^"]*"`)
 
-	// A bracketed IPv6 address, as in host:port.
+	// bracketed is an IPv6 address as in host:port.
 	bracketed = regexp.MustCompile(`\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[^\]\s]*)?\](?::[0-9]+)?`)
 
-	// A run that may be a bare IPv6 address; colons decides.
+	// colonRun may be a bare IPv6 address: looksLikeIPv6 decides.
 	colonRun = regexp.MustCompile(`[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[0-9A-Za-z_.-]+)?`)
 
-	// Four numbers with dots, wherever they stand.
+	// quad is four numbers with dots, wherever they stand.
 	quad = regexp.MustCompile(`[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?::[0-9]{1,5})?`)
 
-	// A domain name with a port. The name ends in a label that starts with a
-	// letter, as top-level domains do.
+	// hostPort is a domain name with a port. The name ends in a label that starts
+	// with a letter, as top-level domains do.
 	hostPort = regexp.MustCompile(`(?:[A-Za-z0-9_-]+\.)+[A-Za-z][A-Za-z0-9-]*\.?:[0-9]{1,5}`)
 )
 

@@ -61,7 +61,7 @@ var (
 	errClientGone = errors.New("the SOCKS client went away")
 )
 
-// The tunnel, as far as it is needed here.
+// config and stream are the tunnel, as far as it is needed here.
 type (
 	config = tunnel.Config
 	stream = tunnel.Stream

@@ -103,7 +103,7 @@ func BenchmarkRest(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		for !isResting(server) {
-			server.pause()
+			server.rest()
 		}
 		server.resume()
 	}

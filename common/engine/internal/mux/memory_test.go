@@ -101,7 +101,7 @@ func TestSessionCost(t *testing.T) {
 	expect("idle", sessionCost)
 	for _, s := range all {
 		for !isResting(s) {
-			s.pause()
+			s.rest()
 		}
 	}
 	expect("resting", restCost)

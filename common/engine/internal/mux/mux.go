@@ -134,7 +134,7 @@ type Session struct {
 	carrier  engine.Carrier // below the channel, which counts for itself; never changes, like what follows
 	channel  Channel
 	client   bool
-	timer    *time.Timer   // of pause; a client's never runs
+	timer    *time.Timer   // of rest; a client's never runs
 	turn     chan struct{} // held by the Write whose frame goes next; who waits for it does so in order
 	arrivals chan struct{} // has a token for each stream to accept
 	drained  chan struct{} // has room for one token: unread frames were read
@@ -144,7 +144,7 @@ type Session struct {
 	tap      *tap
 	quit     chan struct{} // closed to end watch
 	watching chan struct{} // closed when watch does not look at the channel any more
-	seen     uint32        // frames, when pause has looked last
+	seen     uint32        // frames, when rest has looked last
 
 	frames  atomic.Uint32 // that have come or gone
 	putting sync.Mutex    // held while frames are put into the channel, one after the other
@@ -170,7 +170,7 @@ func New(pc engine.Carrier, c Channel, client bool) (*Session, error) {
 		drained:  make(chan struct{}, 1),
 		streams:  make(map[uint32]*Stream),
 	}
-	s.timer = time.AfterFunc(restAfter, s.pause)
+	s.timer = time.AfterFunc(restAfter, s.rest)
 	if client {
 		s.timer.Stop()
 	}

@@ -49,9 +49,9 @@ func (s *Session) use() {
 	}
 }
 
-// pause lets smux go if nothing was said since the last time, and nothing is under
+// rest lets smux go if nothing was said since the last time, and nothing is under
 // way; else it looks again later.
-func (s *Session) pause() {
+func (s *Session) rest() {
 	s.life.Lock()
 	defer s.life.Unlock()
 	if s.smux == nil || s.channel.Err() != nil {

@@ -199,7 +199,7 @@ func TestRestRaces(t *testing.T) {
 			case <-done:
 				return
 			default:
-				server.pause()
+				server.rest()
 				if isResting(server) {
 					rested.Add(1)
 				}
