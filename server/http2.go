@@ -577,7 +577,7 @@ const unencryptedHTTP2 = "unencrypted_http2"
 // HTTP/2 no other connection than a *tls.Conn; package http2, of the same source,
 // takes any.
 func serveHTTP2(s *http.Server) error {
-	h2 := new(http2.Server)
+	h2 := &http2.Server{NewWriteScheduler: newFrameOrder}
 	if err := http2.ConfigureServer(s, h2); err != nil {
 		return err
 	}
