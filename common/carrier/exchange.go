@@ -171,43 +171,31 @@ func (r *result) answer(now time.Time) (s sample, shows bool) {
 	return s, s.passed || r.received == 0 && !waited
 }
 
-// body is a request's body: a head and records, of known length. The records
-// are sealed when they are read.
+// body is a request's body: a head and records, of known length.
 type body struct {
-	mu      sync.Mutex
-	head    []byte
-	records []*sentRecord
-	part    []byte // what is left of the one that is being read
-	key     *wire.Key
-	done    bool
-	size    int64
-	moved   func(last bool) // called when bytes were read
+	key   *wire.Key       // constant, like what follows up to moved
+	size  int64           // bytes
+	moved func(last bool) // called when bytes were read
+
+	mu     sync.Mutex
+	units  units // guarded by mu, like closed
+	closed bool
 }
 
+// newBody returns a body that becomes an owner of the records' buffers.
 func newBody(head []byte, records []*sentRecord, key *wire.Key, moved func(bool)) *body {
 	size := len(head) + sizeOf(records)
-	return &body{head: head, records: records, part: head, key: key, moved: moved, size: int64(size)}
+	return &body{units: units{part: head, records: records}, key: key, moved: moved, size: int64(size)}
 }
 
 func (b *body) Read(p []byte) (n int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.done {
+	if b.closed {
 		return 0, http.ErrBodyReadAfterClose
 	}
-	for n < len(p) {
-		if len(b.part) == 0 {
-			if b.part = b.next(); b.part == nil {
-				break
-			}
-		}
-		m := copy(p[n:], b.part)
-		b.part = b.part[m:]
-		n += m
-	}
-	last := len(b.part) == 0 && (b.head == nil && len(b.records) <= 1 || len(b.records) == 0)
-	if n > 0 {
-		b.moved(last)
+	if n = b.units.read(p, b.key); n > 0 {
+		b.moved(b.units.empty())
 	}
 	if n == 0 && len(p) > 0 {
 		return 0, io.EOF
@@ -215,31 +203,11 @@ func (b *body) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// next moves to the next record. The buffer of the one before it is given back
-// only now: part was inside.
-func (b *body) next() []byte {
-	if b.head != nil {
-		b.head = nil
-	} else if len(b.records) > 0 {
-		b.records[0].buf.release()
-		b.records = b.records[1:]
-	}
-	if len(b.records) == 0 {
-		return nil
-	}
-	return b.records[0].unit(b.key)
-}
-
 func (b *body) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.done {
-		b.done = true
-		for _, r := range b.records {
-			r.buf.release()
-		}
-		b.records, b.part = nil, nil
-	}
+	b.closed = true
+	b.units.drop()
 	return nil
 }
 

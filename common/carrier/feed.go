@@ -105,13 +105,11 @@ type feedBody struct {
 	spoke atomic.Int64 // when it had records last, likewise; 0: it had none
 	heard hearing
 
-	mu      sync.Mutex
-	timer   *time.Timer   // of a wait; nil before the first; guarded by mu, like what follows
-	part    []byte        // what is left of the unit that is being read
-	current *sentRecord   // that part is of; nil: none
-	records []*sentRecord // that follow it
-	saidAt  time.Time     // when it had a head last
-	hadAt   time.Time     // when it had anything last
+	mu     sync.Mutex
+	timer  *time.Timer // of a wait; nil before the first; guarded by mu, like what follows
+	units  units       // what is ready to be read
+	saidAt time.Time   // when it had a head last
+	hadAt  time.Time   // when it had anything last
 }
 
 // newFeed returns the body of a feed that carries records from the beginning, or, if
@@ -154,39 +152,20 @@ func (b *feedBody) Read(p []byte) (n int, err error) {
 	if isClosed(b.closed) {
 		return 0, http.ErrBodyReadAfterClose
 	}
-	if len(b.part) == 0 && !b.await() {
+	if b.units.empty() && !b.await() {
 		b.moved()
 		b.flight.mark(&b.flight.sent)
 		signal(b.nudge)
 		return 0, io.EOF
 	}
-	for n < len(p) && (len(b.part) > 0 || b.next()) {
-		m := copy(p[n:], b.part)
-		b.part = b.part[m:]
-		n += m
-	}
-	if len(b.part) == 0 && !b.next() {
+	n = b.units.read(p, b.link.send)
+	if b.units.empty() {
 		b.link.wrote(b.flight.number)
 	}
 	b.sent.Add(int64(n))
 	b.moved()
 	b.flight.mark(&b.busy)
 	return n, nil
-}
-
-// next moves to the next record, if there is one. The buffer of the one before is
-// given back only now: part was inside.
-func (b *feedBody) next() bool {
-	if b.current != nil {
-		b.current.buf.release()
-		b.current = nil
-	}
-	if len(b.records) == 0 {
-		return false
-	}
-	b.current, b.records = b.records[0], b.records[1:]
-	b.part = b.current.unit(b.link.send)
-	return true
 }
 
 // await waits for something to say, and makes it ready. It returns false at the end.
@@ -272,15 +251,12 @@ func (b *feedBody) say(now time.Time, records []*sentRecord, news bool) {
 			asked = b.flight.asked
 		}
 		head, number := b.link.promptHead(b.flight.number, asked, pad)
-		b.part = head
+		b.units.part = head
 		b.saidAt = now
 		b.heard.said(number, b.sent.Load(), now)
 	}
-	if b.records = records; len(records) > 0 {
+	if b.units.records = records; len(records) > 0 {
 		b.flight.mark(&b.spoke)
-		if len(b.part) == 0 {
-			b.next()
-		}
 	}
 	b.hadAt = now
 }
@@ -293,9 +269,7 @@ func (b *feedBody) Close() error {
 	if b.timer != nil {
 		b.timer.Stop()
 	}
-	for b.next() {
-	}
-	b.part = nil
+	b.units.drop()
 	return nil
 }
 
