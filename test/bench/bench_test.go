@@ -181,7 +181,10 @@ func TestReportOfSessionsAndTor(t *testing.T) {
 	if text := r.text(); !strings.Contains(text, row) {
 		t.Errorf("the report lacks %q:\n%s", row, text)
 	}
-	measured := torFigures{AloneDown: []float64{20, 1, 10}, AloneUp: []float64{10}, Down: []float64{9.5, 100, 1}, Up: []float64{8}}
+	measured := torFigures{
+		Alone:  torWay{Down: []float64{20, 1, 10}, Up: []float64{10}, CPUDown: []float64{30}, CPUUp: []float64{24}},
+		Tunnel: torWay{Down: []float64{9.5, 100, 1}, Up: []float64{8}, CPUDown: []float64{60}, CPUUp: []float64{32}, ProgramsDown: []float64{20}, ProgramsUp: []float64{7}},
+	}
 	failed := measured
 	failed.Error = "the cause"
 	for _, c := range []struct {
@@ -189,6 +192,7 @@ func TestReportOfSessionsAndTor(t *testing.T) {
 		want string
 	}{
 		{measured, "0.95 down, 0.80 up | **no**"},
+		{measured, "| 0.95 / 0.80        | –                  | 60.0 / 32.0 | 20.0 / 7.0      | 0.50 / 0.75 |"},
 		{failed, "0.00 down, 0.00 up | **no**"},
 		{failed, "`the cause`"},
 		{torFigures{Skipped: "it snows"}, "not measured, because it snows"},

@@ -300,6 +300,23 @@ func (n *Network) BridgeArgs(file string) (string, error) {
 	return "", fmt.Errorf("a bridge line of another bridge than %s: %q", n.bridgeID, line)
 }
 
+// Processes are the ids of what runs now: the tors, and the programs of transports
+// that they have started.
+func (n *Network) Processes() (tors, transports []int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, nd := range n.nodes {
+		for _, id := range nd.proc.Group() {
+			if id == nd.proc.ID() {
+				tors = append(tors, id)
+			} else {
+				transports = append(transports, id)
+			}
+		}
+	}
+	return tors, transports
+}
+
 // ORAddr is the host:port of the bridge itself, without its transport.
 func (n *Network) ORAddr() string { return fmt.Sprintf("127.0.0.1:%d", n.bridge.orPort) }
 
