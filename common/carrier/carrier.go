@@ -29,7 +29,7 @@
 //	  heads: numbers of heads, round trip
 //	  |                                                 |
 //	Client (client.go)                                Server (server.go)
-//	  greet: the first message                          |
+//	  greet: the first message                        admission: what it is answered
 //	  detect, path: what the path does                Session (session.go)
 //	  plan: what to start, cancel and wait for          |
 //	  exchange: one exchange                            |

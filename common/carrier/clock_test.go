@@ -23,7 +23,7 @@ func (w *world) setClock(off time.Duration) {
 	w.restart(limits{maxUnconfirmed, maxSessions, defaultMemory})
 	system := handshake.SystemClock()
 	var err error
-	w.server.guard, err = handshake.NewGuard(w.config().Marks, func() (time.Time, time.Duration) {
+	w.server.admission.guard, err = handshake.NewGuard(w.config().Marks, func() (time.Time, time.Duration) {
 		wall, up := system()
 		return wall.Add(off), up
 	})
@@ -307,7 +307,7 @@ func TestUntimely(t *testing.T) {
 		old := w.hello()
 		old.Time = old.Time.Add(-time.Hour)
 		var out bytes.Buffer
-		w.server.log = slog.New(slog.NewTextHandler(&out, nil))
+		w.server.admission.log = slog.New(slog.NewTextHandler(&out, nil))
 		for range 3 {
 			w.raw(old).greet()
 		}
@@ -325,8 +325,8 @@ func TestUntimely(t *testing.T) {
 func TestCrowdOfFirstMessages(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		var out bytes.Buffer
-		w.server.log = slog.New(slog.NewTextHandler(&out, nil))
-		w.server.guard.Bound(2000, w.server.names.add)
+		w.server.admission.log = slog.New(slog.NewTextHandler(&out, nil))
+		w.server.admission.guard.Bound(2000, w.server.admission.held.add)
 		time.Sleep(time.Minute)
 		for range 60 {
 			c := w.raw(w.hello())

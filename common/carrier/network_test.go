@@ -1009,7 +1009,7 @@ func (w *world) end() {
 // empty fails the test if the server holds anything but the names of first messages.
 func (w *world) empty(when string) {
 	w.t.Helper()
-	if s := w.server.Stats(); s.Sessions != 0 || s.Memory != w.server.names.bytes() {
+	if s := w.server.Stats(); s.Sessions != 0 || s.Memory != w.server.admission.held.bytes() {
 		w.t.Errorf("%s the server has %d sessions and holds %d bytes", when, s.Sessions, s.Memory)
 	}
 	w.server.mu.Lock()

@@ -7,9 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,11 +25,6 @@ const (
 	// beyond it, which somebody may have made who only holds the server's public
 	// key, get one when they are confirmed.
 	maxUnconfirmed = 512
-
-	// maxAnswerPad is what message 2 is padded by at most, in bytes: who sees
-	// where it ends, because its repetition begins with the same bytes, finds no
-	// length of ours.
-	maxAnswerPad = 200
 
 	// janitorEvery is how often the janitor looks for sessions whose time has come.
 	janitorEvery = time.Second
@@ -78,18 +71,15 @@ type ServerConfig struct {
 
 // Server is the server's side of many sessions. Safe for concurrent use.
 type Server struct {
-	cfg    ServerConfig
-	log    *slog.Logger
-	static *handshake.Static
-	public handshake.PublicKey
-	guard  *handshake.Guard
-	limits limits
-	budget *budget
-	names  account // what the guard remembers
-	seldom seldom
-	ctx    context.Context
-	cancel context.CancelFunc
-	wg     sync.WaitGroup // Serve and the janitor
+	cfg       ServerConfig
+	log       *slog.Logger
+	admission *admission
+	limits    limits
+	budget    *budget
+	seldom    seldom
+	ctx       context.Context
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup // Serve and the janitor
 
 	mu          sync.Mutex
 	sessions    table  // guarded by mu, like what follows
@@ -101,8 +91,6 @@ type Server struct {
 	opened, refused, expired atomic.Uint64
 	crowded                  atomic.Uint64 // sessions that were ended for what they held
 	evicted                  atomic.Uint64 // sessions that went for new ones
-	untimely                 atomic.Uint64
-	excess, forgotten        atomic.Uint64 // as in Stats; forgotten as it was last
 	bodies, answers          atomic.Uint64 // that were cut, as in Stats
 }
 
@@ -129,19 +117,12 @@ func newServer(cfg ServerConfig, most limits) *Server {
 		limits:   most,
 		budget:   newBudget(most.memory),
 		log:      cfg.Log,
-		static:   cfg.Key.Static(),
-		public:   cfg.Key.Public(),
 		sessions: newTable(most.sessions),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	var err error
-	if s.guard, err = handshake.NewGuard(cfg.Marks, nil); err != nil {
-		s.log.Warn("what is kept of the times of sessions cannot be used: each new client needs a round trip more until it is deleted", "err", err)
-	}
-	s.names.above = &s.budget.held
-	s.guard.Bound(most.memory/guardPart, s.names.add)
+	s.admission = newAdmission(&s.cfg, s.log, &s.seldom, &s.budget.held, most.memory)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.wg.Go(s.janitor)
 	return s
@@ -180,9 +161,9 @@ func (s *Server) Stats() Stats {
 		Expired:   s.expired.Load(),
 		Crowded:   s.crowded.Load(),
 		Evicted:   s.evicted.Load(),
-		Untimely:  s.untimely.Load(),
-		Forgotten: s.guard.Forgotten(),
-		Excess:    s.excess.Load(),
+		Untimely:  s.admission.untimely.Load(),
+		Forgotten: s.admission.guard.Forgotten(),
+		Excess:    s.admission.excess.Load(),
 
 		BodiesCut:  s.bodies.Load(),
 		AnswersCut: s.answers.Load(),
@@ -196,7 +177,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, control *http.Res
 	sess, closed := s.sessions.byID[id], s.closed
 	s.mu.Unlock()
 	// A session that exists is found whatever day it is: it may live for months.
-	if closed || sess == nil && !s.guard.Expects(id, s.public) {
+	if closed || sess == nil && !s.admission.expects(id) {
 		return false
 	}
 	if sess == nil {
@@ -235,47 +216,19 @@ func (s *Server) known(r *http.Request) {
 
 // hello opens a session if msg is its first message, and returns what that asks
 // of the answer. What only comes at a wrong time is answered by a session that
-// nobody else ever sees. Whoever has recorded a message can send that, so it makes
-// nobody known, and counts in no session's account.
+// nobody else ever sees, and that counts in no account.
 func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Session, ask wire.Head) {
-	responder, hello, err := s.static.Respond(id, msg)
-	if err != nil {
-		s.log.Debug("not a first message for this server", "err", err)
-		return nil, ask
-	}
-	now := time.Now()
-	admitted := s.guard.Admit(hello.Time, hello.Epoch, handshake.NameOf(msg))
-	s.warnOfCrowd(admitted)
-	answer := handshake.Answer{Status: handshake.Accepted, Version: handshake.Version}
-	switch {
-	case errors.Is(admitted, handshake.ErrClock):
-		answer.Status = handshake.WrongTime
-		answer.Time, answer.Epoch = s.guard.Time()
-		// Anybody on the path can repeat an old one as often as he likes.
-		s.seldom.warn(s.log, "a first message came at a wrong time and was told the right one: the clock of this computer or of a client is wrong, or was set, or somebody repeats old ones",
-			"so far", s.untimely.Add(1))
-	case admitted != nil:
-		s.log.Debug("first message not admitted", "err", admitted)
-		return nil, ask
-	case hello.Version != handshake.Version:
-		answer.Status = handshake.UnknownVersion
-	case !slices.Contains(s.cfg.Engines, hello.Engine):
-		answer.Status, answer.Text = handshake.UnknownEngine, strings.Join(s.cfg.Engines, ",")
-	case hello.AES && wire.HasAES:
-		answer.Cipher = wire.AES256GCM
-	}
-	msg2, keys, err := responder.Answer(answer, rand.IntN(maxAnswerPad))
-	if err != nil {
-		s.log.Error("no answer to a first message", "err", err)
+	w := s.admission.welcome(id, msg)
+	if w == nil {
 		return nil, ask
 	}
 	held := &s.budget.held
-	if admitted != nil {
+	if w.untimely {
 		held = nil // no session may end for it; its connection pays
 	}
 	l := newLink(held)
-	l.send, l.receive = keys.Send, keys.Receive
-	if ask.Parse(hello.Ask) != nil { // or nothing is asked
+	l.send, l.receive = w.keys.Send, w.keys.Receive
+	if ask.Parse(w.hello.Ask) != nil { // or nothing is asked
 		ask = wire.Head{}
 	}
 	l.setUnit(unitOf(&ask))
@@ -284,28 +237,28 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 		server:    s,
 		id:        id,
 		name:      name,
-		engine:    hello.Engine,
+		engine:    w.hello.Engine,
 		ephemeral: [handshake.EphemeralSize]byte(msg),
-		answer:    msg2,
-		refused:   answer.Status != handshake.Accepted,
+		answer:    w.answer,
+		refused:   w.refused,
 		looks:     newAppearance(),
 		blur:      newBlur(),
 		link:      l,
-		conn:      newConn(l, Addr(name), hello.Binding),
+		conn:      newConn(l, Addr(name), w.hello.Binding),
 		taker:     make(chan struct{}, 1),
 		gone:      make(chan struct{}),
 		answers:   newAnswers(&l.held),
-		lastSeen:  now,
+		lastSeen:  time.Now(),
 		client:    s.clientAddr(r), // before an engine can accept a stream
 	}
-	if admitted != nil {
+	if w.untimely {
 		return sess, ask
 	}
 	s.budget.admit(sess)
 	if sess.refused {
 		s.refused.Add(1)
 	} else {
-		l.receivedHello(hello.Datagrams)
+		l.receivedHello(w.hello.Datagrams)
 	}
 	lend := func() { s.credit.lend(l, &ask, s.limits.memory) } // recall
 	if !s.admit(sess, lend) {
@@ -314,18 +267,6 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 	}
 	s.known(r)
 	return sess, ask
-}
-
-// warnOfCrowd says that more first messages come than can be remembered, of which one
-// was admitted or not.
-func (s *Server) warnOfCrowd(admitted error) {
-	if errors.Is(admitted, handshake.ErrCrowded) {
-		s.excess.Add(1)
-	} else if now := s.guard.Forgotten(); s.forgotten.Swap(now) == now {
-		return
-	}
-	s.seldom.warn(s.log, "more sessions begin than can be remembered: clients whose clocks are not exact need a round trip more; if that is no attack, raise -memory-limit",
-		"forgotten", s.guard.Forgotten(), "refused", s.excess.Load())
 }
 
 // settle counts a session no more among those that are unconfirmed and have an
@@ -421,9 +362,6 @@ func (s *Server) Close() error {
 	}
 	s.cancel()
 	s.wg.Wait()
-	s.names.close()
-	if err := s.guard.Close(); err != nil {
-		s.log.Warn("the times of sessions could not be kept: after the next start, new clients need a round trip more for a while", "err", err)
-	}
+	s.admission.close()
 	return nil
 }

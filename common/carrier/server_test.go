@@ -281,7 +281,7 @@ func TestRefused(t *testing.T) {
 					t.Errorf("answer %+v, want %+v", a, c.want)
 				}
 				isDecoy(t, "a request all the same", r.post(r.body(wire.Head{}, "hello")))
-				if s := w.server.Stats(); s.Opened != 0 || s.Refused != 1 || s.Memory != sessionCost+w.server.names.bytes() {
+				if s := w.server.Stats(); s.Opened != 0 || s.Refused != 1 || s.Memory != sessionCost+w.server.admission.held.bytes() {
 					t.Errorf("%+v", s)
 				}
 				time.Sleep(unconfirmedLife + 2*janitorEvery)
