@@ -80,6 +80,9 @@ func TestObfs4(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if tors, transports := n.Processes(); len(tors) != authorityCount+2 || len(transports) != 2 {
+		t.Errorf("%d tors and %d programs of transports run, want %d and 2", len(tors), len(transports), authorityCount+2)
+	}
 	if stages < 2 {
 		t.Errorf("%d stages of bootstrapping seen", stages)
 	}
