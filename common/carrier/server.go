@@ -248,7 +248,7 @@ func (s *Server) hello(r *http.Request, msg []byte, id handshake.ID) (sess *Sess
 		taker:     make(chan struct{}, 1),
 		gone:      make(chan struct{}),
 		answers:   newAnswers(&l.held),
-		lastSeen:  time.Now(),
+		term:      term{lastSeen: time.Now()},
 		client:    s.clientAddr(r), // before an engine can accept a stream
 	}
 	if w.untimely {
@@ -305,7 +305,7 @@ func (s *Server) sweep(now time.Time) {
 	s.mu.Unlock()
 	for _, sess := range old {
 		sess.mu.Lock()
-		if sess.ended.IsZero() {
+		if sess.term.ended.IsZero() {
 			s.expired.Add(1)
 		}
 		sess.mu.Unlock()

@@ -75,15 +75,44 @@ type Session struct {
 	place   place
 
 	mu        sync.Mutex
-	confirmed bool     // guarded by mu, like what follows
+	term      term     // guarded by mu, like what follows
 	seen      wire.Set // exchanges of which a request has come
 	client    netip.Addr
-	lastSeen  time.Time
-	ended     time.Time // when either side ended it; zero: neither has
-	reason    uint64    // why this side did, as heads say it
-	finishing bool      // the client did
 	forgotten bool
 	relieved  chan struct{} // closed when a stream makes the polls that wait superfluous; nil: none waits
+}
+
+// A term says when a session's time has come.
+//
+//	unconfirmed   after unconfirmedLife without a request
+//	confirmed     after Lifetime without one, or when the last answer is over
+//	ended         after farewellLife, if not sooner
+type term struct {
+	confirmed bool // something under the session's key has come
+	lastSeen  time.Time
+	ended     time.Time // when either side ended it; zero: neither has
+	reason    uint64    // why, as heads say it
+	finishing bool      // the client did
+}
+
+// end notes that either side has ended the session. The first reason stays.
+func (t *term) end(now time.Time, reason uint64) {
+	if t.ended.IsZero() {
+		t.ended, t.reason = now, reason
+	}
+}
+
+// isOver tells whether the session's time has come. answering says that answers are
+// being written: a client that takes one lives.
+func (t *term) isOver(now time.Time, answering bool) bool {
+	silence := now.Sub(t.lastSeen)
+	switch {
+	case !t.ended.IsZero() && now.Sub(t.ended) > farewellLife:
+		return true
+	case !t.confirmed:
+		return silence > unconfirmedLife
+	}
+	return silence > Lifetime && !answering
 }
 
 // Conn is the engine's pipe.
@@ -107,7 +136,7 @@ func (s *Session) Client() netip.Addr {
 func (s *Session) heard() (netip.Prefix, time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return neighbours(s.client), s.lastSeen
+	return neighbours(s.client), s.term.lastSeen
 }
 
 // run hands the session to Serve and ends it afterwards.
@@ -116,7 +145,7 @@ func (s *Session) run() {
 	s.server.cfg.Serve(s)
 	s.end(wire.CloseDone)
 	s.mu.Lock()
-	finishing := s.finishing
+	finishing := s.term.finishing
 	s.mu.Unlock()
 	if finishing {
 		s.forget()
@@ -126,8 +155,8 @@ func (s *Session) run() {
 // confirm is called when something under the session's key has come.
 func (s *Session) confirm() {
 	s.mu.Lock()
-	first := !s.confirmed
-	s.confirmed = true
+	first := !s.term.confirmed
+	s.term.confirmed = true
 	s.mu.Unlock()
 	if !first || s.refused {
 		return
@@ -147,7 +176,7 @@ func (s *Session) confirm() {
 // note takes note of a request.
 func (s *Session) note(from netip.Addr) {
 	s.mu.Lock()
-	s.lastSeen = time.Now()
+	s.term.lastSeen = time.Now()
 	was := neighbours(s.client)
 	if from.IsValid() {
 		s.client = from
@@ -166,7 +195,7 @@ func (s *Session) serve(w http.ResponseWriter, r *http.Request, control *http.Re
 	a := s.answers.begin(control)
 	defer a.done()
 	s.mu.Lock()
-	confirmed := s.confirmed
+	confirmed := s.term.confirmed
 	s.mu.Unlock()
 	if !confirmed {
 		if body.beginsWith(s.ephemeral[:]) {
@@ -367,7 +396,7 @@ func (s *Session) fields() wire.Head {
 	s.link.stampFound(&h) // recall
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h.Close = s.reason
+	h.Close = s.term.reason
 	return h
 }
 
@@ -512,9 +541,7 @@ func (s *Session) stream(ctx context.Context, w http.ResponseWriter, a *answerin
 // the client learns of it.
 func (s *Session) end(reason uint64) {
 	s.mu.Lock()
-	if s.ended.IsZero() {
-		s.ended, s.reason = time.Now(), reason
-	}
+	s.term.end(time.Now(), reason)
 	s.mu.Unlock()
 	s.link.close()
 }
@@ -523,7 +550,7 @@ func (s *Session) end(reason uint64) {
 func (s *Session) isEnded() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.ended.IsZero()
+	return !s.term.ended.IsZero()
 }
 
 // finish says that the client has ended the session and sends no record from
@@ -531,10 +558,8 @@ func (s *Session) isEnded() bool {
 // when it is done with that.
 func (s *Session) finish(end uint64) {
 	s.mu.Lock()
-	if s.ended.IsZero() {
-		s.ended, s.reason = time.Now(), wire.CloseDone
-	}
-	s.finishing = true
+	s.term.end(time.Now(), wire.CloseDone)
+	s.term.finishing = true
 	s.mu.Unlock()
 	s.link.finish(end)
 	s.server.mu.Lock()
@@ -554,9 +579,9 @@ func (s *Session) forget() {
 	first := !s.forgotten
 	if first {
 		s.forgotten = true
-		if s.started && !s.confirmed {
+		if s.started && !s.term.confirmed {
 			v.settle(s)
-			s.confirmed = true // counted
+			s.term.confirmed = true // counted
 		}
 		close(s.gone)
 	}
@@ -570,13 +595,5 @@ func (s *Session) forget() {
 func (s *Session) isOld(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case !s.ended.IsZero() && now.Sub(s.ended) > farewellLife:
-		return true
-	case !s.confirmed:
-		return now.Sub(s.lastSeen) > unconfirmedLife
-	case s.answers.written() > 0:
-		return false
-	}
-	return now.Sub(s.lastSeen) > Lifetime
+	return s.term.isOver(now, s.answers.written() > 0)
 }
