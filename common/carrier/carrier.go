@@ -24,7 +24,7 @@
 //	engine                                            engine
 //	  |  Conn (conn.go)                                 |  Conn
 //	link (link.go)                                    link
-//	  outgoing: queue, repair, window (window.go)       the same
+//	  outgoing: queue (queue.go), repair, window        the same
 //	  incoming: order, gaps, news
 //	  heads: numbers of heads, round trip
 //	  |                                                 |

@@ -282,7 +282,7 @@ func checkLink(t *testing.T, l *link) {
 		}
 	}
 	queued := 0
-	for _, b := range l.out.queue {
+	for _, b := range l.out.queue.records {
 		queued += len(b.b) - wire.HeaderSize
 		held += b.cost() + outgoingCost
 	}
@@ -292,9 +292,9 @@ func checkLink(t *testing.T, l *link) {
 	for _, b := range l.in.early {
 		held += b.cost() + incomingCost
 	}
-	if flying != l.out.flying || retained != l.out.retained || queued != l.out.queued {
+	if flying != l.out.flying || retained != l.out.retained || queued != l.out.queue.bytes {
 		t.Fatalf("flying %d, counted %d; retained %d, counted %d; queued %d, counted %d",
-			flying, l.out.flying, retained, l.out.retained, queued, l.out.queued)
+			flying, l.out.flying, retained, l.out.retained, queued, l.out.queue.bytes)
 	}
 	held += (cap(l.in.got.Spans) + cap(l.out.unheard.Spans)) * spanCost
 	if int64(held) != l.held.bytes() {

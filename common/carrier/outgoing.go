@@ -104,8 +104,7 @@ type outgoing struct {
 	resent   atomic.Uint64 // bytes sent again
 
 	// Not numbered yet.
-	queue   []*buffer // records, header room first; the last one is open
-	queued  int       // bytes of datagrams in them, with their lengths
+	queue   queue
 	taken   time.Time // when some were taken last
 	blocked bool      // a WriteTo waits for room
 	short   bool      // it does because memory has none
@@ -164,25 +163,14 @@ func (o *outgoing) put(p []byte) bool {
 		o.blocked, o.short = true, true
 		return false
 	}
-	if o.queued > 0 && o.queued+len(p) > o.allowance() {
+	if o.queue.bytes > 0 && o.queue.bytes+len(p) > o.allowance() {
 		o.blocked = true
-		if o.flying+o.queued+len(p) > o.window.size {
+		if o.flying+o.queue.bytes+len(p) > o.window.size {
 			o.window.limited = true
 		}
 		return false
 	}
-	need := 2 + len(p)
-	var tail *buffer
-	if n := len(o.queue); n > 0 && len(o.queue[n-1].b)+need <= wire.HeaderSize+wire.MaxPlaintext {
-		tail = o.queue[n-1]
-	} else {
-		tail = newBuffer()
-		tail.b = tail.b[:wire.HeaderSize]
-		o.queue = append(o.queue, tail)
-		o.keep(tail.cost() + outgoingCost)
-	}
-	tail.b = wire.AppendDatagram(tail.b, p)
-	o.queued += need
+	o.keep(o.queue.put(p))
 	return true
 }
 
@@ -195,22 +183,8 @@ func (o *outgoing) allowance() int {
 // takeHello takes datagrams out of the queue, at most room bytes of them, for
 // the session's first message.
 func (o *outgoing) takeHello(room int) []byte {
-	var hello []byte
-	for len(o.queue) > 0 {
-		b := o.queue[0]
-		p, rest, err := wire.CutDatagram(b.b[wire.HeaderSize:])
-		if err != nil { // the end of this record
-			o.queue = slices.Delete(o.queue, 0, 1)
-			o.giveBack(b)
-			continue
-		}
-		if len(hello)+2+len(p) > room {
-			break
-		}
-		hello = wire.AppendDatagram(hello, p)
-		o.queued -= 2 + len(p)
-		b.b = b.b[:wire.HeaderSize+copy(b.b[wire.HeaderSize:], rest)]
-	}
+	hello, less := o.queue.takeHello(room)
+	o.keep(-less)
 	signal(o.writable)
 	return hello
 }
@@ -221,7 +195,7 @@ func (o *outgoing) dueIn(now time.Time, in lanes) time.Duration {
 	switch {
 	case len(o.lost) > 0:
 		return 0
-	case o.queued == 0 || !o.mayGrow():
+	case o.queue.bytes == 0 || !o.mayGrow():
 		return -1
 	case o.blocked:
 		return 0
@@ -234,7 +208,7 @@ func (o *outgoing) dueIn(now time.Time, in lanes) time.Duration {
 	if share := in.share(w.size); share > 0 {
 		enough, batch = max(enough, share), w.base/time.Duration(in.slots)
 	}
-	if o.queued >= enough || batch < minBatch {
+	if o.queue.bytes >= enough || batch < minBatch {
 		return 0
 	}
 	return max(0, batch-now.Sub(o.taken))
@@ -264,14 +238,14 @@ func (o *outgoing) take(e uint64, limit int, now time.Time, in lanes) (taken []*
 		}
 		o.lost = o.lost[1:]
 	}
-	for len(o.queue) > 0 && o.mayGrow() {
-		b := o.queue[0]
-		size := min(len(b.b)+wire.Overhead-wire.HeaderSize, o.unit)
+	for o.queue.bytes > 0 && o.mayGrow() {
+		size := min(o.queue.next(), o.unit)
 		if size > limit {
 			break
 		}
-		b = o.nextRecord(size)
-		r := &sentRecord{number: o.next, size: len(b.b) + wire.Overhead - wire.HeaderSize, buf: b}
+		b, more := o.queue.take(size)
+		o.keep(more)
+		r := &sentRecord{number: o.next, size: unitSize(b), buf: b}
 		if small := b.fitting(wire.SealRoom); small != nil {
 			r.buf = small
 			o.keep(small.cost() - b.cost())
@@ -289,47 +263,10 @@ func (o *outgoing) take(e uint64, limit int, now time.Time, in lanes) (taken []*
 	}
 	o.blocked = false
 	signal(o.writable)
-	if len(o.lost) > 0 || o.queued > 0 {
+	if len(o.lost) > 0 || o.queue.bytes > 0 {
 		signal(o.wake)
 	}
 	return taken
-}
-
-// nextRecord takes the first record of at most size bytes out of the queue, where
-// there is one: a datagram that is larger is cut into parts.
-func (o *outgoing) nextRecord(size int) *buffer {
-	b, room := o.queue[0], size-wire.Overhead
-	head, rest, _ := wire.CutPart(b.b[wire.HeaderSize:])
-	alone := head.Continues && len(rest) > 0 // the other side has no room for more behind a datagram's end
-	if len(b.b)-wire.HeaderSize <= room && !alone {
-		o.queued -= len(b.b) - wire.HeaderSize
-		o.queue[0] = nil
-		o.queue = o.queue[1:]
-		return b
-	}
-	plain, n := b.b[wire.HeaderSize:], 0
-	for {
-		p, _, err := wire.CutPart(plain[n:])
-		if err != nil || n+2+len(p.Bytes) > room {
-			break
-		}
-		if n += 2 + len(p.Bytes); alone {
-			break
-		}
-	}
-	first := newBufferOf(size + unitScratch)
-	first.b = append(first.b[:wire.HeaderSize], plain[:n]...)
-	if n == 0 {
-		p, _, _ := wire.CutPart(plain) // of our own making
-		n = room - 2
-		first.b = wire.AppendPart(first.b, wire.Part{Bytes: p.Bytes[:n], Continues: p.Continues, GoesOn: true})
-		// The rest's length stands where the end of what was taken was.
-		wire.AppendPart(plain[:n], wire.Part{Bytes: p.Bytes[n:], Continues: true, GoesOn: p.GoesOn})
-	}
-	b.b = b.b[:wire.HeaderSize+copy(plain, plain[n:])]
-	o.queued -= n
-	o.keep(first.cost() + outgoingCost)
-	return first
 }
 
 // setUnit says how large a record may be from now on. Larger ones that exist are
@@ -533,7 +470,7 @@ func (o *outgoing) stamp(h *wire.Head) {
 		h.Kept = o.base
 	}
 	h.Sent = o.next
-	h.Backlog = o.queued + o.retained - o.flying // and what is lost
+	h.Backlog = o.queue.bytes + o.retained - o.flying // and what is lost
 }
 
 // lossAt is when a cargo that was written and not acknowledged counts as lost
@@ -607,18 +544,18 @@ func (o *outgoing) probe(c *cargo, now time.Time) {
 func (o *outgoing) giveBack(b *buffer) {
 	o.keep(-b.cost() - outgoingCost)
 	b.release()
-	if o.short {
-		o.short = false
-		signal(o.writable)
-	}
 }
 
-// keep counts n bytes more that are kept, or fewer.
+// keep counts n bytes more that are kept, or fewer: then there is memory again.
 func (o *outgoing) keep(n int) {
 	o.kept += n
 	o.held.add(n)
 	if o.memory != nil {
 		o.memory.sending.Add(int64(n))
+	}
+	if n < 0 && o.short {
+		o.short = false
+		signal(o.writable)
 	}
 }
 
@@ -626,25 +563,22 @@ func (o *outgoing) keep(n int) {
 // room for, or acknowledged nothing. What waits only for room says nothing: were
 // both sides to wait so for each other, they would for ever.
 func (o *outgoing) stands(now time.Time) bool {
-	waits := o.retained > 0 || o.queued > 0 && o.next < o.grant
+	waits := o.retained > 0 || o.queue.bytes > 0 && o.next < o.grant
 	return waits && now.Sub(o.silence.lastAck) > standing
 }
 
 // unfinished tells whether something waits to be sent or acknowledged.
-func (o *outgoing) unfinished() bool { return o.queued > 0 || o.retained > 0 }
+func (o *outgoing) unfinished() bool { return o.queue.bytes > 0 || o.retained > 0 }
 
 // drop gives back everything that waits or is kept.
 func (o *outgoing) drop() {
-	for _, b := range o.queue {
-		o.giveBack(b)
-	}
+	o.keep(-o.queue.drop())
 	for _, r := range o.sent {
 		if !r.acked {
 			r.acked = true
 			o.giveBack(r.buf)
 		}
 	}
-	o.queue, o.queued = nil, 0
 	o.base, o.sent, o.lost = o.next, nil, nil
 	o.flying, o.retained = 0, 0
 	o.cargoes, o.missing = nil, numbers{}

@@ -247,7 +247,7 @@ func TestSmallRecords(t *testing.T) {
 					t.Fatalf("%v: no room", sizes)
 				}
 			}
-			for s.queued > 0 {
+			for s.queue.bytes > 0 {
 				s.now = s.now.Add(ms)
 				for _, rec := range s.take(1, largestBody, s.now, lanes{}) {
 					if rec.size > unit || cap(rec.buf.b) < rec.size+unitScratch {
@@ -274,15 +274,13 @@ func TestSmallRecords(t *testing.T) {
 			if _, ok := r.get(buf, r.now); ok {
 				t.Errorf("%v by %d: more came than was put", sizes, unit)
 			}
-			if s.held.bytes() != 0 || len(s.queue) > 0 {
+			if s.held.bytes() != 0 || len(s.queue.records) > 0 {
 				t.Errorf("%v by %d: %d bytes are held when all is acknowledged", sizes, unit, s.held.bytes())
 			}
 		}
 	}
 }
 
-// A record that has become too large is given up when it is lost, or at once if it is
-// lost already; what is in flight may still come.
 // What is given up is told until the other side knows.
 func TestGivenUpIsTold(t *testing.T) {
 	s := newSender().send(1, 1).send(2, 1).send(3, 1)
@@ -309,6 +307,8 @@ func TestGivenUpIsTold(t *testing.T) {
 	}
 }
 
+// A record that has become too large is given up when it is lost, or at once if it is
+// lost already; what is in flight may still come.
 func TestTooLargeRecords(t *testing.T) {
 	s := newSender().send(1, 1).send(2, 1)
 	s.endExchange(1)
@@ -330,7 +330,7 @@ func TestEndStandsAlone(t *testing.T) {
 	s, r := newSender(), newReceiver()
 	s.setUnit(smallUnit)
 	s.put(make([]byte, wire.RecordRoom))
-	for more := true; s.queued > 0; more = false {
+	for more := true; s.queue.bytes > 0; more = false {
 		for _, rec := range s.take(1, smallUnit, s.now, lanes{}) {
 			b := newBuffer()
 			b.b = append(b.b, rec.buf.b[wire.HeaderSize:]...)
