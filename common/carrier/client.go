@@ -124,8 +124,7 @@ type milestones struct {
 
 // A Verdict is what is known of whether the server still knows a session.
 type Verdict struct {
-	Heard     time.Time // when an answer of the server's has come last
-	Forgotten bool      // several answers since then were by somebody else
+	Forgotten bool      // several answers in a row were by somebody else
 	Since     time.Time // if so: the exchanges that show it were all started then or later
 }
 
@@ -136,7 +135,7 @@ func (m *milestones) Verdict() (Verdict, <-chan struct{}) {
 	if m.news == nil {
 		m.news = make(chan struct{})
 	}
-	return Verdict{m.heard, m.seems, m.since}, m.news
+	return Verdict{m.seems, m.since}, m.news
 }
 
 // Stale tells whether the server is likely to have forgotten the session, because

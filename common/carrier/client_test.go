@@ -303,7 +303,10 @@ func TestForgotten(t *testing.T) {
 				if v.Forgotten != c.want || client.SeemsForgotten() != c.want {
 					t.Errorf("%+v, SeemsForgotten %v, want %v", v, client.SeemsForgotten(), c.want)
 				}
-				if v.Forgotten && !v.Since.After(v.Heard) {
+				client.mu.Lock()
+				heard := client.heard
+				client.mu.Unlock()
+				if v.Forgotten && !v.Since.After(heard) {
 					t.Errorf("what was asked before the last answer shows nothing: %+v", v)
 				}
 				w.net.set(nil)

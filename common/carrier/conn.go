@@ -140,7 +140,7 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// LocalAddr and RemoteAddr name the session.
+// LocalAddr names the session, as RemoteAddr does.
 func (c *Conn) LocalAddr() net.Addr { return c.addr }
 
 // RemoteAddr is the address that ReadFrom returns.

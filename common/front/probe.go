@@ -34,9 +34,6 @@ func NewProbe(cfg Config) (*Probe, error) {
 // Name is the domain that is named in TLS.
 func (p *Probe) Name() string { return p.route.name }
 
-// Origin is the host in the requests, with its port if that is no default.
-func (p *Probe) Origin() string { return p.route.origin.Host }
-
 // Secure tells whether there is TLS.
 func (p *Probe) Secure() bool { return p.connector.looks.all[0].tls != nil }
 
