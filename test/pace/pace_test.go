@@ -350,7 +350,9 @@ var rows = []row{
 	slow("quic", "https", "streamed", 'u', limits{0.85, 0.94, 270 * ms}),
 	slow("quic", "https", "streamed", 'd', limits{0.87, 0.93, 210 * ms}),
 	fast("quic", "https", "streamed", 'u', limits{0.57, 0.90, 520 * ms}),
-	fast("quic", "https", "streamed", 'd', limits{0.65, 0.92, 390 * ms}),
+	// The second is 0.957 alone; of 150 runs beside others, whose goroutines come in
+	// another order, six had 0.88 to 0.92.
+	fast("quic", "https", "streamed", 'd', limits{0.65, 0.86, 390 * ms}),
 	slow("sctp", "https", "streamed", 'u', limits{0.88, 0.91, 230 * ms}),
 	slow("sctp", "https", "streamed", 'd', limits{0.87, 0.96, 240 * ms}),
 	fast("sctp", "https", "streamed", 'u', limits{0.70, 0.88, 580 * ms}),
