@@ -168,6 +168,8 @@ func (r *reader) read() ([]byte, error) {
 	switch {
 	case !errors.Is(err, os.ErrDeadlineExceeded):
 		return r.large[:n], err
+	case n > 0:
+		return r.large[:n], nil // as QUIC's may; the next read returns the error alone
 	case r.busy:
 		r.watch()
 	default:

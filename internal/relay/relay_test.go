@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -235,6 +236,58 @@ func TestBuffers(t *testing.T) {
 		outer.Close()
 		if err := <-ended; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A late is a stream whose Read, when its deadline has passed, may return bytes
+// beside the error, as quic-go's does.
+type late struct {
+	spy
+	text     io.Reader
+	deadline time.Time
+	beside   bool // the last error came with bytes
+}
+
+func (l *late) SetReadDeadline(t time.Time) error {
+	l.deadline = t
+	return nil
+}
+
+func (l *late) Read(p []byte) (int, error) {
+	time.Sleep(busyTime / 3)
+	if l.deadline.IsZero() || time.Now().Before(l.deadline) {
+		return l.text.Read(p)
+	}
+	if l.beside = !l.beside; !l.beside {
+		return 0, os.ErrDeadlineExceeded
+	}
+	n, _ := l.text.Read(p)
+	return n, os.ErrDeadlineExceeded
+}
+
+// A sink keeps what is written.
+type sink struct {
+	spy
+	text []byte
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	s.text = append(s.text, p...)
+	return len(p), nil
+}
+
+// What comes beside the error of a deadline is passed on like everything else.
+func TestBytesBesideTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		text := make([]byte, 40*largeBuffer)
+		rand.NewChaCha8([32]byte{}).Read(text)
+		from, to := &late{text: bytes.NewReader(text)}, new(sink)
+		if err := copyThrough(to, from); err != nil {
+			t.Error(err)
+		}
+		if !bytes.Equal(to.text, text) {
+			t.Errorf("%d bytes of %d came through", len(to.text), len(text))
 		}
 	})
 }
