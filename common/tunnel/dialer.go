@@ -177,6 +177,7 @@ type session struct {
 
 	// Guarded by the Dialer's mu.
 	streams int           // open in it, or about to be
+	left    time.Time     // when one was closed last, or not opened after all; zero: there was none
 	full    bool          // the engine has refused one more since one was closed
 	doubt   chan struct{} // closed when it is known whether another one is accepted; nil: nobody asks
 }
@@ -235,10 +236,7 @@ func (d *Dialer) Dial(ctx context.Context) (Stream, error) {
 			}
 			return nil, s.failure()
 		case <-ctx.Done():
-			d.release(s)
-			if !d.engine.Multiplexes() {
-				s.engine.Close()
-			}
+			d.giveUp(s)
 			return nil, fmt.Errorf("%w: no answer: %w", ErrUnreachable, context.Cause(ctx))
 		}
 	}
@@ -300,7 +298,7 @@ func (d *Dialer) openIn(ctx context.Context, s *session) (engine.Stream, *sessio
 		if err == nil {
 			return st, s, nil
 		}
-		d.release(s)
+		d.giveUp(s)
 		switch {
 		case errors.Is(err, engine.ErrTooMany):
 			d.fills(s)
@@ -409,16 +407,23 @@ func (d *Dialer) tellEngineEnd(s *session, told bool) {
 	case s.client.Err() != nil: // it ends, and has taken the engine along
 		d.tellEnd(s, told)
 	case d.inUse(s):
+		d.tellConnected(s, told)
 		d.events(Event{Lost, errEnded})
+	}
+}
+
+// tellConnected says that a session that has ended was connected, if it was, and if
+// that was not told.
+func (d *Dialer) tellConnected(s *session, told bool) {
+	if !told && isClosed(s.client.Ready()) {
+		d.events(Event{Kind: Connected})
 	}
 }
 
 // tellEnd says why a session has ended by itself. told: that it was connected has
 // been said.
 func (d *Dialer) tellEnd(s *session, told bool) {
-	if !told && isClosed(s.client.Ready()) {
-		d.events(Event{Kind: Connected})
-	}
+	d.tellConnected(s, told)
 	err := s.client.Err()
 	switch {
 	case err == nil:

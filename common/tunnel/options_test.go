@@ -86,6 +86,20 @@ func TestEventsOfFailures(t *testing.T) {
 	}
 }
 
+// What is lost was connected, also where the end of the engine is noticed before that
+// is.
+func TestEventsOfAnEngineThatEnds(t *testing.T) {
+	s := newSite(t)
+	d := s.dialer(s.config("kcp-smux"))
+	c := dial(t, d)
+	var told eventList
+	d = &Dialer{engine: d.engine, events: told.add}
+	d.tellEngineEnd(c.(*clientStream).session, false)
+	if got := told.kinds(); got != "connected lost" {
+		t.Errorf("told: %s", got)
+	}
+}
+
 // Options turn what they say they turn.
 func TestOptionsOfSockets(t *testing.T) {
 	server := NewServer(ServerConfig{})

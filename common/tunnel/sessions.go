@@ -114,7 +114,17 @@ func (d *Dialer) release(s *session) {
 	defer d.mu.Unlock()
 	s.streams--
 	s.full = false
+	s.left = time.Now()
 	d.spare(s)
+}
+
+// giveUp is release where no stream could be had: of an engine with one stream that
+// ends the session, of which nobody else knows.
+func (d *Dialer) giveUp(s *session) {
+	d.release(s)
+	if !d.engine.Multiplexes() {
+		s.engine.Close()
+	}
 }
 
 // fills notes that the engine has refused a stream. Those that were closed may live
@@ -125,7 +135,8 @@ func (d *Dialer) fills(s *session) {
 	s.full = s.streams > 0 // else nobody would ever say that it is not
 }
 
-// spare ends s after a while if nobody needs it then. mu is held.
+// spare ends s after a while if nobody needs it then, or has needed it meanwhile. mu
+// is held.
 func (d *Dialer) spare(s *session) {
 	if s.streams > 0 || s == d.current || !slices.Contains(d.sessions, s) {
 		return
@@ -133,8 +144,20 @@ func (d *Dialer) spare(s *session) {
 	time.AfterFunc(spareLife, func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.discard(s)
+		if time.Since(s.left) >= spareLife {
+			d.discard(s)
+		}
 	})
+}
+
+// dismiss ends s, which was tried in another's place, if nobody needs it: at once if
+// no stream has ever been in it. mu is held.
+func (d *Dialer) dismiss(s *session) {
+	if s.left.IsZero() {
+		d.discard(s)
+	} else {
+		d.spare(s)
+	}
 }
 
 // discard ends s if nobody needs it. mu is held.
@@ -191,7 +214,7 @@ func (d *Dialer) replace(old *session) bool {
 		d.log.Info("the server still knows the session")
 		d.spare(old)
 	}
-	d.discard(s)
+	d.dismiss(s)
 	return why != nil
 }
 

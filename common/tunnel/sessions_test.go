@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engines"
@@ -147,4 +150,67 @@ func TestSpare(t *testing.T) {
 	if err := old.client.Err(); err != nil || d.current == old {
 		t.Errorf("the spare session has ended with %v", err)
 	}
+}
+
+// A closeSession is an engine's session that can only be closed.
+type closeSession struct {
+	engine.Session
+	closed atomic.Bool
+}
+
+func (s *closeSession) Close() error {
+	s.closed.Store(true)
+	return nil
+}
+
+// A spare session outlives its last stream by spareLife, also if it was without one
+// before.
+func TestSpareLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d Dialer
+		for _, dismissed := range []bool{false, true} {
+			e := new(closeSession)
+			s := &session{engine: e, streams: 1}
+			d.sessions = append(d.sessions, s)
+			d.release(s)
+			time.Sleep(spareLife - time.Second)
+			d.mu.Lock()
+			s.streams++
+			d.mu.Unlock()
+			d.release(s)
+			if dismissed {
+				d.mu.Lock()
+				d.dismiss(s)
+				d.mu.Unlock()
+			}
+			time.Sleep(spareLife - time.Second)
+			if e.closed.Load() {
+				t.Error("a stream's last words may be on their way yet")
+			}
+			time.Sleep(2 * time.Second)
+			if !e.closed.Load() {
+				t.Error("a session that nobody needs lives on")
+			}
+		}
+		e := new(closeSession)
+		d.dismiss(&session{engine: e})
+		synctest.Wait()
+		if !e.closed.Load() {
+			t.Error("a session that had no stream lives on")
+		}
+	})
+}
+
+// Who has given up when a stream is opened leaves no session of his own behind.
+func TestGivenUp(t *testing.T) {
+	each(t, func(t *testing.T, s *site, d *Dialer, name string) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := d.DialEarly(ctx); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		if !d.engine.Multiplexes() {
+			until(t, "the end of the session", func() bool { return d.share.sessions.Load() == 0 })
+		}
+	})
 }
