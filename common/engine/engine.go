@@ -186,8 +186,9 @@ type Session interface {
 //
 // Read and Write may be called concurrently with each other and with all other
 // methods; deadlines work as net.Conn says and match os.ErrDeadlineExceeded.
-// A Write that has timed out has written exactly the bytes that it counts, keeps
-// no part of its argument, and may be followed by others.
+// A Read that has timed out has read nothing. A Write that has timed out has written
+// exactly the bytes that it counts, keeps no part of its argument, and may be followed
+// by others.
 //
 // Write blocks when the other side does not read: the memory that a stream
 // holds is bounded on both sides. A stream that is not read does not stall the

@@ -169,7 +169,7 @@ func (r *reader) read() ([]byte, error) {
 	case !errors.Is(err, os.ErrDeadlineExceeded):
 		return r.large[:n], err
 	case n > 0:
-		return r.large[:n], nil // as QUIC's may; the next read returns the error alone
+		return r.large[:n], nil // as an io.Reader may; the next read returns the error alone
 	case r.busy:
 		r.watch()
 	default:

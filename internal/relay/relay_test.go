@@ -241,7 +241,7 @@ func TestBuffers(t *testing.T) {
 }
 
 // A late is a stream whose Read, when its deadline has passed, may return bytes
-// beside the error, as quic-go's does.
+// beside the error, as those of quic-go do.
 type late struct {
 	spy
 	text     io.Reader

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -721,5 +722,36 @@ func transfer(t *testing.T, from, to engine.Stream) {
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A Read that has timed out has read nothing, also where the deadline passes while it
+// copies one frame after the other.
+func TestDeadlineBetweenFrames(t *testing.T) {
+	const size, chunk = 4 << 20, 256 << 10
+	x, y := enginetest.Connect(enginetest.Path{Queue: 1 << 20}, enginetest.Path{Queue: 1 << 20}, 1)
+	client, server := start(t, x, y)
+	from := open(t, client)
+	go func() {
+		p := make([]byte, chunk)
+		for range size / chunk {
+			from.Write(p)
+		}
+		from.CloseWrite()
+	}()
+	to, p, total := accept(t, server), make([]byte, chunk), 0
+	for wait := time.Duration(1); ; wait = wait%50 + 1 {
+		to.SetReadDeadline(time.Now().Add(wait * time.Microsecond))
+		n, err := to.Read(p)
+		total += n
+		switch {
+		case err == io.EOF:
+			if total != size {
+				t.Errorf("%d bytes of %d", total, size)
+			}
+			return
+		case err != nil && (n > 0 || !errors.Is(err, os.ErrDeadlineExceeded)):
+			t.Fatalf("after %d bytes: %d more, and %v", total, n, err)
+		}
 	}
 }

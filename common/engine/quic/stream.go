@@ -237,6 +237,9 @@ func (st *stream) read(p []byte) (int, error) {
 	if n > 0 && !st.session.client {
 		st.session.account.read(st.str.StreamID(), n)
 	}
+	if n > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil // the library looks at the deadline between two frames, too; it comes again
+	}
 	return n, st.failure(err, false)
 }
 
