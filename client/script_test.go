@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/logtest"
 	"turbotunnel/internal/socks/sockstest"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -141,7 +141,7 @@ func echoServer(t *testing.T, key *tunnel.Key) string {
 type session struct {
 	cmd            *exec.Cmd
 	stdin          io.Closer
-	stdout, stderr syncBuffer
+	stdout, stderr logtest.Buffer
 	conns          []net.Conn
 }
 
@@ -166,7 +166,7 @@ func (s *session) start(ts *testscript.TestScript, args []string) {
 	s.cmd = exec.Command(exe, args...)
 	s.cmd.Dir = ts.MkAbs(".")
 	s.cmd.Env = append(childEnv(), env...)
-	s.stdout, s.stderr = syncBuffer{}, syncBuffer{}
+	s.stdout, s.stderr = logtest.Buffer{}, logtest.Buffer{}
 	s.cmd.Stdout, s.cmd.Stderr = &s.stdout, &s.stderr
 	s.stdin, err = s.cmd.StdinPipe()
 	ts.Check(err)
@@ -176,7 +176,7 @@ func (s *session) start(ts *testscript.TestScript, args []string) {
 func (s *session) out(ts *testscript.TestScript, args []string) { s.await(ts, &s.stdout, args) }
 func (s *session) err(ts *testscript.TestScript, args []string) { s.await(ts, &s.stderr, args) }
 
-func (s *session) await(ts *testscript.TestScript, where *syncBuffer, args []string) {
+func (s *session) await(ts *testscript.TestScript, where *logtest.Buffer, args []string) {
 	re := regexp.MustCompile("(?m)" + args[0])
 	deadline := time.Now().Add(patience)
 	for {
@@ -203,7 +203,7 @@ func (s *session) end(ts *testscript.TestScript, args []string) {
 	guard := time.AfterFunc(patience, func() { s.cmd.Process.Kill() })
 	s.cmd.Wait()
 	guard.Stop()
-	for name, what := range map[string]*syncBuffer{"out.txt": &s.stdout, "err.txt": &s.stderr} {
+	for name, what := range map[string]*logtest.Buffer{"out.txt": &s.stdout, "err.txt": &s.stderr} {
 		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(what.String()), 0o600))
 	}
 	if code := strconv.Itoa(s.cmd.ProcessState.ExitCode()); code != args[0] {
@@ -427,24 +427,6 @@ func TestParentsDeath(t *testing.T) {
 	if _, err := io.Copy(io.Discard, stdout); err != nil {
 		t.Errorf("the program outlives its parent: %v", err)
 	}
-}
-
-// A syncBuffer is a bytes.Buffer for several goroutines.
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 // dialTCP connects to addr; the connection is closed with the test.

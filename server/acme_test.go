@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"turbotunnel/internal/logtest"
+
 	"golang.org/x/net/dns/dnsmessage"
 )
 
@@ -27,7 +29,7 @@ type pebble struct {
 	caFile    string
 	httpPort  int // where it asks HTTP-01 challenges
 	tlsPort   int // and TLS-ALPN-01
-	log       *logBuffer
+	log       *logtest.Buffer
 }
 
 // startPebble starts pebble, whose certificates are valid for life, until the
@@ -45,7 +47,7 @@ func startPebble(t *testing.T, life time.Duration) *pebble {
 		t.Fatalf("go tool: %v", err)
 	}
 	program := strings.TrimSpace(string(out))
-	p := &pebble{caFile: filepath.Join(dir, "ca.pem"), httpPort: freePort(t), tlsPort: freePort(t), log: new(logBuffer)}
+	p := &pebble{caFile: filepath.Join(dir, "ca.pem"), httpPort: freePort(t), tlsPort: freePort(t), log: new(logtest.Buffer)}
 	p.env = []string{"SSL_CERT_FILE=" + p.caFile}
 	cert, key := newPair(t, 1, time.Now().Add(time.Hour))
 	replaceFile(t, p.caFile, cert)
@@ -250,7 +252,7 @@ func TestCertificateByTLSALPN(t *testing.T) {
 }
 
 // autoCertificateFor returns one for tests within the process.
-func autoCertificateFor(t *testing.T, ca *pebble) (*autoCertificate, *logBuffer) {
+func autoCertificateFor(t *testing.T, ca *pebble) (*autoCertificate, *logtest.Buffer) {
 	t.Helper()
 	log, text := newLog()
 	auto, err := newAutoCertificate(settings{acmeHostnames: "www.example.com", acmeDirectory: ca.directory, stateDir: t.TempDir()}, log)

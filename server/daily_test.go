@@ -1,16 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"io"
 	"log/slog"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"turbotunnel/internal/logtest"
 )
 
 // Each day has a line with what was done in it, and not before.
@@ -23,16 +22,10 @@ func TestSummarize(t *testing.T) {
 			count += 1000
 			return totals{sessions: int(sessions.Load()), opened: count, down: count * 1e6}
 		}
-		var mu sync.Mutex
-		var out bytes.Buffer
-		said := func() string {
-			mu.Lock()
-			defer mu.Unlock()
-			return out.String()
-		}
+		var out logtest.Buffer
 		done := make(chan struct{})
 		go func() {
-			summarize(ctx, now, slog.New(slog.NewTextHandler(&lockedWriter{&mu, &out}, nil)))
+			summarize(ctx, now, slog.New(slog.NewTextHandler(&out, nil)))
 			close(done)
 		}()
 		time.Sleep(time.Hour + time.Second)
@@ -40,27 +33,15 @@ func TestSummarize(t *testing.T) {
 		time.Sleep(time.Hour)
 		sessions.Store(1)
 		time.Sleep(summaryEvery - 3*time.Hour)
-		if synctest.Wait(); said() != "" {
-			t.Errorf("before the day is over: %s", said())
+		if synctest.Wait(); out.String() != "" {
+			t.Errorf("before the day is over: %s", out.String())
 		}
 		time.Sleep(summaryEvery + time.Hour)
 		cancel()
 		<-done
-		lines := strings.Split(strings.TrimSpace(said()), "\n")
+		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 		if len(lines) != 2 || !strings.Contains(lines[0], `"the last day" sessions=1440000 at_once=7 `) || !strings.Contains(lines[0], `megabytes_down=1440000`) || !strings.Contains(lines[1], `at_once=1 `) {
-			t.Errorf("after two days:\n%s", said())
+			t.Errorf("after two days:\n%s", out.String())
 		}
 	})
-}
-
-// A lockedWriter is for several goroutines.
-type lockedWriter struct {
-	mu *sync.Mutex
-	w  io.Writer
-}
-
-func (l *lockedWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(p)
 }

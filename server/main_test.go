@@ -7,11 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"turbotunnel/internal/logtest"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
@@ -59,26 +59,8 @@ func TestScript(t *testing.T) {
 	})
 }
 
-// A logBuffer holds what was logged. Safe for concurrent use.
-type logBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
-func newLog() (*slog.Logger, *logBuffer) {
-	b := new(logBuffer)
+func newLog() (*slog.Logger, *logtest.Buffer) {
+	b := new(logtest.Buffer)
 	return slog.New(slog.NewTextHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug})), b
 }
 

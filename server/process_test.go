@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"turbotunnel/internal/logtest"
 )
 
 // patience is how long a test waits for a program before it fails.
@@ -25,7 +27,7 @@ type program struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	lines  chan string // of stdout
-	stderr *logBuffer
+	stderr *logtest.Buffer
 	done   chan struct{} // closed when it has ended
 }
 
@@ -40,7 +42,7 @@ func start(t *testing.T, env []string, args ...string) *program {
 // launch starts cmd, which is the server.
 func launch(t *testing.T, cmd *exec.Cmd) *program {
 	t.Helper()
-	p := &program{t: t, cmd: cmd, lines: make(chan string, 1000), stderr: new(logBuffer), done: make(chan struct{})}
+	p := &program{t: t, cmd: cmd, lines: make(chan string, 1000), stderr: new(logtest.Buffer), done: make(chan struct{})}
 	p.cmd.Stderr = p.stderr
 	p.cmd.WaitDelay = patience
 	stdout, err := p.cmd.StdoutPipe()

@@ -23,6 +23,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"turbotunnel/internal/logtest"
 	"turbotunnel/internal/relay"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
@@ -65,7 +66,7 @@ func tcpPair(t *testing.T) (a, b *net.TCPConn) {
 type fakeTunnel struct {
 	forwarder *forwarder
 	streams   chan stream
-	log       *logBuffer
+	log       *logtest.Buffer
 	cut       context.CancelFunc
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"turbotunnel/common/handshake"
 	"turbotunnel/common/wire"
+	"turbotunnel/internal/logtest"
 )
 
 const ms = time.Millisecond
@@ -776,7 +777,7 @@ func TestClientNames(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
 				var mu sync.Mutex
-				var log bytes.Buffer
+				var log logtest.Buffer
 				ids := make(map[string]bool)
 				set := func(f fate) {
 					w.net.set(func(r *request) fate {
@@ -787,7 +788,7 @@ func TestClientNames(t *testing.T) {
 					})
 				}
 				set(c.first)
-				client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Log = textLog(&lockedWriter{&mu, &log}) })
+				client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Log = textLog(&log) })
 				time.Sleep(10 * time.Second)
 				set(c.then)
 				for range 20 {
@@ -799,7 +800,7 @@ func TestClientNames(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				fmt.Fprint(&log, client.Err(), client.Conn().LocalAddr(), client.Conn().RemoteAddr())
-				if log.Len() < 50 {
+				if len(log.String()) < 50 {
 					t.Errorf("the log is not the one that was to be looked at: %s", &log)
 				}
 				for id := range ids {
@@ -815,16 +816,4 @@ func TestClientNames(t *testing.T) {
 			})
 		})
 	}
-}
-
-// A lockedWriter is for several goroutines.
-type lockedWriter struct {
-	mu *sync.Mutex
-	w  io.Writer
-}
-
-func (l *lockedWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(p)
 }

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"turbotunnel/internal/logtest"
 )
 
 // A site is a front in memory, which can be up, refuse connections, or take
@@ -72,31 +74,14 @@ type setTest struct {
 	t     *testing.T
 	set   *Set
 	sites map[string]*site
-	log   *lockedBuilder
-}
-
-type lockedBuilder struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *lockedBuilder) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuilder) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
+	log   *logtest.Buffer
 }
 
 // inSet runs a test with the sites named.
 func inSet(t *testing.T, names string, test func(t *testing.T, x *setTest)) {
 	authorityOf()
 	synctest.Test(t, func(t *testing.T) {
-		x := &setTest{t: t, sites: make(map[string]*site), log: new(lockedBuilder)}
+		x := &setTest{t: t, sites: make(map[string]*site), log: new(logtest.Buffer)}
 		var cfgs []Config
 		for name := range strings.SplitSeq(names, " ") {
 			s := &site{memory: newMemory(), name: name}

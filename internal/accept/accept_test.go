@@ -1,38 +1,20 @@
 package accept
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"log/slog"
 	"net"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
+
+	"turbotunnel/internal/logtest"
 
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// A syncBuffer is a log that is read while it is written.
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer // guarded by mu
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
 
 func dial(t *testing.T, addr net.Addr) net.Conn {
 	t.Helper()
@@ -51,7 +33,7 @@ func TestAcceptingStopsBeforeTheReserve(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var log syncBuffer
+	var log logtest.Buffer
 	a := New(ln, 2, slog.New(slog.NewTextHandler(&log, nil)), func(c net.Conn) {
 		io.Copy(c, c)
 		c.Close()

@@ -1,7 +1,6 @@
 package socks
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/logtest"
 	"turbotunnel/internal/relay"
 	"turbotunnel/internal/socks/sockstest"
 
@@ -49,24 +49,6 @@ func (d *fakeDialer) Close() error {
 	return nil
 }
 
-// A syncBuffer is a bytes.Buffer for several goroutines.
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // patience is how long a test waits for what must happen before it fails.
 const patience = 60 * time.Second
 
@@ -74,8 +56,8 @@ const patience = 60 * time.Second
 type bench struct {
 	addr   string
 	server *Server
-	log    syncBuffer
-	status syncBuffer
+	log    logtest.Buffer
+	status logtest.Buffer
 	opened chan config // one for each dialer made
 	stop   context.CancelCauseFunc
 	cut    context.CancelCauseFunc
@@ -355,7 +337,7 @@ func TestBrokenHandshakesAreExplained(t *testing.T) {
 }
 
 // waitFor waits until text stands in a log so many times.
-func waitFor(t *testing.T, log *syncBuffer, text string, times int) {
+func waitFor(t *testing.T, log *logtest.Buffer, text string, times int) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
 	for strings.Count(log.String(), text) < times {

@@ -39,7 +39,7 @@ type pkg struct {
 // a folder stands for what is in it as well. A package may import the floors
 // below its own, and the packages of its own line in front of it.
 var floors = [][]string{
-	{"internal/scrub", "internal/relay", "internal/accept", "common/proxy", "common/lull", "internal/ptproc"}, // of no floor: each on its own
+	{"internal/logtest", "internal/scrub", "internal/relay", "internal/accept", "common/proxy", "common/lull", "internal/ptproc"}, // of no floor: each on its own
 	{"common/wire", "common/handshake", "common/measure"},
 	{"common/carrier"},
 	{"common/front"},
@@ -87,6 +87,9 @@ var rules = []rule{
 	{who: "client", not: "server", why: "the programs share packages of common/"},
 	{who: "server", not: "client", why: "the programs share packages of common/"},
 }
+
+// stands are what tests are made of, and no program.
+var stands = []string{"internal/logtest", "internal/socks/sockstest"}
 
 // notEngines are the packages under common/engine that are no concrete engine.
 var notEngines = []string{"common/engine", "common/engine/enginetest", "common/engine/internal"}
@@ -139,6 +142,12 @@ func check(packages []pkg) []string {
 			ours = ours && in(imported, "")
 			if ours && (f > floor || f == floor && pos > position) {
 				wrong = append(wrong, fmt.Sprintf("%s imports %s, which stands above it", who, what))
+			}
+			if anyIn(imported, stands) {
+				if slices.Contains(p.Imports, imported) {
+					wrong = append(wrong, fmt.Sprintf("%s imports %s, which is for tests", who, what))
+				}
+				continue // the rules are for what the programs are made of
 			}
 			for _, r := range rules {
 				if in(p.ImportPath, r.who) && !anyIn(p.ImportPath, r.except) && in(imported, r.not) {
@@ -264,6 +273,8 @@ func TestCheck(t *testing.T) {
 		{"internal/socks", goptlib, ""},
 		{"common/tunnel", "common/mobile", "stands above"},
 		{"internal/check", "common/carrier", ""},
+		{"common/front", "internal/logtest", ""},
+		{"common/tunnel", "internal/socks/sockstest", "stands above"},
 		{"tools", "net", "no floor"},
 	} {
 		imports := test.imports
@@ -274,5 +285,9 @@ func TestCheck(t *testing.T) {
 		if test.want == "" && len(got) > 0 || test.want != "" && (len(got) != 1 || !strings.Contains(got[0], test.want)) {
 			t.Errorf("%s importing %s: %q, want %q", test.who, test.imports, got, test.want)
 		}
+	}
+	got := check([]pkg{{ImportPath: module + "server", Imports: []string{module + "internal/logtest"}}})
+	if len(got) != 1 || !strings.Contains(got[0], "for tests") {
+		t.Errorf("a program made of what is for tests: %q", got)
 	}
 }
