@@ -577,7 +577,7 @@ const unencryptedHTTP2 = "unencrypted_http2"
 // HTTP/2 no other connection than a *tls.Conn; package http2, of the same source,
 // takes any.
 func serveHTTP2(s *http.Server) error {
-	h2 := &http2.Server{NewWriteScheduler: newFrameOrder}
+	h2 := new(http2.Server)
 	if err := http2.ConfigureServer(s, h2); err != nil {
 		return err
 	}
@@ -589,12 +589,14 @@ func serveHTTP2(s *http.Server) error {
 		}
 		v, _ := ctx.Value(visitorKey{}).(*visitor)
 		conn := newHTTP2Conn(c, v, preface)
+		order := *h2 // what it has of its own it shares with this copy
+		order.NewWriteScheduler = func() http2.WriteScheduler { return newFrameOrder(conn.hold) }
 		opts := &http2.ServeConnOpts{Context: ctx, Handler: h, BaseConfig: s, SawClientPreface: !preface}
 		if t, ok := c.(*tls.Conn); ok {
-			h2.ServeConn(secureHTTP2Conn{conn, t}, opts)
+			order.ServeConn(secureHTTP2Conn{conn, t}, opts)
 			return
 		}
-		h2.ServeConn(conn, opts)
+		order.ServeConn(conn, opts)
 	}
 	s.TLSNextProto[http2.NextProtoTLS] = func(_ *http.Server, c *tls.Conn, h http.Handler) { serve(c, h, true) }
 	s.TLSNextProto[unencryptedHTTP2] = func(_ *http.Server, c *tls.Conn, h http.Handler) {

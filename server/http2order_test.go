@@ -4,6 +4,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -53,7 +55,7 @@ type orderTest struct {
 func newOrderTest(t *testing.T, streams uint32, room int) *orderTest {
 	o := &orderTest{
 		t:          t,
-		frameOrder: makeFrameOrder(func(f testFrame) bool { return f.control }),
+		frameOrder: makeFrameOrder(func(f testFrame) bool { return f.control }, func(int64) {}),
 		rooms:      make(map[uint32]*int),
 	}
 	for s := uint32(1); s <= streams; s++ {
@@ -165,4 +167,54 @@ func TestResetOvertakesData(t *testing.T) {
 			t.Errorf("%q, and in the end %q", before, said)
 		}
 	})
+}
+
+// Answers to PING that nobody takes count for the connection, until they have gone:
+// then nothing is left of them.
+func TestControlFramesCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _, stop := startH2(t, http.NotFoundHandler())
+		defer stop()
+		near, far := net.Pipe()
+		defer near.Close()
+		c.ln.conns <- far
+		io.WriteString(near, http2.ClientPreface)
+		framer := http2.NewFramer(near, near)
+		framer.WriteSettings()
+		const pings = 9000 // package http2 allows 10 000
+		for range pings {
+			framer.WritePing(false, [8]byte{})
+		}
+		synctest.Wait()
+		if held := c.d.held.Load(); held < pings*controlCost || held > 2*pings*controlCost {
+			t.Errorf("%d bytes are held for %d frames", held, pings)
+		}
+		for answers := 0; answers < pings; {
+			f, err := framer.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f.Header().Type == http2.FramePing {
+				answers++
+			}
+		}
+		synctest.Wait()
+		if held := c.d.held.Load(); held != 0 {
+			t.Errorf("%d bytes are held when all are answered", held)
+		}
+	})
+}
+
+// A queue that was long keeps no room for that when it is empty.
+func TestFramesGo(t *testing.T) {
+	var q frames[int]
+	for range 1000 {
+		q.push(0)
+	}
+	for !q.isEmpty() {
+		q.drop()
+	}
+	if cap(q.all) > fewFrames {
+		t.Errorf("it has %d places for none", cap(q.all))
+	}
 }
