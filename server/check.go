@@ -386,7 +386,7 @@ func (c *serverCheck) outside(way *front.Config) *check.BridgeReport {
 	case v.Name == "server-down":
 		c.follows(finding{mend: "The proxy or CDN cannot reach the server: compare its upstream address with LISTEN, and see whether the server runs.", verdict: &noWay})
 	case v.Name == "dns-lies":
-		c.follows(finding{mend: "On this machine the URL's name leads to an address that is not of the web, as its own name in /etc/hosts does, or to somebody else, and the server does not answer there: see whether it runs, and what the name's DNS entry is. On another computer turbotunnel-client -check says what clients see.", verdict: &noWay})
+		c.follows(finding{mend: "On this machine the URL's name, or a front's where -fronts names some, leads to an address that is not of the web, as its own name in /etc/hosts does, or to somebody else, and the server does not answer there: see whether it runs, and what the name's DNS entry is. On another computer turbotunnel-client -check says what clients see.", verdict: &noWay})
 	case !v.Works():
 		c.follows(finding{mend: "From here the URL cannot be used: see its DNS entry, the firewall, and what does TLS in front. A client would be told: " + v.Text, verdict: &noWay})
 	case v.Exit != 0 && v.Name != "held-back":

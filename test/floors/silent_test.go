@@ -18,7 +18,8 @@ var libraryMustNot = []string{
 	"fmt.Print", "fmt.Printf", "fmt.Println", "slog.Default", "slog.SetDefault",
 }
 
-// loud are the packages that are for the programs only, or for tests.
+// loud are the packages that are for the programs, or for tests. What the API uses of
+// internal/ptproc does none of it: a limit is asked for, and log levels have names.
 var loud = []string{"internal/ptproc", "common/engine/enginetest"}
 
 // TestLibraryIsSilent: what the API is made of has no output of its own, ends no
