@@ -69,8 +69,9 @@ func notFound(w http.ResponseWriter, at time.Time) {
 
 // tellOnce has an application say a line through a CDN, again when the stream
 // fails before, as applications do under another line, and returns an error if a
-// line arrives more than once, or if none arrives at all.
-func tellOnce(ctx context.Context, r *rig, cdn string, wait time.Duration) error {
+// line arrives more than once, or if none arrives at all. When one has arrived it
+// lets the CDN go on.
+func tellOnce(ctx context.Context, r *rig, cdn string, goOn func() error) error {
 	local, err := r.startClient(ctx, "http://"+cdn)
 	if err != nil {
 		return err
@@ -110,7 +111,9 @@ func tellOnce(ctx context.Context, r *rig, cdn string, wait time.Duration) error
 	if !arrived() {
 		return fmt.Errorf("no line arrived")
 	}
-	time.Sleep(wait)
+	if err := goOn(); err != nil {
+		return err
+	}
 	for _, l := range lines {
 		if n := r.target.said(l); n > 1 {
 			return fmt.Errorf("%q arrived %d times", l, n)
@@ -137,52 +140,64 @@ func twice(ctx context.Context, r *rig) error {
 		return err
 	}
 	defer stop()
-	return tellOnce(ctx, r, cdn, time.Duration(r.size(20, 8))*time.Second)
+	return tellOnce(ctx, r, cdn, func() error {
+		time.Sleep(time.Duration(r.size(20, 8)) * time.Second)
+		return nil
+	})
 }
 
-// later tells the client a time in the future, keeps the first message that is
-// made for it, and sends that to the server when the time has come, after the
-// server was started again.
+// later keeps every first message. It refuses the first two, of which the first is
+// told a time in the future, and delivers all of them, also those that have been
+// admitted, when that time has come, and again after the server was killed and
+// started again.
 func later(ctx context.Context, r *rig) error {
 	ahead := time.Duration(r.size(40, 10)) * time.Second
+	begun := time.Now()
 	var mu sync.Mutex
-	type kept struct {
-		path string
-		body []byte
-	}
-	var all []kept
+	all := make(map[string][]byte) // bodies by path
 	cdn, stop, err := evilCDN(r, func(w http.ResponseWriter, req *http.Request, attempt int) bool {
-		if attempt > 2 {
+		mu.Lock()
+		_, known := all[req.URL.Path]
+		mu.Unlock()
+		if known && attempt > 2 {
 			return false
 		}
 		body, err := io.ReadAll(req.Body)
 		if err != nil {
 			return false
 		}
+		req.Body = io.NopCloser(bytes.NewReader(body))
 		mu.Lock()
-		all = append(all, kept{req.URL.Path, body})
+		all[req.URL.Path] = body
 		mu.Unlock()
-		if attempt == 1 {
+		switch attempt {
+		case 1:
 			notFound(w, time.Now().Add(ahead))
-		} else {
+		case 2:
 			notFound(w, time.Now())
 		}
-		return true
+		return attempt <= 2
 	})
 	if err != nil {
 		return err
 	}
 	defer stop()
-	var group sync.WaitGroup
-	group.Go(func() {
-		time.Sleep(ahead + 2*time.Second)
+	deliver := func() {
 		mu.Lock()
 		defer mu.Unlock()
-		for _, k := range all {
-			r.replay(k.path, k.body)
+		for path, body := range all {
+			r.replay(path, body)
 		}
+	}
+	return tellOnce(ctx, r, cdn, func() error {
+		time.Sleep(time.Until(begun.Add(ahead + 2*time.Second)))
+		deliver()
+		time.Sleep(2 * time.Second) // until the target has what was said
+		if err := r.restart(ctx); err != nil {
+			return err
+		}
+		deliver()
+		time.Sleep(2 * time.Second) // likewise
+		return nil
 	})
-	err = tellOnce(ctx, r, cdn, ahead+4*time.Second)
-	group.Wait()
-	return err
 }

@@ -59,6 +59,7 @@ type rig struct {
 	bin     binaries
 	sent    counter // bytes of the attacker's bodies
 
+	args  []string       // of the server
 	site  *http.Server   // shown to strangers; nil: none
 	front net.Listener   // of the proxy before the server; nil: none
 	group sync.WaitGroup // of both
@@ -182,9 +183,8 @@ func (r *rig) start(ctx context.Context, how setup) error {
 	if err != nil {
 		return err
 	}
-	args := []string{"-state-dir", filepath.Join(r.dir, "state"), "-metrics", r.metrics}
-	args = append(append(args, flags...), r.addr, r.target.addr())
-	if err := r.startServer(ctx, args); err != nil {
+	r.args = slices.Concat([]string{"-state-dir", filepath.Join(r.dir, "state"), "-metrics", r.metrics}, flags, []string{r.addr, r.target.addr()})
+	if err := r.startServer(ctx); err != nil {
 		return err
 	}
 	line, err := os.ReadFile(filepath.Join(r.dir, "state", "turbo_bridgeline.txt"))
@@ -202,18 +202,40 @@ func (r *rig) start(ctx context.Context, how setup) error {
 	if err != nil {
 		return err
 	}
-	if r.health, err = newHealth(local); err != nil {
+	r.health = &health{addr: local}
+	if err := r.health.start(); err != nil {
 		return fmt.Errorf("the healthy client: %w\n%s", err, r.server.Tail())
 	}
-	r.watch = newWatch(r)
+	r.watch = &watch{rig: r}
+	r.watch.start()
 	return nil
 }
 
-func (r *rig) startServer(ctx context.Context, args []string) (err error) {
+func (r *rig) startServer(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	r.server, err = proc.StartServing(ctx, "turbotunnel-server", filepath.Join(r.dir, "server"), exec.Command(r.bin.server, args...), r.addr)
+	r.server, err = proc.StartServing(ctx, "turbotunnel-server", filepath.Join(r.dir, "server"), exec.Command(r.bin.server, r.args...), r.addr)
 	return err
+}
+
+// restart kills the server and starts it again, with what it has kept. The healthy
+// client's streams end with it, so that one asks nothing meanwhile.
+func (r *rig) restart(ctx context.Context) error {
+	r.health.stop()
+	r.watch.stop()
+	if err := r.server.Kill(); err != nil {
+		return err
+	}
+	if err := r.startServer(ctx); err != nil {
+		return err
+	}
+	r.watch.start()
+	for until := time.Now().Add(startLimit); ; time.Sleep(watchEvery) {
+		err := r.health.start()
+		if err == nil || ctx.Err() != nil || time.Now().After(until) {
+			return err
+		}
+	}
 }
 
 // startHealthy starts the healthy client.
@@ -311,7 +333,7 @@ func (r *rig) metric(name string) (float64, error) {
 // server says.
 type watch struct {
 	rig   *rig
-	quit  chan struct{}
+	quit  chan struct{} // nil: it does not look
 	group sync.WaitGroup
 	base  memory     // at the start
 	mu    sync.Mutex // guards what follows
@@ -321,14 +343,17 @@ type watch struct {
 // memory is in bytes.
 type memory struct{ rss, said int64 }
 
-func newWatch(r *rig) *watch {
-	w := &watch{rig: r, quit: make(chan struct{})}
-	w.base = w.look()
-	w.most = w.base
+func (w *watch) start() {
+	quit := make(chan struct{})
+	w.quit = quit
+	if w.base == (memory{}) {
+		w.base = w.look()
+		w.most = w.base
+	}
 	w.group.Go(func() {
 		for {
 			select {
-			case <-w.quit:
+			case <-quit:
 				return
 			case <-time.After(watchEvery):
 			}
@@ -338,7 +363,6 @@ func newWatch(r *rig) *watch {
 			w.mu.Unlock()
 		}
 	})
-	return w
 }
 
 func (w *watch) look() memory {
@@ -361,8 +385,12 @@ func (w *watch) grown() memory {
 	return memory{w.most.rss - w.base.rss, w.most.said - w.base.said}
 }
 
+// stop may be called twice.
 func (w *watch) stop() {
-	close(w.quit)
+	if w.quit != nil {
+		close(w.quit)
+		w.quit = nil
+	}
 	w.group.Wait()
 }
 
@@ -370,24 +398,26 @@ func (w *watch) stop() {
 // new streams, and notes how long that takes.
 type health struct {
 	addr  string
-	quit  chan struct{}
+	quit  chan struct{} // nil: it does not ask
 	group sync.WaitGroup
 	mu    sync.Mutex // guards what follows
 	took  []time.Duration
 	lost  []error
 }
 
-func newHealth(addr string) (*health, error) {
-	h := &health{addr: addr, quit: make(chan struct{})}
+func (h *health) start() error {
 	c, err := h.dial()
-	if err == nil {
-		_, err = ask(c)
-	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	h.group.Go(func() { h.run(c) })
-	return h, nil
+	if _, err := ask(c); err != nil {
+		c.Close()
+		return err
+	}
+	quit := make(chan struct{})
+	h.quit = quit
+	h.group.Go(func() { h.run(c, quit) })
+	return nil
 }
 
 func (h *health) dial() (net.Conn, error) {
@@ -418,11 +448,11 @@ func ask(c net.Conn) (time.Duration, error) {
 }
 
 // run asks on one stream that lives all the time, and now and then on a new one.
-func (h *health) run(old net.Conn) {
+func (h *health) run(old net.Conn, quit <-chan struct{}) {
 	defer func() { old.Close() }()
 	for n := 1; ; n++ {
 		select {
-		case <-h.quit:
+		case <-quit:
 			return
 		case <-time.After(pingEvery):
 		}
@@ -458,7 +488,11 @@ func (h *health) note(took time.Duration, err error) {
 	}
 }
 
+// stop may be called twice.
 func (h *health) stop() {
-	close(h.quit)
+	if h.quit != nil {
+		close(h.quit)
+		h.quit = nil
+	}
 	h.group.Wait()
 }
