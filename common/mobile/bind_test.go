@@ -1,114 +1,99 @@
 package mobile
 
 import (
-	"errors"
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"go/types"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 )
 
-// gobind leaves out what it cannot bind without a word, so that a method would be
-// missing on the phone. What it can bind stands in
-// golang.org/x/mobile/cmd/gobind's documentation under "Type restrictions".
-func TestEverythingCanBeBound(t *testing.T) {
-	fset := token.NewFileSet()
-	file, err := parser.ParseFile(fset, "mobile.go", nil, 0)
+// gobind leaves out what it cannot bind and says so nowhere but in what it makes, so
+// that a method would be missing on the phone. So it is run, and all that the package
+// exports looked for in what Java, Kotlin, Objective-C and Swift see of it.
+func TestEverythingIsBound(t *testing.T) {
+	if testing.Short() {
+		t.Skip("compiles all that the package is made of")
+	}
+	out := t.TempDir()
+	gobind := exec.Command("go", "-C", "../../test", "tool", "gobind", "-outdir", out, "turbotunnel/common/mobile")
+	if said, err := gobind.CombinedOutput(); err != nil {
+		t.Fatalf("gobind: %v\n%s", err, said)
+	}
+	java, objc := read(t, out, "java/mobile/*.java"), read(t, out, "src/gobind/Mobile.objc.h")
+	for _, made := range []string{java, objc, read(t, out, "src/gobind/go_*main.go")} {
+		for _, skipped := range regexp.MustCompile(`// skipped .*`).FindAllString(made, -1) {
+			t.Error(skipped)
+		}
+	}
+	types, calls := exported(t, "mobile.go")
+	if len(types) == 0 || len(calls) == 0 {
+		t.Fatalf("the package exports the types %q, the functions and methods %q", types, calls)
+	}
+	for _, name := range types {
+		mustMatch(t, java, `(?m)^public .*\b(class|interface) `+name+`\b`)
+		mustMatch(t, objc, `(?m)^@(interface|protocol) Mobile`+name+`\b`)
+	}
+	for _, name := range calls {
+		lower := strings.ToLower(name[:1]) + name[1:]
+		mustMatch(t, java, `(?m)^\s*public .*\b`+lower+`\(`)
+		mustMatch(t, objc, `(?m)^(FOUNDATION_EXPORT .*\bMobile`+name+`\(|- \(.*\)`+lower+`[:;])`)
+	}
+}
+
+func mustMatch(t *testing.T, text, pattern string) {
+	t.Helper()
+	if !regexp.MustCompile(pattern).MatchString(text) {
+		t.Errorf("nothing that is bound matches %s", pattern)
+	}
+}
+
+// read returns what stands in the files of a folder that match.
+func read(t *testing.T, folder, pattern string) string {
+	t.Helper()
+	var all strings.Builder
+	files, err := filepath.Glob(filepath.Join(folder, pattern))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s: %d files; %v", pattern, len(files), err)
+	}
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(text)
+	}
+	return all.String()
+}
+
+// exported returns the names of a file that other packages see: the types, and what
+// can be called, methods of interfaces included.
+func exported(t *testing.T, file string) (types, calls []string) {
+	t.Helper()
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Other packages' types are invalid here, and could not be bound either.
-	conf := types.Config{Importer: noImports{}, Error: func(error) {}}
-	pkg, _ := conf.Check("turbotunnel/common/mobile", fset, []*ast.File{file}, nil)
-	seen := 0
-	for _, name := range pkg.Scope().Names() {
-		obj := pkg.Scope().Lookup(name)
-		if !obj.Exported() {
-			continue
-		}
-		seen++
-		switch obj := obj.(type) {
-		case *types.Func:
-			checkSignature(t, pkg, obj)
-		case *types.TypeName:
-			named := obj.Type().(*types.Named)
-			for m := range named.Methods() {
-				if m.Exported() {
-					checkSignature(t, pkg, m)
+	ast.FileExports(parsed)
+	ast.Inspect(parsed, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.FuncDecl:
+			calls = append(calls, n.Name.Name)
+			return false
+		case *ast.TypeSpec:
+			types = append(types, n.Name.Name)
+		case *ast.InterfaceType:
+			for _, method := range n.Methods.List {
+				for _, name := range method.Names {
+					calls = append(calls, name.Name)
 				}
 			}
-			switch u := named.Underlying().(type) {
-			case *types.Interface:
-				for m := range u.Methods() {
-					checkSignature(t, pkg, m)
-				}
-			case *types.Struct:
-				for f := range u.Fields() {
-					if f.Exported() && !bindable(pkg, f.Type()) {
-						t.Errorf("%s.%s cannot be bound", name, f.Name())
-					}
-				}
-			default:
-				t.Errorf("the type %s cannot be bound", name)
-			}
-		default:
-			t.Errorf("%s cannot be bound", name)
 		}
-	}
-	if seen < 4 {
-		t.Errorf("only %d exported names were found", seen)
-	}
-}
-
-// noImports has no packages.
-type noImports struct{}
-
-func (noImports) Import(string) (*types.Package, error) { return nil, errors.New("not here") }
-
-func checkSignature(t *testing.T, pkg *types.Package, f *types.Func) {
-	t.Helper()
-	sig := f.Signature()
-	for p := range sig.Params().Variables() {
-		if !bindable(pkg, p.Type()) {
-			t.Errorf("%s: the parameter %s cannot be bound", f.FullName(), p.Name())
-		}
-	}
-	results := sig.Results()
-	n := results.Len()
-	if n > 0 && isError(results.At(n-1).Type()) {
-		n--
-	}
-	if n > 1 || n == 1 && !bindable(pkg, results.At(0).Type()) || sig.Variadic() {
-		t.Errorf("%s: one result and an error, of types that can be bound, are possible, and no ...", f.FullName())
-	}
-}
-
-func isError(t types.Type) bool { return types.Identical(t, types.Universe.Lookup("error").Type()) }
-
-// bindable tells whether gobind binds t: signed numbers, text, switches, bytes, and
-// this package's interfaces and pointers to its structs.
-func bindable(pkg *types.Package, t types.Type) bool {
-	switch t := t.(type) {
-	case *types.Basic:
-		return t.Kind() != types.Invalid && t.Info()&(types.IsString|types.IsBoolean|types.IsFloat) != 0 ||
-			t.Info()&types.IsInteger != 0 && t.Info()&types.IsUnsigned == 0
-	case *types.Slice:
-		b, ok := t.Elem().(*types.Basic)
-		return ok && b.Kind() == types.Uint8
-	case *types.Pointer:
-		named, ok := t.Elem().(*types.Named)
-		return ok && named.Obj().Pkg() == pkg
-	case *types.Named:
-		return named(pkg, t)
-	}
-	return false
-}
-
-func named(pkg *types.Package, t *types.Named) bool {
-	if isError(t) {
 		return true
-	}
-	_, isInterface := t.Underlying().(*types.Interface)
-	return isInterface && t.Obj().Pkg() == pkg
+	})
+	return types, calls
 }
