@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -35,7 +36,24 @@ const (
 // much again.
 const busyTime = time.Second
 
-var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
+// mostLarge is how many large buffers there are at once, 64 MB: one is kept, too, by a
+// direction whose other end takes nothing, and whoever may open streams can have as many
+// of these as there are streams. Beyond it the small ones have to do.
+const mostLarge = 2048
+
+var (
+	largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
+	largeInUse   atomic.Int64
+)
+
+// takeLarge returns a large buffer, or nil if there are as many as there may be.
+func takeLarge() *[largeBuffer]byte {
+	if largeInUse.Add(1) > mostLarge {
+		largeInUse.Add(-1)
+		return nil
+	}
+	return largeBuffers.Get().(*[largeBuffer]byte)
+}
 
 // A Conn is one of the two streams: a TCPConn, or a stream of a tunnel. Its
 // methods may be called concurrently.
@@ -155,8 +173,10 @@ type reader struct {
 // read returns what the next read does. It holds until the one after.
 func (r *reader) read() ([]byte, error) {
 	if r.full {
-		r.large = largeBuffers.Get().(*[largeBuffer]byte)
-		r.watch()
+		r.full = false
+		if r.large = takeLarge(); r.large != nil {
+			r.watch()
+		}
 	}
 	if r.large == nil {
 		n, err := r.src.Read(r.small)
@@ -180,7 +200,7 @@ func (r *reader) read() ([]byte, error) {
 
 // watch has the large buffer be kept for busyTime from now on.
 func (r *reader) watch() {
-	r.full, r.busy = false, false
+	r.busy = false
 	r.src.SetReadDeadline(time.Now().Add(busyTime)) //nolint:errcheck // if it fails so does Read
 }
 
@@ -188,6 +208,7 @@ func (r *reader) watch() {
 func (r *reader) giveBack() {
 	if r.large != nil {
 		largeBuffers.Put(r.large)
+		largeInUse.Add(-1)
 		r.large = nil
 		r.src.SetReadDeadline(time.Time{}) //nolint:errcheck // likewise
 	}
