@@ -13,30 +13,49 @@ import (
 // instead. Over HTTP/1 each has a connection, which the door counts. Safe for
 // concurrent use.
 type guests struct {
-	most int // requests
+	most int64 // bytes
 
 	mu      sync.Mutex
-	waiting *list.List // of *http.ResponseController, the oldest first; guarded by mu
+	held    int64      // bytes; guarded by mu, like what follows
+	waiting *list.List // of *guest, the oldest first
 }
 
-// newGuests returns guests that together hold so many bytes.
+// A guest is one of these requests.
+type guest struct {
+	answer *http.ResponseController
+	bytes  int64 // 0 when it is none any more; guarded by the guests' mu
+}
+
+// newGuests returns guests that together hold so many bytes, or one that holds more.
 func newGuests(bytes int64) *guests {
-	return &guests{most: max(int(bytes/requestCost), 1), waiting: list.New()}
+	return &guests{most: bytes, waiting: list.New()}
 }
 
-// enter counts the request that w answers until leave is called.
-func (g *guests) enter(w http.ResponseWriter) (leave func()) {
+// enter counts the request that w answers, which holds so many bytes, until leave is
+// called.
+func (g *guests) enter(w http.ResponseWriter, bytes int64) (leave func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.waiting.Len() >= g.most {
-		giveUp(g.waiting.Remove(g.waiting.Front()).(*http.ResponseController))
+	for g.held+bytes > g.most && g.waiting.Len() > 0 {
+		oldest := g.waiting.Front()
+		g.remove(oldest)
+		giveUp(oldest.Value.(*guest).answer)
 	}
-	at := g.waiting.PushBack(http.NewResponseController(w))
+	g.held += bytes
+	at := g.waiting.PushBack(&guest{http.NewResponseController(w), bytes})
 	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		g.waiting.Remove(at) // nothing happens if it has been given up
+		g.remove(at)
 	}
+}
+
+// remove takes one out; nothing happens if it has been given up. mu is held.
+func (g *guests) remove(at *list.Element) {
+	gone := at.Value.(*guest)
+	g.waiting.Remove(at)
+	g.held -= gone.bytes
+	gone.bytes = 0
 }
 
 // giveUp ends a request's body and its answer, as their deadlines do.

@@ -74,7 +74,7 @@ func testGuests(t *testing.T, serve func(w http.ResponseWriter, r *http.Request)
 		t.Error("the proxy's connection is closed")
 	}
 	near.Close()
-	if paths := gone(); strings.Count(paths, "/client") != 2 || c.d.guests.waiting.Len() != 0 {
-		t.Errorf("in the end %s ended, and %d are counted", paths, c.d.guests.waiting.Len())
+	if paths := gone(); strings.Count(paths, "/client") != 2 || c.d.guests.waiting.Len() != 0 || c.d.guests.held != 0 {
+		t.Errorf("in the end %s ended, and %d are counted for %d bytes", paths, c.d.guests.waiting.Len(), c.d.guests.held)
 	}
 }

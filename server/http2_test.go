@@ -12,12 +12,14 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -130,12 +132,20 @@ func newH2Stranger(t *testing.T, conn net.Conn) *h2Stranger {
 	return s
 }
 
-func (s *h2Stranger) post(stream uint32, path string) {
+// get makes a request without a body.
+func (s *h2Stranger) get(stream uint32, path string) { s.ask(http.MethodGet, stream, path, true) }
+
+// post begins a request with these fields, each a name and a value.
+func (s *h2Stranger) post(stream uint32, path string, fields ...[2]string) {
+	s.ask(http.MethodPost, stream, path, false, fields...)
+}
+
+func (s *h2Stranger) ask(method string, stream uint32, path string, end bool, fields ...[2]string) {
 	s.heads.Reset()
-	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "a"}, {":path", path}} {
+	for _, f := range append([][2]string{{":method", method}, {":scheme", "http"}, {":authority", "a"}, {":path", path}}, fields...) {
 		s.hpack.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
 	}
-	s.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: s.heads.Bytes(), EndHeaders: true})
+	s.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: s.heads.Bytes(), EndHeaders: true, EndStream: end})
 }
 
 // said returns what the server has said since the last call, in words.
@@ -352,10 +362,61 @@ func TestAnswersThatNobodyTakes(t *testing.T) {
 		if held := c.d.held.Load(); held != 199*requestCost {
 			t.Errorf("%d bytes are held after a request was taken back", held)
 		}
+		s.get(2*210+1, "/")
+		s.said()
+		if held := c.d.held.Load(); held != 199*requestCost+bareCost {
+			t.Errorf("%d bytes are held with a request that has no body", held)
+		}
 		c.d.mostHeld = 199 * requestCost
-		ask(210, 1)
+		ask(211, 1)
 		if s.said(); c.d.open() != 0 || c.d.held.Load() != 0 {
 			t.Errorf("%d connections hold %d bytes", c.d.open(), c.d.held.Load())
+		}
+	})
+}
+
+// A head that is large is counted while somebody needs it, and then it is gone,
+// though nobody takes the answer.
+func TestLargeHeadsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		var first weak.Pointer[string]
+		c, dial, stop := startH2(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if values := r.Header["X-A"]; r.URL.Path == "/first" {
+				first = weak.Make(&values[0])
+			}
+			<-gate
+			io.WriteString(w, "hello")
+		}))
+		defer stop()
+		s := dial()
+		s.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+		const requests, size = 40, 12_000
+		for i := range uint32(requests) {
+			s.post(2*i+1, map[bool]string{true: "/first", false: "/"}[i == 0], [2]string{"x-a", strings.Repeat("~", size)})
+		}
+		s.said()
+		held, least := c.d.held.Load(), int64(requests*(requestCost+size-usualHead))
+		if held < least || held > least+requests*usualHead {
+			t.Errorf("%d bytes are held, want some %d", held, least)
+		}
+		var many [][2]string
+		for i := range 300 {
+			many = append(many, [2]string{fmt.Sprint("x", i), "a"})
+		}
+		s.post(2*requests+1, "/", many...)
+		s.said()
+		if more := c.d.held.Load() - held; more != requestCost {
+			t.Errorf("a request that was refused for its fields holds %d bytes", more)
+		}
+		close(gate)
+		s.said()
+		if held := c.d.held.Load(); held != (requests+1)*requestCost {
+			t.Errorf("%d bytes are held when all is said", held)
+		}
+		runtime.GC()
+		if first.Value() != nil {
+			t.Error("a head is kept that nobody needs")
 		}
 	})
 }

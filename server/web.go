@@ -35,6 +35,11 @@ const (
 	// some 80 bytes: heads of 36 KB, which is what net/http reads for maxHeader,
 	// took 520 KB each, for as long as their bodies did not come.
 	maxFields = 100
+
+	// usualHead is how many bytes of a head requestCost has, and fieldCost what a
+	// field takes besides what it says: its place in a map, and three small buffers.
+	usualHead = 2 << 10
+	fieldCost = 128
 )
 
 // newWebServer returns the HTTP server: HTTP/1.0, HTTP/1.1 and HTTP/2, this one
@@ -112,6 +117,8 @@ func withFewFields(h http.Handler) http.Handler {
 		http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // else net/http would wait for the body
 		if r.ProtoMajor == 1 {
 			w.Header().Set("Connection", "close") // over HTTP/2 it would be everybody's behind a proxy
+		} else {
+			forgetHead(r)
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(http.StatusRequestHeaderFieldsTooLarge)
@@ -135,6 +142,12 @@ func oneOfMany(h http.Handler) http.Handler {
 			h.ServeHTTP(w, r)
 			return
 		}
+		head := largeHead(r)
+		c.hold(head)
+		defer func() {
+			forgetHead(r)
+			c.hold(-head)
+		}()
 		if !v.known.Load() {
 			leave := c.enter(r.Context())
 			if leave == nil {
@@ -145,10 +158,28 @@ func oneOfMany(h http.Handler) http.Handler {
 		claim := &claim{on: c}
 		defer claim.end()
 		if v.exempt.Load() {
-			claim.leave = v.door.guests.enter(w)
+			claim.leave = v.door.guests.enter(w, requestCost+head)
 		}
 		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), claimKey{}, claim)))
 	})
+}
+
+// largeHead is how many bytes the head of a request takes, with what Go's heap loses,
+// beyond what is counted for every request (requestCost).
+func largeHead(r *http.Request) int64 {
+	n := 3*len(r.RequestURI) + len(r.Host) // as it came, and what was made of it
+	for name, values := range r.Header {
+		for _, value := range values {
+			n += fieldCost + len(name) + len(value)
+		}
+	}
+	return int64(max(n+n/8-usualHead, 0))
+}
+
+// forgetHead gives the head of a request free that is needed no more: package http2
+// keeps the request until its answer has been taken.
+func forgetHead(r *http.Request) {
+	r.Header, r.URL, r.RequestURI, r.Host = nil, nil, "", ""
 }
 
 // isClients says that a client has made a request.

@@ -265,8 +265,8 @@ func push(ctx context.Context, r *rig) error {
 	return nil
 }
 
-// manyStreams asks on connections over HTTP/2 for many things with large headers,
-// and never opens a window for an answer.
+// manyStreams asks on connections over HTTP/2 for many things, with heads as large as
+// a server takes or larger, and never opens a window for an answer.
 func manyStreams(ctx context.Context, r *rig) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.size(20, 3))*time.Second)
 	defer cancel()
@@ -281,11 +281,12 @@ func manyStreams(ctx context.Context, r *rig) error {
 		open.Add(1)
 		group.Go(func() { io.Copy(io.Discard, h.Conn) }) //nolint:errcheck // whatever ends it
 		group.Go(func() {
+			size := []int{60_000, 30_000, 100, 100}[i%4]
 			for range 250 {
-				if _, err := h.request(http.MethodGet, "/", true, hpack.HeaderField{Name: "x-a", Value: strings.Repeat("a", 60000)}); err != nil {
+				if _, err := h.request(http.MethodGet, "/", true, hpack.HeaderField{Name: "x-a", Value: strings.Repeat("a", size)}); err != nil {
 					return
 				}
-				r.sent.Add(60000)
+				r.sent.Add(int64(size))
 			}
 		})
 	}
