@@ -198,6 +198,18 @@ func (fs flights) count(k kind) (n int) {
 	return n
 }
 
+// holdBeside tells whether the server holds an answer that was asked for a round trip
+// before f was started, so that it has held it for as long as f was under way.
+func (fs flights) holdBeside(f *flight, trip time.Duration) bool {
+	for _, g := range fs {
+		waits := (g.kind == poll || g.kind == stream) && g.ctx.Err() == nil
+		if sent := time.Duration(g.sent.Load()); waits && sent > 0 && f.started.Sub(g.started.Add(sent)) > trip {
+			return true
+		}
+	}
+	return false
+}
+
 // cancel breaks off those of a kind. Their ends come as results.
 func (fs flights) cancel(k kind) {
 	for _, f := range fs {
@@ -452,7 +464,7 @@ func (c *Client) situation(now time.Time) situation {
 	s := situation{
 		rest:     c.carrying.next(now, t.Rest()),
 		failing:  c.carrying.failing(),
-		hopeless: c.carrying.hopeless(),
+		hopeless: c.serial.hopeless(now),
 		serial:   way.oneAtATime(now),
 		streams:  c.receiving.streams,
 		probing:  c.cfg.Mode != Poll,
@@ -628,6 +640,7 @@ func (c *Client) observe(res *result) {
 	most, _ := room(slots, c.flights.count(poll)+c.flights.count(stream))
 	uploads := c.flights.count(upload)
 	delete(c.flights, f.number)
+	res.beside = c.flights.holdBeside(f, c.last.trip.smoothed)
 	c.cfg.Path.paces.learn(c.cfg.Transport.Name(), c.link, f.kind, res.good && c.carrying.failing()) // recall
 	c.say(c.serial.observe(now, res, way))
 	c.say(c.feeding.observe(now, res, c.last.late(), way))

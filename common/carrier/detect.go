@@ -92,14 +92,6 @@ func (c *carrying) muted(now time.Time) (idle time.Duration, err error) {
 // failing tells whether the path carries nothing: see the drawing.
 func (c *carrying) failing() bool { return c.failures > 1 }
 
-// hopeless failures in a row may be due to the answers that are open: by chance, of
-// exchanges of which every second one fails, one series in 128 is as long. It takes
-// some three seconds.
-const hopeless = 7
-
-// hopeless tells whether the path has carried nothing for long.
-func (c *carrying) hopeless() bool { return c.failures >= hopeless }
-
 // forgotten tells whether the server seems not to know the session any more, and
 // since when: the exchanges that show it were all started then or later.
 func (c *carrying) forgotten() (since time.Time, seems bool) {
@@ -188,21 +180,35 @@ func (r *receiving) heldBack(now time.Time, why string, w *way) (report string) 
 // serial learns whether the path lets one exchange through at a time.
 //
 //	     uploads wait long, none was answered; or many
-//	     in a row fail while answers are waited for          late is over
+//	     in a row fail, whatever else gets through           late is over
 //	parallel -----------------------------------> suspended ------------> parallel
 //	    ^                                             |
 //	    |                                             | they pass at once
 //	    |   after 30 s, then each time                v
-//	    +--- after twice as long --- serial <---- the second time within 30 s;
-//	                                              once may be the end of an outage
+//	    +--- after twice as long --- serial <---- the second time within 30 s, with
+//	                                              no upload answered meanwhile beside
+//	                                              an answer that waits: once may be
+//	                                              the end of an outage
 //
-// While it is suspended, answers that wait are ended and none is asked for.
+// While it is suspended, answers that wait are ended and none is asked for. An upload
+// that is answered beside an answer that waits shows that the path is parallel: then
+// the first time is forgotten.
 type serial struct {
 	suspended time.Time // since then; zero: it is not
 	refused   bool      // because uploads failed
 	passed    time.Time // when uploads passed last as soon as answers were ended
 	answered  time.Time // when the upload that was answered last had been started
+	failures  int       // of uploads in a row
+	failed    time.Time // the last of them
 }
+
+// hopeless uploads that fail in a row may fail because of the answers that are open:
+// by chance, of exchanges of which every second one fails, one series in 128 is as
+// long. It takes some three seconds. Where that is suspected fewer are enough.
+const (
+	hopeless  = 7
+	suspected = 4
+)
 
 // next says whether answers that wait are ended, since when, and how long ago the
 // upload was started that was answered last.
@@ -217,11 +223,34 @@ func (s *serial) suspend(now time.Time, refused bool) { s.suspended, s.refused =
 // resume is told that answers are asked for again.
 func (s *serial) resume() { s.suspended = time.Time{} }
 
+// suspects tells whether it may be that one exchange gets through at a time.
+func (s *serial) suspects(now time.Time) bool { return now.Sub(s.passed) < firstProbe }
+
+// hopeless tells whether uploads fail so often that the answers that are open may be
+// why.
+func (s *serial) hopeless(now time.Time) bool {
+	return s.failures >= hopeless || s.failures >= suspected && s.suspects(now)
+}
+
+// count counts an upload that has ended. Several that fail together count once.
+func (s *serial) count(now time.Time, res *result) {
+	switch {
+	case res.good:
+		s.failures = 0
+	case res.err != nil && !errors.Is(res.err, errUnneeded) && !res.refusesBody() && !res.flight.started.Before(s.failed):
+		s.failures++
+		s.failed = now
+	}
+}
+
 // observe learns from how an exchange ended, and reports what is new of the path.
 func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
 	f := res.flight
 	if f.kind != upload {
 		return ""
+	}
+	if s.count(now, res); res.good && res.beside {
+		s.passed = time.Time{}
 	}
 	if res.good && f.started.After(s.answered) {
 		s.answered = f.started
@@ -232,7 +261,7 @@ func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
 		return ""
 	}
 	s.suspended = time.Time{}
-	if now.Sub(s.passed) < firstProbe {
+	if s.suspects(now) {
 		w.setSerial(now)
 		report = "the path lets one request through at a time: sending and receiving in turns"
 	}

@@ -1,7 +1,9 @@
 package carrier
 
 import (
+	"context"
 	"errors"
+	"net/http"
 	"testing"
 	"time"
 )
@@ -179,6 +181,90 @@ func TestSerial(t *testing.T) {
 		report := upload(&s, w, c.sent, c.first)
 		if s.suspended.IsZero() == c.suspended || w.oneAtATime(now) != c.serial || (report != "") != c.serial {
 			t.Errorf("%s: suspended %v, serial %v, reports %q", c.why, !s.suspended.IsZero(), w.oneAtATime(now), report)
+		}
+	}
+}
+
+// Uploads that fail in a row are suspicious, whatever else gets through, and sooner
+// where one has passed as soon as answers were ended. One that is answered beside an
+// answer that waits shows that there was nothing in it.
+func TestSerialSuspects(t *testing.T) {
+	fail, busy := fails, func(r *result) { r.err, r.busy = &errForeign{503, "text/html"}, true }
+	for _, c := range []struct {
+		why                     string
+		passed                  time.Duration // ago
+		kinds                   []kind
+		how                     []func(*result)
+		hopeless, stillSuspects bool
+	}{
+		{"six failures may be chance", time.Hour, []kind{upload}, []func(*result){fail, fail, busy, fail, fail, fail}, false, false},
+		{"seven are not", time.Hour, []kind{upload}, []func(*result){fail, fail, busy, fail, fail, fail, fail}, true, false},
+		{"answers that come between them are no uploads", time.Hour, []kind{upload, poll}, []func(*result){busy, succeeds, busy, succeeds, busy, succeeds, busy, succeeds, busy, succeeds, busy, succeeds, busy}, true, false},
+		{"an upload that passes between them is", time.Hour, []kind{upload}, []func(*result){busy, busy, busy, busy, busy, busy, succeeds, busy}, false, false},
+		{"what was not wanted has not failed", time.Hour, []kind{upload}, []func(*result){busy, busy, busy, busy, busy, busy, func(r *result) { r.err = errUnneeded }}, false, false},
+		{"four are enough where one has passed in time", time.Second, []kind{upload}, []func(*result){busy, busy, busy, busy}, true, true},
+		{"three are not", time.Second, []kind{upload}, []func(*result){busy, busy, busy}, false, true},
+		{"one that passes alone changes nothing", time.Second, []kind{upload}, []func(*result){succeeds, busy, busy, busy, busy}, true, true},
+		{"one that passes beside an answer does", time.Second, []kind{upload}, []func(*result){func(r *result) { r.good, r.beside = true, true }, busy, busy, busy, busy}, false, false},
+	} {
+		now, w := time.Now(), new(Path).way("")
+		s := serial{passed: now.Add(-c.passed)}
+		for i, how := range c.how {
+			now = now.Add(100 * ms)
+			s.observe(now, ended(now, c.kinds[i%len(c.kinds)], 50*ms, how), w)
+		}
+		if s.hopeless(now) != c.hopeless || s.suspects(now) != c.stillSuspects {
+			t.Errorf("%s: hopeless %v, suspects %v", c.why, s.hopeless(now), s.suspects(now))
+		}
+	}
+}
+
+// An answer is held beside an exchange if it was asked for long enough before.
+func TestHoldBeside(t *testing.T) {
+	const trip = 50 * ms
+	now := time.Now()
+	waits := func(k kind, ago, sent time.Duration, over bool) *flight {
+		f := &flight{kind: k, started: now.Add(-ago)}
+		f.ctx, f.cancel = context.WithCancelCause(t.Context())
+		if f.sent.Store(int64(sent)); over {
+			f.cancel(errUnneeded)
+		}
+		return f
+	}
+	for _, c := range []struct {
+		why  string
+		f    *flight
+		want bool
+	}{
+		{"a poll", waits(poll, time.Second, ms, false), true},
+		{"a stream", waits(stream, time.Second, ms, false), true},
+		{"an upload holds nothing", waits(upload, time.Second, ms, false), false},
+		{"it has not left yet", waits(poll, time.Second, 0, false), false},
+		{"it may be refused yet", waits(poll, 40*ms, ms, false), false},
+		{"nobody waits for it any more", waits(poll, time.Second, ms, true), false},
+	} {
+		if got := (flights{1: c.f}).holdBeside(&flight{kind: upload, started: now}, trip); got != c.want {
+			t.Errorf("%s: %v", c.why, got)
+		}
+	}
+}
+
+// That there is no room now says nothing of sizes.
+func TestBusyIsNoSize(t *testing.T) {
+	for _, c := range []struct {
+		status int
+		shows  bool
+	}{{http.StatusServiceUnavailable, false}, {http.StatusTooManyRequests, false}, {http.StatusBadGateway, true}, {http.StatusForbidden, true}} {
+		res := ended(time.Now(), upload, ms, nil)
+		res.size = MaxBody
+		res.err = (&Client{}).foreign(&http.Response{StatusCode: c.status, Header: http.Header{}}, res)
+		if _, shows := res.request(MaxBody); shows != c.shows {
+			t.Errorf("of a request, status %d shows something: %v", c.status, shows)
+		}
+		if res.flight.kind, res.size = poll, 100; true {
+			if _, shows := res.answer(time.Now()); shows != c.shows {
+				t.Errorf("of an answer, status %d shows something: %v", c.status, shows)
+			}
 		}
 	}
 }

@@ -114,6 +114,8 @@ type result struct {
 	foreign  bool  // it was somebody else's
 	tooLarge bool  // the body was, of size bytes
 	size     int64
+	busy     bool // somebody else's answer says that there was no room for it now
+	beside   bool // it was under way beside an answer that the server held all the time
 	closed   bool // the server has ended the session
 	lost     bool // not all that it carried is acknowledged
 	answered counter
@@ -145,7 +147,7 @@ func (r *result) request(limit int) (s sample, shows bool) {
 		likely: errors.Is(r.err, errSwallowed),
 		silent: k == combined && errors.Is(r.err, os.ErrDeadlineExceeded),
 		full:   int(r.size) > limit*5/8,
-	}, (k == upload || k == combined) && !(!r.good && errors.Is(r.err, errUnneeded))
+	}, (k == upload || k == combined) && !r.busy && !(!r.good && errors.Is(r.err, errUnneeded))
 }
 
 // answer is what the exchange has shown of how large answers may be. One that was
@@ -161,7 +163,7 @@ func (r *result) answer(now time.Time) (s sample, shows bool) {
 		s.idle = r.received+r.backlog <= smallBody
 	}
 	switch {
-	case f.probe || f.kind == greeting || f.kind == feed || f.kind == farewell || errors.Is(r.err, errUnneeded):
+	case f.probe || f.kind == greeting || f.kind == feed || f.kind == farewell || r.busy || errors.Is(r.err, errUnneeded):
 		return s, false
 	case r.size > smallBody && r.err != nil:
 		return s, false // the request may be to blame
@@ -327,8 +329,10 @@ func (c *Client) foreign(resp *http.Response, res *result) error {
 		return nil
 	}
 	res.tooLarge = resp.StatusCode == http.StatusRequestEntityTooLarge
+	// By RFC 9110 and RFC 6585 the next one may pass, however large it is.
+	res.busy = resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusTooManyRequests
 	// A gateway in trouble says nothing about whether the server knows us.
-	res.foreign = resp.StatusCode < 500 && !res.tooLarge && resp.StatusCode != http.StatusTooManyRequests
+	res.foreign = resp.StatusCode < 500 && !res.tooLarge && !res.busy
 	return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
 }
 

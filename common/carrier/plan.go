@@ -74,7 +74,7 @@ type situation struct {
 	// What the detectors have found of the path.
 	rest         time.Duration // until something may be started
 	failing      bool          // it does not carry
-	hopeless     bool          // it has not for long
+	hopeless     bool          // uploads have failed for long
 	serial       bool          // it lets one exchange through at a time
 	suspended    bool          // answers were ended to see whether it does
 	suspendedFor time.Duration
