@@ -447,6 +447,9 @@ func (c *Client) way() *way { return c.cfg.Path.way(c.cfg.Transport.Name()) }
 // called again, unless something happens.
 func (c *Client) launch(now time.Time) time.Duration {
 	c.say(c.feeding.heardOf(now, c.way()))
+	if f := c.feeding.glance(now, false, c.way()); f.heard {
+		c.serial.parallel(now.Add(-f.told), c.way())
+	}
 	for {
 		s := c.situation(now)
 		p := decide(&s)
@@ -464,7 +467,7 @@ func (c *Client) situation(now time.Time) situation {
 	s := situation{
 		rest:     c.carrying.next(now, t.Rest()),
 		failing:  c.carrying.failing(),
-		hopeless: c.serial.hopeless(now),
+		hopeless: c.serial.hopeless(now, way),
 		serial:   way.oneAtATime(now),
 		streams:  c.receiving.streams,
 		probing:  c.cfg.Mode != Poll,
@@ -475,7 +478,8 @@ func (c *Client) situation(now time.Time) situation {
 		flights:  make([]glance, 0, len(c.flights)),
 	}
 	s.slots, s.crowded = t.Slots()
-	s.suspended, s.suspendedFor, s.answered = c.serial.next(now)
+	s.suspended, s.suspendedFor = c.serial.next(now)
+	s.answered, s.moved = now.Sub(c.serial.answered), now.Sub(c.serial.moved)
 	s.feed = c.feeding.glance(now, c.cfg.Mode != Poll && t.Feeds() && c.up.next(&way.up) >= MaxBody, way)
 	if b := c.feeding.current.Load(); b != nil {
 		if spoke := b.spoke.Load(); spoke > 0 {

@@ -191,13 +191,14 @@ func (r *receiving) heldBack(now time.Time, why string, w *way) (report string) 
 //	                                              the end of an outage
 //
 // While it is suspended, answers that wait are ended and none is asked for. An upload
-// that is answered beside an answer that waits shows that the path is parallel: then
-// the first time is forgotten.
+// that is answered beside an answer that waits, or a feed that is told of while its body
+// is open, shows that the path is parallel: then what was seen before is forgotten.
 type serial struct {
 	suspended time.Time // since then; zero: it is not
 	refused   bool      // because uploads failed
 	passed    time.Time // when uploads passed last as soon as answers were ended
 	answered  time.Time // when the upload that was answered last had been started
+	moved     time.Time // when an upload was answered last
 	failures  int       // of uploads in a row
 	failed    time.Time // the last of them
 }
@@ -210,10 +211,9 @@ const (
 	suspected = 4
 )
 
-// next says whether answers that wait are ended, since when, and how long ago the
-// upload was started that was answered last.
-func (s *serial) next(now time.Time) (suspended bool, suspendedFor, answered time.Duration) {
-	return !s.suspended.IsZero(), now.Sub(s.suspended), now.Sub(s.answered)
+// next says whether answers that wait are ended, and since when.
+func (s *serial) next(now time.Time) (suspended bool, suspendedFor time.Duration) {
+	return !s.suspended.IsZero(), now.Sub(s.suspended)
 }
 
 // suspend is told that answers that wait are ended. refused says that the reason is
@@ -223,20 +223,34 @@ func (s *serial) suspend(now time.Time, refused bool) { s.suspended, s.refused =
 // resume is told that answers are asked for again.
 func (s *serial) resume() { s.suspended = time.Time{} }
 
-// suspects tells whether it may be that one exchange gets through at a time.
-func (s *serial) suspects(now time.Time) bool { return now.Sub(s.passed) < firstProbe }
+// suspects tells whether it may be that one exchange gets through at a time: uploads
+// have passed as soon as answers were ended, or that was so until lately.
+func (s *serial) suspects(now time.Time, w *way) bool {
+	return now.Sub(s.passed) < firstProbe || w.wasSerial()
+}
 
 // hopeless tells whether uploads fail so often that the answers that are open may be
 // why.
-func (s *serial) hopeless(now time.Time) bool {
-	return s.failures >= hopeless || s.failures >= suspected && s.suspects(now)
+func (s *serial) hopeless(now time.Time, w *way) bool {
+	return s.failures >= hopeless || s.failures >= suspected && s.suspects(now, w)
+}
+
+// parallel is told that at a moment two exchanges were getting through at once.
+func (s *serial) parallel(at time.Time, w *way) {
+	if at.After(s.passed) {
+		s.passed = time.Time{}
+		w.parallel(at)
+	}
 }
 
 // count counts an upload that has ended. Several that fail together count once.
-func (s *serial) count(now time.Time, res *result) {
+func (s *serial) count(now time.Time, res *result, w *way) {
 	switch {
 	case res.good:
-		s.failures = 0
+		s.failures, s.moved = 0, now
+		if res.beside {
+			s.parallel(now, w)
+		}
 	case res.err != nil && !errors.Is(res.err, errUnneeded) && !res.refusesBody() && !res.flight.started.Before(s.failed):
 		s.failures++
 		s.failed = now
@@ -249,9 +263,7 @@ func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
 	if f.kind != upload {
 		return ""
 	}
-	if s.count(now, res); res.good && res.beside {
-		s.passed = time.Time{}
-	}
+	s.count(now, res, w)
 	if res.good && f.started.After(s.answered) {
 		s.answered = f.started
 	}
@@ -261,7 +273,7 @@ func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
 		return ""
 	}
 	s.suspended = time.Time{}
-	if s.suspects(now) {
+	if s.suspects(now, w) {
 		w.setSerial(now)
 		report = "the path lets one request through at a time: sending and receiving in turns"
 	}

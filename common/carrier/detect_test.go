@@ -213,9 +213,33 @@ func TestSerialSuspects(t *testing.T) {
 			now = now.Add(100 * ms)
 			s.observe(now, ended(now, c.kinds[i%len(c.kinds)], 50*ms, how), w)
 		}
-		if s.hopeless(now) != c.hopeless || s.suspects(now) != c.stillSuspects {
-			t.Errorf("%s: hopeless %v, suspects %v", c.why, s.hopeless(now), s.suspects(now))
+		if s.hopeless(now, w) != c.hopeless || s.suspects(now, w) != c.stillSuspects {
+			t.Errorf("%s: hopeless %v, suspects %v", c.why, s.hopeless(now, w), s.suspects(now, w))
 		}
+	}
+}
+
+// A path that was serial once is suspected until two exchanges have got through at once
+// after that was believed last.
+func TestWasSerial(t *testing.T) {
+	now, w := time.Now(), new(Path).way("")
+	var s serial
+	if s.suspects(now, w) {
+		t.Error("suspected without a reason")
+	}
+	w.setSerial(now)
+	if now = now.Add(firstProbe - 1); !s.suspects(now, w) {
+		t.Error("not suspected while it is believed")
+	}
+	if s.parallel(now, w); !s.suspects(now, w) {
+		t.Error("what is under way still when it is learned is believed more")
+	}
+	now = now.Add(time.Hour)
+	if !s.suspects(now, w) || w.oneAtATime(now) {
+		t.Error("not suspected after it was believed, or believed still")
+	}
+	if s.parallel(now, w); s.suspects(now, w) {
+		t.Error("suspected although two got through at once")
 	}
 }
 

@@ -221,6 +221,23 @@ func (w *way) setSerial(now time.Time) {
 	w.serialTill = now.Add(w.serialFor)
 }
 
+// wasSerial tells whether exchanges waited for one another once, and nothing has shown
+// since that they do not.
+func (w *way) wasSerial() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.serialFor > 0
+}
+
+// parallel notes that at a moment two exchanges were getting through at once.
+func (w *way) parallel(at time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if at.After(w.serialTill) {
+		w.serialFor = 0
+	}
+}
+
 // observe learns from how an exchange ended how long the way lets answers wait,
 // be silent and stay open.
 func (w *way) observe(now time.Time, res *result) {

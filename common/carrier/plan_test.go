@@ -42,7 +42,7 @@ func TestPlans(t *testing.T) {
 	// A calm session has nothing to say and polls on a path with many slots.
 	calm := func() situation {
 		return situation{
-			slots: 100, polls: 1, probing: true, probeIn: never, answered: never, silent: never, combined: never,
+			slots: 100, polls: 1, probing: true, probeIn: never, answered: never, moved: never, silent: never, combined: never,
 			demand: demand{due: -1, news: -1, trip: path},
 		}
 	}
@@ -209,6 +209,11 @@ func TestPlans(t *testing.T) {
 			waiting.age = 2*late + 3*ms
 			s.flights = []glance{polled, waiting}
 		}, "cancel poll, cancel stream, cancel combined, suspend", late},
+		{"not if others that waited pass, one after the other", func(s *situation) {
+			waiting := written
+			waiting.age = 2*late + 3*ms
+			s.moved, s.flights = 50*ms, []glance{polled, waiting}
+		}, "", 2*late - 50*ms},
 		{"not if one was answered lately", func(s *situation) {
 			waiting := written
 			waiting.age = 2*late + 3*ms
