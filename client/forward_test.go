@@ -17,6 +17,7 @@ type dialFunc func(ctx context.Context) (stream, error)
 
 func (d dialFunc) Dial(ctx context.Context) (stream, error)      { return d(ctx) }
 func (d dialFunc) DialEarly(ctx context.Context) (stream, error) { return d(ctx) }
+func (d dialFunc) Pending() (pending bool, heard time.Time)      { return false, time.Time{} }
 func (d dialFunc) Close() error                                  { return nil }
 
 // DNS that is not there at the start is waited for, and then no more. A name that

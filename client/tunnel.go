@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/socks"
 )
 
 // config and stream are the client's view of the tunnel: what it needs of it, and no
@@ -16,9 +17,8 @@ type (
 // A dialer opens streams to one server. *tunnel.Dialer is the real one; tests
 // bring their own. Safe for concurrent use.
 type dialer interface {
-	Dial(ctx context.Context) (stream, error)
+	socks.Dialer
 	DialEarly(ctx context.Context) (stream, error)
-	Close() error
 }
 
 // open returns the dialer for c.

@@ -148,6 +148,13 @@ func (m *milestones) Stale() bool {
 	return !m.heard.IsZero() && max(now.Sub(m.heard), now.Round(0).Sub(m.heard.Round(0))) > Lifetime
 }
 
+// Heard is when an answer of the server's has come last; zero: none has.
+func (m *milestones) Heard() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.heard
+}
+
 // hears notes that an answer of the server's has come.
 func (m *milestones) hears(now time.Time) {
 	m.mu.Lock()
@@ -301,6 +308,10 @@ func NewClient(cfg ClientConfig) *Client {
 // Conn is the engine's pipe. Closing it ends the session after what was
 // written has been sent, or farewellTime.
 func (c *Client) Conn() *Conn { return c.conn }
+
+// Pending tells whether something may not have arrived yet that was said through the
+// Conn, by the engine's will or by its repeats.
+func (c *Client) Pending() bool { return c.link.pending() }
 
 // Ready is closed when the server has answered under its key.
 func (m *milestones) Ready() <-chan struct{} { return m.ready.c }

@@ -817,3 +817,37 @@ func TestClientNames(t *testing.T) {
 		})
 	}
 }
+
+// What the engine says is pending until it is acknowledged and no engine says it again.
+func TestPending(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		client, session := w.pair(Auto)
+		time.Sleep(repeats)
+		if client.Pending() {
+			t.Error("a session that has said nothing has something pending")
+		}
+		w.net.set(func(*request) fate { return fate{refuse: true} })
+		w.net.cutAll()
+		client.Conn().WriteTo([]byte("a question"), nil)
+		time.Sleep(2 * repeats)
+		if !client.Pending() {
+			t.Error("what cannot have arrived is not pending")
+		}
+		w.net.set(always(near()))
+		if _, _, err := session.Conn().ReadFrom(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(repeats / 2)
+		if !client.Pending() {
+			t.Error("what an engine may say again is not pending")
+		}
+		time.Sleep(repeats)
+		if client.Pending() {
+			t.Error("what has arrived is pending")
+		}
+		if time.Since(client.Heard()) > time.Minute {
+			t.Errorf("heard last at %v", client.Heard())
+		}
+	})
+}

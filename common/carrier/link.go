@@ -430,6 +430,17 @@ func (l *link) close() {
 	signal(l.wake)
 }
 
+// repeats is longer than any engine waits, with nothing on its way, until it says again
+// what the carrier has given up (maxTimeout of kcp is 10 s).
+const repeats = 15 * time.Second
+
+// pending tells whether something may not have arrived yet that the engine has said.
+func (l *link) pending() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.out.unfinished() || time.Since(l.out.silence.lastAck) < repeats
+}
+
 // drop gives back everything that waits or is kept. The link is unusable.
 func (l *link) drop() {
 	l.close()

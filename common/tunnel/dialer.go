@@ -72,8 +72,8 @@ const (
 	maxSessions = 16
 
 	// spareLife is how long a session that new streams do not share any more lives
-	// on without any: what was written before the last one was closed has arrived by
-	// then.
+	// on without any, and then until what was written before the last one was closed
+	// has arrived.
 	spareLife = time.Minute
 )
 
@@ -164,8 +164,9 @@ type Dialer struct {
 	wg       sync.WaitGroup // watchers of sessions
 
 	mu       sync.Mutex
-	current  *session   // shared by new streams; guarded by mu, like what follows
-	sessions []*session // all that streams may share, in the order of their starts
+	current  *session              // shared by new streams; guarded by mu, like what follows
+	sessions []*session            // all that streams may share, in the order of their starts
+	alive    map[*session]struct{} // those that have not ended, shared or not
 	closed   bool
 }
 
@@ -206,7 +207,7 @@ func NewDialer(cfg Config, opts Options) (*Dialer, error) {
 		resolver.Close() // never fails
 		return nil, err
 	}
-	d := &Dialer{cfg: p, engine: e, memory: opts.Memory, log: log, events: opts.Events, resolver: resolver}
+	d := &Dialer{cfg: p, engine: e, memory: opts.Memory, log: log, events: opts.Events, resolver: resolver, alive: make(map[*session]struct{})}
 	if d.memory == nil {
 		d.memory = NewMemory(0)
 	}
@@ -265,6 +266,22 @@ func (d *Dialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error)
 		return nil, err // not s, which would be no nil net.Conn
 	}
 	return s, nil
+}
+
+// Pending tells whether something may not have arrived yet that was written to streams,
+// though they may be closed, and when an answer of the server's has come last (zero:
+// none has): if lately, it is worth to wait with Close.
+func (d *Dialer) Pending() (pending bool, heard time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for s := range d.alive {
+		// A session of one stream ends when all of it has arrived.
+		pending = pending || !d.engine.Multiplexes() || s.client.Pending()
+		if at := s.client.Heard(); at.After(heard) {
+			heard = at
+		}
+	}
+	return pending, heard
 }
 
 // Close ends all streams and sessions, tells the server as far as it can be
@@ -349,6 +366,7 @@ func (d *Dialer) start() (*session, error) {
 		return nil, err
 	}
 	s := &session{client: c, engine: e}
+	d.alive[s] = struct{}{}
 	d.share.sessions.Add(1)
 	d.wg.Go(func() { d.watch(s) })
 	return s, nil

@@ -135,8 +135,8 @@ func (d *Dialer) fills(s *session) {
 	s.full = s.streams > 0 // else nobody would ever say that it is not
 }
 
-// spare ends s after a while if nobody needs it then, or has needed it meanwhile. mu
-// is held.
+// spare ends s after a while if nobody needs it then, or has needed it meanwhile, and
+// all that was said in it has arrived. mu is held.
 func (d *Dialer) spare(s *session) {
 	if s.streams > 0 || s == d.current || !slices.Contains(d.sessions, s) {
 		return
@@ -144,7 +144,11 @@ func (d *Dialer) spare(s *session) {
 	time.AfterFunc(spareLife, func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if time.Since(s.left) >= spareLife {
+		switch {
+		case time.Since(s.left) < spareLife:
+		case s.client.Pending():
+			d.spare(s)
+		default:
 			d.discard(s)
 		}
 	})
@@ -171,6 +175,7 @@ func (d *Dialer) discard(s *session) {
 func (d *Dialer) remove(s *session) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	delete(d.alive, s)
 	d.sessions = slices.DeleteFunc(d.sessions, func(o *session) bool { return o == s })
 	if d.current == s {
 		d.current = nil

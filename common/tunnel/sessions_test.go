@@ -6,14 +6,17 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"turbotunnel/common/carrier"
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engines"
+	"turbotunnel/common/handshake"
 )
 
 // However many answers in a row are by somebody else, a session lives that the
@@ -152,6 +155,45 @@ func TestSpare(t *testing.T) {
 	}
 }
 
+// noWay is a carrier.Transport that leads nowhere.
+type noWay struct{}
+
+func (noWay) RoundTrip(*http.Request) (*http.Response, error) { return nil, carrier.ErrUnreachable }
+func (noWay) Slots() (n int, crowded bool)                    { return 1, true }
+func (noWay) Name() string                                    { return "" }
+func (noWay) Feeds() bool                                     { return false }
+func (noWay) Rest() time.Duration                             { return 0 }
+func (noWay) Foreign(*http.Response)                          {}
+
+// endedClient is the client of a session that has ended.
+func endedClient(t *testing.T) *carrier.Client {
+	c := carrier.NewClient(carrier.ClientConfig{
+		Transport: noWay{},
+		URL:       &url.URL{Scheme: "http", Host: "server.example"},
+		Key:       handshake.GenerateKey().Public(),
+		Engine:    "kcp-smux",
+		Mode:      carrier.Auto,
+	})
+	c.Close()
+	return c
+}
+
+// What was written is pending at first, and with it the Dialer is, which is told when
+// the server was heard last; where nothing was written, nothing is.
+func TestPending(t *testing.T) {
+	each(t, func(t *testing.T, s *site, d *Dialer, name string) {
+		if pending, heard := d.Pending(); pending || !heard.IsZero() {
+			t.Errorf("before a stream: pending %v, heard at %v", pending, heard)
+		}
+		c := dial(t, d)
+		c.Write([]byte("hello"))
+		c.Close()
+		if pending, heard := d.Pending(); !pending || heard.IsZero() {
+			t.Errorf("after a stream: pending %v, heard at %v", pending, heard)
+		}
+	})
+}
+
 // A closeSession is an engine's session that can only be closed.
 type closeSession struct {
 	engine.Session
@@ -170,7 +212,7 @@ func TestSpareLife(t *testing.T) {
 		var d Dialer
 		for _, dismissed := range []bool{false, true} {
 			e := new(closeSession)
-			s := &session{engine: e, streams: 1}
+			s := &session{client: endedClient(t), engine: e, streams: 1}
 			d.sessions = append(d.sessions, s)
 			d.release(s)
 			time.Sleep(spareLife - time.Second)

@@ -15,8 +15,11 @@ const (
 	// idleTime is how long a dialer without a stream is kept. Its session
 	// costs three requests a minute, which also show an observer that
 	// somebody is there; a new one costs no extra round trip. Tor opens its
-	// next connection within this time when it wants one soon.
+	// next connection within this time when it wants one soon. What was written before
+	// the last stream was closed may take longer: while it may be on its way it is
+	// looked at again after lookTime, unless the server has not been heard for as long.
 	idleTime = 2 * time.Minute
+	lookTime = 30 * time.Second
 )
 
 // A pool holds one dialer for each configuration in use, so that requests with
@@ -83,29 +86,50 @@ func (p *pool) release(e *entry) {
 		return
 	}
 	e.freed = time.Now()
-	e.idle = time.AfterFunc(idleTime, func() {
+	p.wait(e, idleTime)
+}
+
+// wait has e be dropped after a time, if it has no user then and nothing is on its way.
+// The caller holds p.mu.
+func (p *pool) wait(e *entry, d time.Duration) {
+	e.idle = time.AfterFunc(d, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		// It may have found a user between the timer's end and here.
-		if e.users == 0 && p.entries[e.cfg] == e {
-			p.drop(e)
+		if e.users > 0 || p.entries[e.cfg] != e {
+			return
 		}
+		if pending, heard := e.Pending(); pending && time.Since(heard) < lookTime {
+			p.wait(e, lookTime)
+			return
+		}
+		p.drop(e)
 	})
 }
 
-// evict drops the entry that has been idle longest, and tells whether there was
-// one. The caller holds p.mu.
+// evict drops the entry without users that is missed least, and tells whether there
+// was one: of those on which nothing is on its way, the one that has been idle longest,
+// else the one whose server has not been heard for the longest. The caller holds p.mu.
 func (p *pool) evict() bool {
-	var oldest *entry
+	var least *entry
+	var since time.Time
+	leastPending := true
 	for _, e := range p.entries {
-		if e.users == 0 && (oldest == nil || e.freed.Before(oldest.freed)) {
-			oldest = e
+		if e.users > 0 {
+			continue
+		}
+		pending, at := e.Pending()
+		if !pending {
+			at = e.freed
+		}
+		if least == nil || leastPending && !pending || leastPending == pending && at.Before(since) {
+			least, leastPending, since = e, pending, at
 		}
 	}
-	if oldest != nil {
-		p.drop(oldest)
+	if least != nil {
+		p.drop(least)
 	}
-	return oldest != nil
+	return least != nil
 }
 
 // drop forgets e and closes its dialer, which may wait for the network. The

@@ -79,6 +79,66 @@ func TestIdleDialersEnd(t *testing.T) {
 	})
 }
 
+// A dialer on which something is on its way is not dropped, unless its server is not
+// heard any more.
+func TestPendingDialersStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, made := newFakePool()
+		defer p.Close()
+		e, _ := p.acquire(config{URL: "http://a.example/"})
+		d := (*made)[0]
+		d.pending, d.heard = true, time.Now().Add(idleTime+time.Second)
+		p.release(e)
+		time.Sleep(idleTime + lookTime - time.Second)
+		if closed(d) {
+			t.Fatal("what was written is cut")
+		}
+		time.Sleep(lookTime + 2*time.Second)
+		if !closed(d) {
+			t.Error("nothing is heard of its server, and it lives on")
+		}
+	})
+}
+
+// Room is made by the dialer that is missed least.
+func TestEvict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, made := newFakePool()
+		defer p.Close()
+		begin := time.Now()
+		for i, d := range []struct {
+			used, pending bool
+			heard         time.Duration // since the beginning
+		}{
+			{used: true},
+			{pending: true, heard: time.Hour},
+			{},
+			{pending: true, heard: time.Minute},
+			{},
+		} {
+			e, _ := p.acquire(config{URL: fmt.Sprint("http://", i, ".example/")})
+			(*made)[i].pending, (*made)[i].heard = d.pending, begin.Add(d.heard)
+			if !d.used {
+				p.release(e)
+			}
+			time.Sleep(time.Second)
+		}
+		for n, want := range []int{2, 4, 3, 1} {
+			p.mu.Lock()
+			ok := p.evict()
+			p.mu.Unlock()
+			if synctest.Wait(); !ok || !closed((*made)[want]) {
+				t.Errorf("the one that goes as number %d is not %d", n, want)
+			}
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.evict() {
+			t.Error("one that is used goes")
+		}
+	})
+}
+
 func TestPoolIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, made := newFakePool()

@@ -70,6 +70,11 @@ type (
 // A Dialer opens streams to one server. *tunnel.Dialer is one.
 type Dialer interface {
 	Dial(ctx context.Context) (tunnel.Stream, error)
+
+	// Pending tells whether something may not have arrived yet that was written, and
+	// when the server was heard last.
+	Pending() (pending bool, heard time.Time)
+
 	Close() error
 }
 

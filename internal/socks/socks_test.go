@@ -36,6 +36,9 @@ type fakeDialer struct {
 	dial   func(ctx context.Context) (stream, error)
 	closed chan struct{}
 	once   sync.Once
+
+	pending bool // as Pending says, set before the pool looks
+	heard   time.Time
 }
 
 func newFakeDialer(dial func(ctx context.Context) (stream, error)) *fakeDialer {
@@ -43,6 +46,8 @@ func newFakeDialer(dial func(ctx context.Context) (stream, error)) *fakeDialer {
 }
 
 func (d *fakeDialer) Dial(ctx context.Context) (stream, error) { return d.dial(ctx) }
+
+func (d *fakeDialer) Pending() (pending bool, heard time.Time) { return d.pending, d.heard }
 
 func (d *fakeDialer) Close() error {
 	d.once.Do(func() { close(d.closed) })
