@@ -44,8 +44,9 @@ const (
 	// manyHandshakes is how many SOCKS clients there may be without any hurry
 	// that have not said yet what they want. Tor says it in one write. When there
 	// are more, those go that have been silent for silentTime; otherwise goptlib
-	// gives each 5 seconds.
-	manyHandshakes = 128
+	// gives each 5 seconds. It is half of what a process with 256 descriptors, as an
+	// app on a phone has, accepts at all.
+	manyHandshakes = 64
 
 	// silentTime is longer than a client of this machine takes to say what it
 	// wants, however many come at once: a burst of them is served.
