@@ -159,16 +159,54 @@ func TestAutoHeldBack(t *testing.T) {
 	})
 }
 
-// A path may change its mind in the middle of a session, both ways.
+// lingering takes a while to end an exchange that is not wanted any more.
+type lingering struct {
+	*network
+	more time.Duration
+}
+
+func (l lingering) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := l.network.RoundTrip(req)
+	if err != nil {
+		time.Sleep(l.more)
+		return nil, err
+	}
+	resp.Body = &lingeringBody{resp.Body, l.more}
+	return resp, nil
+}
+
+type lingeringBody struct {
+	io.ReadCloser
+	more time.Duration
+}
+
+func (b *lingeringBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		time.Sleep(b.more)
+	}
+	return n, err
+}
+
+// A path may change its mind in the middle of a session, both ways. What it holds back
+// when that is noticed is sent again soon, also if the answer that was to bring it has
+// not ended yet when others are asked for.
 func TestAutoChanges(t *testing.T) {
+	t.Run("at once", func(t *testing.T) { testAutoChanges(t, 0) })
+	t.Run("answers end late", func(t *testing.T) { testAutoChanges(t, 100*ms) })
+}
+
+func testAutoChanges(t *testing.T, more time.Duration) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.net.set(always(near()))
-		client, session := w.pair(Auto)
+		client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Transport = lingering{w.net, more} })
+		<-client.Ready()
+		session := <-w.accepted
 		both(t, client, session, 100)
 		for range 2 {
 			w.net.set(always(held()))
 			w.net.cutAll()
-			if took := both(t, client, session, 300); took > 10*time.Second {
+			if took := both(t, client, session, 300); took > 1100*ms {
 				t.Errorf("held back: took %v", took)
 			}
 			if client.way().streams.has() {

@@ -644,6 +644,7 @@ func (c *Client) start(k kind, little bool) {
 			c.spoke = f.started
 		}
 	}
+	f.alone = len(c.flights) == 0
 	c.flights[f.number] = f
 	c.wg.Go(func() { c.exchange(f) })
 }

@@ -98,6 +98,9 @@ func TestConditions(t *testing.T) {
 		{"requests above 17000 bytes answered 502", func(n *network) {
 			n.set(bodiesAbove(near, 17000, func(f *fate) { f.instead = page(http.StatusBadGateway) }))
 		}, 30 * time.Second},
+		{"requests above 16 KB answered 503", func(n *network) {
+			n.set(bodiesAbove(near, 16<<10, func(f *fate) { f.instead = page(http.StatusServiceUnavailable) }))
+		}, 30 * time.Second},
 		{"requests above 6 KB reset", func(n *network) {
 			n.set(bodiesAbove(near, 6<<10, func(f *fate) { f.refuse = true }))
 		}, 30 * time.Second},
@@ -126,10 +129,13 @@ func TestConditions(t *testing.T) {
 			})
 		}, 45 * time.Second},
 		{"answers above 100000 bytes become 502", func(n *network) {
-			n.set(answersAbove(near, 100000))
+			n.set(answersAbove(near, 100000, http.StatusBadGateway))
 		}, 2 * time.Minute},
 		{"answers above 8000 bytes become 502", func(n *network) {
-			n.set(answersAbove(near, 8000))
+			n.set(answersAbove(near, 8000, http.StatusBadGateway))
+		}, 2 * time.Minute},
+		{"answers above 16000 bytes become 503", func(n *network) {
+			n.set(answersAbove(near, 16000, http.StatusServiceUnavailable))
 		}, 2 * time.Minute},
 		{"too many requests", func(n *network) {
 			n.set(sometimes(n, 0.1, near, func(f *fate) { f.instead = page(http.StatusTooManyRequests, "Retry-After", "1") }))
@@ -242,9 +248,10 @@ func bodiesAbove(f fate, limit int64, bad func(*fate)) func(*request) fate {
 	}
 }
 
-// answersAbove is a gateway that takes no answer of more than limit bytes.
-func answersAbove(f fate, limit int) func(*request) fate {
-	f.buffered, f.largest = true, limit
+// answersAbove is a gateway that takes no answer of more than limit bytes, and says so
+// by a status.
+func answersAbove(f fate, limit, status int) func(*request) fate {
+	f.buffered, f.largest, f.status = true, limit, status
 	return always(f)
 }
 

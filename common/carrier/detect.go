@@ -298,6 +298,8 @@ type bodies struct {
 	failed int       // bytes of the smallest that has failed since then; 0: none
 	times  int       // how often in a row
 	last   time.Time // when it did last
+
+	crowded bool // other exchanges may have been why
 }
 
 // doubts are how many failures in a row are enough for any doubt.
@@ -312,26 +314,29 @@ type sample struct {
 	silent bool // it was not answered in time, and each more would take as long: once is enough to try a small one
 	full   bool // it would have been larger if it could
 	idle   bool // there was little to say: what failed before was not large either
+
+	crowded bool // it has failed, and other exchanges may be why
+	beside  bool // it has passed beside another exchange: they are not
 }
 
 // observe learns from a sample, of an exchange that was started at a time, and tells
 // whether the limit has become less.
 func (b *bodies) observe(now, started time.Time, s sample, w *sizes) (less bool) {
 	switch {
-	case s.passed && s.idle && b.doubtful(w):
-		b.failed, b.times = 0, 0
+	case s.passed && b.doubtful(w) && (s.idle || b.crowded && !s.beside):
+		b.forget()
 	case s.passed && b.doubtful(w) && !started.Before(b.last):
 		return b.halve(now, w)
 	case s.passed:
 		if s.size >= b.failed*3/4 {
-			b.failed, b.times = 0, 0
+			b.forget()
 		}
 		w.passed(s.size)
 		if s.full && b.limit < largestBody && w.worth(now, 2*b.limit) {
 			b.limit *= 2
 		}
 	case s.size <= smallBody:
-		b.failed, b.times = 0, 0 // it is not the size
+		b.forget() // it is not the size
 	case s.why, s.likely && !(s.size <= 2*minBody && w.takesLarge()):
 		b.failed = s.size
 		return b.halve(now, w)
@@ -343,6 +348,7 @@ func (b *bodies) observe(now, started time.Time, s sample, w *sizes) (less bool)
 			b.times++
 			b.last = now
 		}
+		b.crowded = b.crowded || s.crowded
 		if s.silent {
 			b.times = max(b.times, doubts)
 		}
@@ -355,9 +361,12 @@ func (b *bodies) halve(now time.Time, w *sizes) bool {
 	before := b.limit
 	b.limit = max(smallBody, min(b.limit, b.failed/2))
 	w.refuses(now, b.failed, b.limit)
-	b.failed, b.times = 0, 0
+	b.forget()
 	return b.limit < before
 }
+
+// forget is told that what has failed says nothing any more.
+func (b *bodies) forget() { b.failed, b.times, b.crowded = 0, 0, false }
 
 // doubtful tells whether a small body is to be tried.
 func (b *bodies) doubtful(w *sizes) bool {

@@ -273,20 +273,27 @@ func TestHoldBeside(t *testing.T) {
 	}
 }
 
-// That there is no room now says nothing of sizes.
+// That there is no room now says nothing of sizes where other exchanges may be why: of a
+// request it is to be seen whether they are.
 func TestBusyIsNoSize(t *testing.T) {
 	for _, c := range []struct {
-		status int
-		shows  bool
-	}{{http.StatusServiceUnavailable, false}, {http.StatusTooManyRequests, false}, {http.StatusBadGateway, true}, {http.StatusForbidden, true}} {
+		status                           int
+		alone, request, crowded, answers bool
+	}{
+		{http.StatusServiceUnavailable, false, true, true, false},
+		{http.StatusServiceUnavailable, true, true, false, true},
+		{http.StatusTooManyRequests, true, false, false, false},
+		{http.StatusBadGateway, false, true, false, true},
+		{http.StatusForbidden, false, true, false, true},
+	} {
 		res := ended(time.Now(), upload, ms, nil)
-		res.size = MaxBody
+		res.size, res.flight.alone = MaxBody, c.alone
 		res.err = (&Client{}).foreign(&http.Response{StatusCode: c.status, Header: http.Header{}}, res)
-		if _, shows := res.request(MaxBody); shows != c.shows {
-			t.Errorf("of a request, status %d shows something: %v", c.status, shows)
+		if s, shows := res.request(MaxBody); shows != c.request || s.crowded != c.crowded {
+			t.Errorf("of a request, status %d shows something: %v, other exchanges may be why: %v", c.status, shows, s.crowded)
 		}
 		if res.flight.kind, res.size = poll, 100; true {
-			if _, shows := res.answer(time.Now()); shows != c.shows {
+			if _, shows := res.answer(time.Now()); shows != c.answers {
 				t.Errorf("of an answer, status %d shows something: %v", c.status, shows)
 			}
 		}
@@ -309,6 +316,8 @@ func TestBodies(t *testing.T) {
 		{"after three a small one is tried", []sample{fails(900 * kb), fails(800 * kb), fails(800 * kb)}, 960 * kb, true},
 		{"if it passes, it is the size", []sample{fails(900 * kb), fails(800 * kb), fails(850 * kb), {size: 100, passed: true}}, 400 * kb, false},
 		{"unless there was little to say", []sample{fails(900 * kb), fails(800 * kb), fails(850 * kb), {size: 100, passed: true, idle: true}}, 960 * kb, false},
+		{"it may be others that were under way", []sample{{size: 900 * kb, crowded: true}, fails(800 * kb), fails(850 * kb), {size: 100, passed: true}}, 960 * kb, false},
+		{"unless one passes beside another", []sample{{size: 900 * kb, crowded: true}, fails(800 * kb), fails(850 * kb), {size: 100, passed: true, beside: true}}, 400 * kb, false},
 		{"if it fails, it is not", []sample{fails(900 * kb), fails(800 * kb), fails(800 * kb), fails(100)}, 960 * kb, false},
 		{"nor if one as large passes", []sample{fails(900 * kb), fails(900 * kb), {size: 700 * kb, passed: true}, fails(900 * kb)}, 960 * kb, false},
 		{"an answer that says why is believed", []sample{why(900 * kb)}, 450 * kb, false},

@@ -52,6 +52,7 @@ type flight struct {
 	records []*sentRecord
 	size    int  // bytes of the records
 	probe   bool // made to see whether the path streams, or lets feeds through
+	alone   bool // nothing else was under way when it was started
 	feed    *feedBody
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
@@ -115,6 +116,7 @@ type result struct {
 	tooLarge bool  // the body was, of size bytes
 	size     int64
 	busy     bool // somebody else's answer says that there was no room for it now
+	crowded  bool // likewise, and other exchanges of the session may be why
 	beside   bool // it was under way beside an answer that the server held all the time
 	closed   bool // the server has ended the session
 	lost     bool // not all that it carried is acknowledged
@@ -147,7 +149,10 @@ func (r *result) request(limit int) (s sample, shows bool) {
 		likely: errors.Is(r.err, errSwallowed),
 		silent: k == combined && errors.Is(r.err, os.ErrDeadlineExceeded),
 		full:   int(r.size) > limit*5/8,
-	}, (k == upload || k == combined) && !r.busy && !(!r.good && errors.Is(r.err, errUnneeded))
+
+		crowded: r.crowded,
+		beside:  r.beside,
+	}, (k == upload || k == combined) && (!r.busy || r.crowded) && !(!r.good && errors.Is(r.err, errUnneeded))
 }
 
 // answer is what the exchange has shown of how large answers may be. One that was
@@ -237,7 +242,9 @@ func (c *Client) exchange(f *flight) {
 			res.err = context.Cause(f.ctx)
 		}
 		b.Close() // first: what a feed takes afterwards would be lost for ever
-		res.lost = c.link.endExchange(f.number)
+		if res.lost = c.link.endExchange(f.number); err != nil {
+			c.link.tellEnd()
+		}
 		watchdog.Stop()
 		f.cancel(nil)
 		if res.size = size; f.kind == feed {
@@ -329,8 +336,11 @@ func (c *Client) foreign(resp *http.Response, res *result) error {
 		return nil
 	}
 	res.tooLarge = resp.StatusCode == http.StatusRequestEntityTooLarge
-	// By RFC 9110 and RFC 6585 the next one may pass, however large it is.
-	res.busy = resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusTooManyRequests
+	// By RFC 9110 and RFC 6585 the next one may pass, however large it is. But gateways
+	// say 503 to whatever they do not take, and where there was no other exchange none
+	// has stood in its way.
+	res.crowded = resp.StatusCode == http.StatusServiceUnavailable && !res.flight.alone
+	res.busy = res.crowded || resp.StatusCode == http.StatusTooManyRequests
 	// A gateway in trouble says nothing about whether the server knows us.
 	res.foreign = resp.StatusCode < 500 && !res.tooLarge && !res.busy
 	return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}

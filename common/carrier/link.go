@@ -165,6 +165,14 @@ func (l *link) endExchange(e uint64) (lost bool) {
 	return l.out.endExchange(e)
 }
 
+// tellEnd says that an exchange has ended before its answer did. The other side hears of
+// that soon, also if nothing else is to be said: what the answer carried waits for it.
+func (l *link) tellEnd() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.in.tellOnce(time.Now())
+}
+
 // head returns a sealed head for exchange e. fields has the values that are
 // the caller's affair; pad is the number of bytes of padding.
 func (l *link) head(e uint64, fields wire.Head, pad int) []byte {

@@ -74,7 +74,8 @@ type fate struct {
 	after       time.Duration
 	second      bool                          // it is the second copy's answer that comes back
 	buffered    bool                          // the answer comes when it is complete
-	largest     int                           // of a buffered answer that is larger, 502 is made; 0: of none
+	largest     int                           // of a buffered answer that is larger, a status is made; 0: of none
+	status      int                           // that
 	swapped     bool                          // the answer is another exchange's
 	stale       bool                          // the answer is an old one
 	instead     func(*request) *http.Response // somebody else answers
@@ -333,7 +334,7 @@ func (n *network) exchange(ctx context.Context, r *request, f fate) (*http.Respo
 		a.mu.Unlock()
 		if size > f.largest {
 			a.discard()
-			return page(http.StatusBadGateway)(r), nil
+			return page(f.status)(r), nil
 		}
 	}
 	if f.swapped || f.stale {

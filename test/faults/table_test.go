@@ -91,6 +91,7 @@ var table = []fault{
 	{name: "413 above 8 KB", do: every(middlebox.Large(8<<10, middlebox.Status(http.StatusRequestEntityTooLarge, "")))},
 	{name: "403 above 16 KB", do: every(middlebox.Large(16<<10, middlebox.Status(http.StatusForbidden, page)))},
 	{name: "502 above 16 KB", do: every(middlebox.Large(16<<10, middlebox.Status(http.StatusBadGateway, "")))},
+	{name: "503 above 16 KB", do: every(middlebox.Large(16<<10, middlebox.Status(http.StatusServiceUnavailable, "")))},
 	{name: "resets above 16 KB", do: every(middlebox.Large(16<<10, middlebox.Refuse))},
 	{name: "silence above 16 KB", do: every(middlebox.Large(16<<10, middlebox.Swallow))},
 	{name: "502 for answers above 16 KB", do: every(middlebox.WholeAnswers(16 << 10))},
