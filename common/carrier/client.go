@@ -107,165 +107,6 @@ type Client struct {
 	feeding   feeding
 }
 
-// milestones are the moments of a session's life that others wait for. Safe for
-// concurrent use.
-type milestones struct {
-	ready  gate // the server has answered
-	ending gate // the session is going to end
-	done   gate
-	err    error // why it ended; set before ending is opened
-
-	mu    sync.Mutex
-	heard time.Time     // when an answer of the server's has come last; guarded by mu, like what follows
-	seems bool          // the server seems to have forgotten the session
-	since time.Time     // if so: what shows it was all asked then or later
-	news  chan struct{} // closed when any of these changes; nil: nobody waits
-}
-
-// A Verdict is what is known of whether the server still knows a session.
-type Verdict struct {
-	Forgotten bool      // several answers in a row were by somebody else
-	Since     time.Time // if so: the exchanges that show it were all started then or later
-}
-
-// Verdict is what is known now, and a channel that is closed when that changes.
-func (m *milestones) Verdict() (Verdict, <-chan struct{}) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.news == nil {
-		m.news = make(chan struct{})
-	}
-	return Verdict{m.seems, m.since}, m.news
-}
-
-// Stale tells whether the server is likely to have forgotten the session, because
-// it has not been heard for the session's Lifetime. A computer that sleeps stops
-// one of its clocks, so that both are asked.
-func (m *milestones) Stale() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	now := time.Now()
-	return !m.heard.IsZero() && max(now.Sub(m.heard), now.Round(0).Sub(m.heard.Round(0))) > Lifetime
-}
-
-// Heard is when an answer of the server's has come last; zero: none has.
-func (m *milestones) Heard() time.Time {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.heard
-}
-
-// hears notes that an answer of the server's has come.
-func (m *milestones) hears(now time.Time) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.heard = now
-	if m.seems {
-		m.changes(false, time.Time{})
-	}
-}
-
-// doubts notes whether the server seems to have forgotten the session.
-func (m *milestones) doubts(since time.Time, seems bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if seems != m.seems || !since.Equal(m.since) {
-		m.changes(seems, since)
-	}
-}
-
-// changes notes what is new and wakes who waits for it. mu is held.
-func (m *milestones) changes(seems bool, since time.Time) {
-	m.seems, m.since = seems, since
-	if m.news != nil {
-		close(m.news)
-		m.news = nil
-	}
-}
-
-// A gate is a channel that is closed once.
-type gate struct {
-	once sync.Once
-	c    chan struct{}
-}
-
-// open closes the channel, if it is not closed.
-func (g *gate) open() { g.once.Do(func() { close(g.c) }) }
-
-// flights are exchanges under way, by number.
-type flights map[uint64]*flight
-
-// count is how many of them are of a kind.
-func (fs flights) count(k kind) (n int) {
-	for _, f := range fs {
-		if f.kind == k {
-			n++
-		}
-	}
-	return n
-}
-
-// holdBeside tells whether the server holds an answer that was asked for a round trip
-// before f was started, so that it has held it for as long as f was under way.
-func (fs flights) holdBeside(f *flight, trip time.Duration) bool {
-	for _, g := range fs {
-		waits := (g.kind == poll || g.kind == stream) && g.ctx.Err() == nil
-		if sent := time.Duration(g.sent.Load()); waits && sent > 0 && f.started.Sub(g.started.Add(sent)) > trip {
-			return true
-		}
-	}
-	return false
-}
-
-// cancel breaks off those of a kind. Their ends come as results.
-func (fs flights) cancel(k kind) {
-	for _, f := range fs {
-		if f.kind == k {
-			f.cancel(errUnneeded)
-		}
-	}
-}
-
-// cancelHeld breaks off those that are held. Their ends come as results.
-func (fs flights) cancelHeld(now time.Time) {
-	for _, f := range fs {
-		if g := f.glance(now); g.held() {
-			f.cancel(errUnneeded)
-		}
-	}
-}
-
-// cancelSwallowed breaks off the large uploads that were sent long ago. Their ends
-// come as results.
-func (fs flights) cancelSwallowed(ago time.Duration) {
-	for _, f := range fs {
-		sent := time.Duration(f.sent.Load())
-		if f.kind == upload && f.size > smallBody && sent > 0 && f.first.Load() == 0 && time.Since(f.started)-sent > ago {
-			f.cancel(errSwallowed)
-		}
-	}
-}
-
-// cancelSilent breaks off the large combined exchange that is not answered. Its end
-// comes as a result.
-func (fs flights) cancelSilent() {
-	for _, f := range fs {
-		if f.kind == combined && f.size > smallBody && f.first.Load() == 0 {
-			f.cancel(errSilent)
-		}
-	}
-}
-
-// carry tells whether one of them carries records.
-func (fs flights) carry() bool {
-	for _, f := range fs {
-		if len(f.records) > 0 || f.kind == feed || f.kind == farewell {
-			return true
-		}
-	}
-	return false
-}
-
 // NewClient starts a session. It does not wait for the server.
 func NewClient(cfg ClientConfig) *Client {
 	log := cfg.Log
@@ -309,39 +150,9 @@ func NewClient(cfg ClientConfig) *Client {
 // written has been sent, or farewellTime.
 func (c *Client) Conn() *Conn { return c.conn }
 
-// Pending tells whether something may not have arrived yet that was said through the
-// Conn, by the engine's will or by its repeats.
+// Pending tells whether something may not have arrived yet that the engine has said, or
+// may say again.
 func (c *Client) Pending() bool { return c.link.pending() }
-
-// Ready is closed when the server has answered under its key.
-func (m *milestones) Ready() <-chan struct{} { return m.ready.c }
-
-// SeemsForgotten tells whether the path answers like a web site now.
-func (m *milestones) SeemsForgotten() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.seems
-}
-
-// Done is closed when the session has ended and nothing of it is left.
-func (m *milestones) Done() <-chan struct{} { return m.done.c }
-
-// Err says why the session has ended, or, just before that, is about to: nil
-// if this side closed it. It is set before the Conn fails.
-func (m *milestones) Err() error {
-	if !isClosed(m.ending.c) {
-		return nil
-	}
-	return m.err
-}
-
-// end says why the session is going to end. The first reason stays.
-func (m *milestones) end(err error) {
-	m.ending.once.Do(func() {
-		m.err = err
-		close(m.ending.c)
-	})
-}
 
 // Close ends the session without telling the server more than Conn.Close has
 // begun to, and returns when nothing of it is left.
@@ -458,11 +269,11 @@ func (c *Client) way() *way { return c.cfg.Path.way(c.cfg.Transport.Name()) }
 // called again, unless something happens.
 func (c *Client) launch(now time.Time) time.Duration {
 	c.say(c.feeding.heardOf(now, c.way()))
-	if f := c.feeding.glance(now, false, c.way()); f.heard {
-		c.serial.parallel(now.Add(-f.told), c.way())
-	}
 	for {
 		s := c.situation(now)
+		if s.feed.heard {
+			c.serial.parallel(now.Add(-s.feed.told), c.way())
+		}
 		p := decide(&s)
 		c.last = s
 		c.act(&p, now)
@@ -656,7 +467,7 @@ func (c *Client) observe(res *result) {
 	most, _ := room(slots, c.flights.count(poll)+c.flights.count(stream))
 	uploads := c.flights.count(upload)
 	delete(c.flights, f.number)
-	res.beside = c.flights.holdBeside(f, c.last.trip.smoothed)
+	res.beside = res.good && c.flights.holdBeside(f, c.last.trip.smoothed)
 	c.cfg.Path.paces.learn(c.cfg.Transport.Name(), c.link, f.kind, res.good && c.carrying.failing()) // recall
 	c.say(c.serial.observe(now, res, way))
 	c.say(c.feeding.observe(now, res, c.last.late(), way))

@@ -288,7 +288,7 @@ func TestBusyIsNoSize(t *testing.T) {
 	} {
 		res := ended(time.Now(), upload, ms, nil)
 		res.size, res.flight.alone = MaxBody, c.alone
-		res.err = (&Client{}).foreign(&http.Response{StatusCode: c.status, Header: http.Header{}}, res)
+		res.err = res.notes(&http.Response{StatusCode: c.status, Header: http.Header{}})
 		if s, shows := res.request(MaxBody); shows != c.request || s.crowded != c.crowded {
 			t.Errorf("of a request, status %d shows something: %v, other exchanges may be why: %v", c.status, shows, s.crowded)
 		}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"turbotunnel/common/handshake"
@@ -42,59 +41,6 @@ const (
 	farewell             // ends the session
 	kinds                // how many there are
 )
-
-// A flight is an exchange under way.
-type flight struct {
-	number  uint64 // constant, like what follows up to started
-	kind    kind
-	most    int // bytes of the request's body, by its limit
-	asked   wire.Head
-	records []*sentRecord
-	size    int  // bytes of the records
-	probe   bool // made to see whether the path streams, or lets feeds through
-	alone   bool // nothing else was under way when it was started
-	feed    *feedBody
-	ctx     context.Context
-	cancel  context.CancelCauseFunc
-	started time.Time
-
-	// Written by the exchange, as time since started; 0: not yet.
-	begun atomic.Int64 // the request's body
-	sent  atomic.Int64 // the request's last byte
-	first atomic.Int64 // the first unit of the answer
-	heard atomic.Int64 // the newest one
-
-	got atomic.Int64 // bytes of records in the answer, written by the exchange
-}
-
-// isEnding tells whether the answer, a streamed one, is about to end for its size.
-func (f *flight) isEnding() bool {
-	return f.kind == stream && !f.probe && f.got.Load() > int64(float64(f.asked.Limit)*overlap)
-}
-
-// heardAt is when the newest unit of the answer has come, or the flight was started.
-func (f *flight) heardAt() time.Time { return f.started.Add(time.Duration(f.heard.Load())) }
-
-// mark writes down that something happens now.
-func (f *flight) mark(what *atomic.Int64) { what.Store(max(1, int64(time.Since(f.started)))) }
-
-// glance is how the flight looks now. One that was started after the moment that
-// now is, as the loop in launch does, has just been.
-func (f *flight) glance(now time.Time) glance {
-	return glance{
-		kind:   f.kind,
-		probe:  f.probe,
-		hold:   f.asked.Hold,
-		stream: f.asked.Stream,
-		ending: f.isEnding(),
-		size:   f.size,
-		age:    max(0, now.Sub(f.started)),
-		begun:  time.Duration(f.begun.Load()),
-		sent:   time.Duration(f.sent.Load()),
-		first:  time.Duration(f.first.Load()),
-		heard:  time.Duration(f.heard.Load()),
-	}
-}
 
 // errUnneeded ends an exchange that is not wanted any more.
 var errUnneeded = errors.New("not wanted any more")
@@ -242,9 +188,7 @@ func (c *Client) exchange(f *flight) {
 			res.err = context.Cause(f.ctx)
 		}
 		b.Close() // first: what a feed takes afterwards would be lost for ever
-		if res.lost = c.link.endExchange(f.number); err != nil {
-			c.link.tellEnd()
-		}
+		res.lost = c.link.endExchange(f.number, err != nil)
 		watchdog.Stop()
 		f.cancel(nil)
 		if res.size = size; f.kind == feed {
@@ -258,7 +202,7 @@ func (c *Client) exchange(f *flight) {
 		end(err)
 		return
 	}
-	if err := c.foreign(resp, res); err != nil {
+	if err := res.notes(resp); err != nil {
 		resp.Body.Close()
 		end(err)
 		return
@@ -330,19 +274,19 @@ func (c *Client) post(ctx context.Context, body io.ReadCloser, size int64) (*htt
 	return c.cfg.Transport.RoundTrip(req)
 }
 
-// foreign tells by its head whether an answer is somebody else's.
-func (c *Client) foreign(resp *http.Response, res *result) error {
+// notes tells by its head whether an answer is somebody else's.
+func (r *result) notes(resp *http.Response) error {
 	if resp.StatusCode == http.StatusOK {
 		return nil
 	}
-	res.tooLarge = resp.StatusCode == http.StatusRequestEntityTooLarge
+	r.tooLarge = resp.StatusCode == http.StatusRequestEntityTooLarge
 	// By RFC 9110 and RFC 6585 the next one may pass, however large it is. But gateways
 	// say 503 to whatever they do not take, and where there was no other exchange none
 	// has stood in its way.
-	res.crowded = resp.StatusCode == http.StatusServiceUnavailable && !res.flight.alone
-	res.busy = res.crowded || resp.StatusCode == http.StatusTooManyRequests
+	r.crowded = resp.StatusCode == http.StatusServiceUnavailable && !r.flight.alone
+	r.busy = r.crowded || resp.StatusCode == http.StatusTooManyRequests
 	// A gateway in trouble says nothing about whether the server knows us.
-	res.foreign = resp.StatusCode < 500 && !res.tooLarge && !res.busy
+	r.foreign = resp.StatusCode < 500 && !r.tooLarge && !r.busy
 	return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
 }
 

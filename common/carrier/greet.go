@@ -298,7 +298,7 @@ func (c *Client) greet(a *attempt) error {
 		}
 	}()
 	res := result{flight: f}
-	if err := c.foreign(resp, &res); err != nil {
+	if err := res.notes(resp); err != nil {
 		a.date = resp.Header.Get("Date")
 		if !res.foreign {
 			return fmt.Errorf("%w: %w", ErrUnreachable, err)
@@ -348,7 +348,7 @@ func (c *Client) greet(a *attempt) error {
 		if res.err != nil && f.ctx.Err() != nil {
 			res.err = context.Cause(f.ctx)
 		}
-		c.link.endExchange(0)
+		c.link.endExchange(0, res.err != nil)
 		c.report(&res)
 	})
 	return nil

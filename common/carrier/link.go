@@ -157,20 +157,17 @@ func (l *link) wrote(e uint64) {
 }
 
 // endExchange says that exchange e has ended: of what it carried, all that is
-// not acknowledged is lost, which it tells, and nothing more will be received.
-func (l *link) endExchange(e uint64) (lost bool) {
+// not acknowledged is lost, which it tells, and nothing more will be received. If it
+// has ended early, before its answer did, the other side hears of that soon, also if
+// nothing else is to be said: what the answer carried waits for it.
+func (l *link) endExchange(e uint64, early bool) (lost bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.in.ended.Add(e)
+	if early {
+		l.in.tellOnce(time.Now())
+	}
 	return l.out.endExchange(e)
-}
-
-// tellEnd says that an exchange has ended before its answer did. The other side hears of
-// that soon, also if nothing else is to be said: what the answer carried waits for it.
-func (l *link) tellEnd() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.in.tellOnce(time.Now())
 }
 
 // head returns a sealed head for exchange e. fields has the values that are

@@ -104,7 +104,7 @@ func TestGap(t *testing.T) {
 						carry(t, a, b, 2+i, func(n uint64) bool { return n == 0 })
 					}
 				}
-				a.endExchange(0)
+				a.endExchange(0, false)
 				carry(t, a, b, 100, nil)
 				texts := b.all()
 				if n := b.in.givenUp.Load(); len(texts) > 0 && (texts[0] == "\x00") != (c.want == 1) || n != uint64(1-c.want) {
@@ -211,7 +211,7 @@ func FuzzHeads(f *testing.F) {
 				}
 				a.wrote(exchange)
 			case 3:
-				a.endExchange(next())
+				a.endExchange(next(), false)
 			case 4:
 				h := wire.Head{Time: uint32(next()), Window: next() << next()}
 				if next()%2 == 0 {
