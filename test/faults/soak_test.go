@@ -141,8 +141,8 @@ func testSoak(t *testing.T, engine, server, client string, seed uint64) {
 		streams, faults := soakRound(t, scenes, dice, round)
 		time.Sleep(rest)
 		for _, p := range []*soaked{near, far} {
-			h := p.holds(t)
-			for end := time.Now().Add(programs.WaitLimit / 3); n > 0 && h.beyond(first[p]) && time.Now().Before(end); h = p.holds(t) {
+			h := atRest(t, p, scenes)
+			for end := time.Now().Add(programs.WaitLimit / 3); n > 0 && h.beyond(first[p]) && time.Now().Before(end); h = atRest(t, p, scenes) {
 				time.Sleep(time.Second)
 			}
 			t.Logf("after %d streams and %d faults more the %s holds %v", streams, faults, p.name, h)
@@ -190,10 +190,18 @@ func soakRound(t *testing.T, scenes []*scene, dice *middlebox.Dice, d time.Durat
 		}
 	}
 	all.Wait()
-	for _, s := range scenes {
-		s.box.Close() // what it keeps would count for the server's
-	}
 	return streams, faults
+}
+
+// atRest asks p what it holds. The middleboxes first close what they keep of
+// connections that nobody uses, at each time anew, because those of requests that
+// ended since the last time would count for the server's.
+func atRest(t *testing.T, p *soaked, scenes []*scene) holding {
+	t.Helper()
+	for _, s := range scenes {
+		s.box.Close()
+	}
+	return p.holds(t)
 }
 
 // misbehave has one fault after the other happen until ctx ends, each for a
