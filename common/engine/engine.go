@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"math"
 	"net"
-	"sync/atomic"
 	"time"
 )
 
@@ -117,47 +116,19 @@ type Carrier interface {
 }
 
 // Over makes a Carrier of any PacketConn that does what a Carrier must. peer is
-// the other end; nil: it is whoever speaks first, and what is written before that
-// is lost.
-func Over(pc net.PacketConn, peer net.Addr) Carrier {
-	o := &over{PacketConn: pc}
-	if peer != nil {
-		o.peer.Store(&peer)
-	}
-	return o
-}
+// the other end.
+func Over(pc net.PacketConn, peer net.Addr) Carrier { return &over{pc, peer} }
 
 type over struct {
 	net.PacketConn
-	peer atomic.Pointer[net.Addr] // nil: not known yet
+	peer net.Addr
 }
 
-func (o *over) ReadFrom(p []byte) (int, net.Addr, error) {
-	n, from, err := o.PacketConn.ReadFrom(p)
-	if err == nil && o.peer.Load() == nil {
-		o.peer.Store(&from)
-	}
-	return n, from, err
-}
-
-func (o *over) WriteTo(p []byte, _ net.Addr) (int, error) {
-	if to := o.peer.Load(); to != nil {
-		return o.PacketConn.WriteTo(p, *to)
-	}
-	return len(p), nil
-}
-
-func (o *over) RemoteAddr() net.Addr {
-	if to := o.peer.Load(); to != nil {
-		return *to
-	}
-	return o.LocalAddr()
-}
-
-func (*over) WaitRead()       {}
-func (*over) Binding() []byte { return nil }
-func (*over) Hold(int)        {}
-func (*over) Promise(int) int { return math.MaxInt }
+func (o *over) RemoteAddr() net.Addr { return o.peer }
+func (*over) WaitRead()              {}
+func (*over) Binding() []byte        { return nil }
+func (*over) Hold(int)               {}
+func (*over) Promise(int) int        { return math.MaxInt }
 
 // A Session is one conversation between a client and a server.
 //
@@ -186,6 +157,8 @@ type Session interface {
 //
 // Read and Write may be called concurrently with each other and with all other
 // methods; deadlines work as net.Conn says and match os.ErrDeadlineExceeded.
+// After the last byte Read returns io.EOF if the other side has ended its direction,
+// and an error that matches ErrReset if the stream ended otherwise.
 // A Read that has timed out has read nothing. A Write that has timed out has written
 // exactly the bytes that it counts, keeps no part of its argument, and may be followed
 // by others.

@@ -63,7 +63,6 @@ type incoming struct {
 	buf     []byte // for a message that Read has begun; nil: there was none
 	rest    []byte // what is left of its content
 	began   bool   // the first message has been read
-	opened  bool   // Conn.opened is closed
 	end     error  // what Read returns after the last byte; nil: more may come
 	closed  bool   // Close or Reset was called: nobody reads
 	stopped bool   // the other side reads no more
@@ -352,8 +351,7 @@ func (c *Conn) push() {
 // arrived takes note of the marks of messages that have come without waiting for
 // Read, which may be long in coming.
 func (c *Conn) arrived(marks byte) {
-	if marks&markOpen != 0 && !c.client && !c.in.opened {
-		c.in.opened = true
+	if marks&markOpen != 0 && !c.client && !half.IsClosed(c.opened) {
 		close(c.opened)
 	}
 	c.in.reset = c.in.reset || marks&markReset != 0

@@ -237,27 +237,6 @@ func TestFarewell(t *testing.T) {
 	})
 }
 
-// TestPeerAddressLearnt: a server on a socket of its own writes to where the
-// first datagram came from.
-func TestPeerAddressLearnt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		a, b := newPipe(x, true), newPipe(engine.Over(y, nil), false)
-		b.send([]byte("from the server"))
-		time.Sleep(time.Second)
-		if got := a.received(); len(got) > 0 {
-			t.Errorf("%q arrived from a server that does not know where to send", got)
-		}
-		a.send([]byte("from the client"))
-		time.Sleep(time.Minute) // what was said first is lost
-		if got := a.received(); string(got) != "from the server" {
-			t.Errorf("%q arrived", got)
-		}
-		a.Close()
-		b.Close()
-	})
-}
-
 // TestBuffers: kcp-go's buffers hold a segment. They are from a pool, so a
 // smaller one shows here and not only in use.
 func TestBuffers(t *testing.T) {

@@ -17,9 +17,7 @@ func newStream(c *Conn) *stream {
 	return &stream{c, half.Both{Addresses: c.pc, Reads: half.New(c.readable), Writes: half.New(c.writable)}}
 }
 
-// Read implements net.Conn. After the last byte it returns io.EOF if the other
-// side has ended its direction, an error that matches engine.ErrReset if the
-// stream ended otherwise, and engine.ErrClosed after Close.
+// Read implements net.Conn.
 func (s *stream) Read(p []byte) (int, error) {
 	s.Reads.Enter()
 	defer s.Reads.Leave()

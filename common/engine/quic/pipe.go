@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -46,7 +45,6 @@ type pipe struct {
 	conn   atomic.Pointer[quic.Conn] // nil before the handshake is done
 	ended  <-chan struct{}           // closed when the session has ended
 	closed chan struct{}
-	once   sync.Once // closes closed
 
 	// For the library's one reader:
 	given   uint64 // packets, minus those that never came to be counted
@@ -88,9 +86,9 @@ func (p *pipe) WriteTo(b []byte, to net.Addr) (int, error) {
 func (*pipe) SetReadBuffer(int) error  { return nil }
 func (*pipe) SetWriteBuffer(int) error { return nil }
 
-// close ends the carrier and unblocks all callers.
+// close ends the carrier and unblocks all callers. It is called once.
 func (p *pipe) close() {
-	p.once.Do(func() { close(p.closed) })
+	close(p.closed)
 	p.Carrier.Close()
 }
 

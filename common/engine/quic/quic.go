@@ -22,7 +22,6 @@
 package quic
 
 import (
-	"sync"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -70,26 +69,24 @@ const (
 )
 
 // config is the same on both sides. The library does not change it.
-var config = sync.OnceValue(func() *quic.Config {
-	return &quic.Config{
-		Versions:                       []quic.Version{quic.Version1},
-		HandshakeIdleTimeout:           never,
-		MaxIdleTimeout:                 never,
-		InitialStreamReceiveWindow:     initialWindow,
-		MaxStreamReceiveWindow:         maxWindow,
-		InitialConnectionReceiveWindow: sessionWindow,
-		MaxConnectionReceiveWindow:     sessionWindow,
-		MaxIncomingStreams:             engine.MaxStreams, // Open waits for the next one
-		MaxIncomingUniStreams:          -1,                // none
-		InitialPacketSize:              packetSize,
-		DisablePathMTUDiscovery:        true,
-	}
-})
+var config = &quic.Config{
+	Versions:                       []quic.Version{quic.Version1},
+	HandshakeIdleTimeout:           never,
+	MaxIdleTimeout:                 never,
+	InitialStreamReceiveWindow:     initialWindow,
+	MaxStreamReceiveWindow:         maxWindow,
+	InitialConnectionReceiveWindow: sessionWindow,
+	MaxConnectionReceiveWindow:     sessionWindow,
+	MaxIncomingStreams:             engine.MaxStreams, // Open waits for the next one
+	MaxIncomingUniStreams:          -1,                // none
+	InitialPacketSize:              packetSize,
+	DisablePathMTUDiscovery:        true,
+}
 
 // within returns the configuration of a session that may have left bytes promised,
 // and how many of them it takes.
 func within(left int) (c *quic.Config, promised int) {
-	c = config().Clone()
+	c = config.Clone()
 	session := max(left/16*9, leastSession)
 	if session < sessionWindow {
 		c.InitialConnectionReceiveWindow, c.MaxConnectionReceiveWindow = uint64(session), uint64(session)

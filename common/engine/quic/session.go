@@ -86,7 +86,7 @@ func newServer(pc engine.Carrier) (*session, error) {
 		s.watch(ctx) // Accept says nothing of a handshake that fails
 		return ctx, nil
 	}
-	counted := config().Clone()
+	counted := config.Clone()
 	counted.Tracer = s.account.tracer
 	l, err := s.transport.Listen(tlsConfig(pc), counted)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/quic-go/quic-go"
 
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 const (
@@ -42,6 +42,7 @@ var errOpening = errors.New("a stream does not begin with its opening")
 // whoever ends this side's direction sets a write deadline and waits for the
 // Write in progress.
 type stream struct {
+	half.Addresses
 	session *session
 	reading chan struct{} // held by the Read in progress
 	writing chan struct{} // held by the Write in progress
@@ -63,10 +64,11 @@ type stream struct {
 // the handshake is done.
 func newStream(s *session, str *quic.Stream) *stream {
 	st := &stream{
-		session: s,
-		reading: make(chan struct{}, 1),
-		writing: make(chan struct{}, 1),
-		str:     str,
+		Addresses: s.pipe,
+		session:   s,
+		reading:   make(chan struct{}, 1),
+		writing:   make(chan struct{}, 1),
+		str:       str,
 	}
 	st.cond.L = &st.mu
 	if s.client {
@@ -201,10 +203,8 @@ func (st *stream) await(by *time.Time, able func() error) error {
 	}
 }
 
-// Read implements net.Conn. After the last byte it returns io.EOF if the other
-// side has ended its direction, and engine.ErrClosed after Close or Reset. An
-// error that matches engine.ErrReset may come before the last byte: the other
-// side has reset the stream, or the session has ended.
+// Read implements net.Conn. An error that matches engine.ErrReset may come before
+// the last byte: the other side has reset the stream, or the session has ended.
 func (st *stream) Read(p []byte) (int, error) {
 	st.reading <- struct{}{}
 	defer func() { <-st.reading }()
@@ -350,12 +350,6 @@ func (st *stream) finish() {
 	st.str.Close()
 	<-st.writing
 }
-
-// LocalAddr implements net.Conn. The address belongs to the carrier.
-func (st *stream) LocalAddr() net.Addr { return st.session.pipe.LocalAddr() }
-
-// RemoteAddr implements net.Conn. The address belongs to the carrier.
-func (st *stream) RemoteAddr() net.Addr { return st.session.pipe.RemoteAddr() }
 
 // SetDeadline implements net.Conn.
 func (st *stream) SetDeadline(t time.Time) error { return st.setDeadlines(t, &st.readBy, &st.writeBy) }

@@ -1,7 +1,6 @@
 package sctp
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -338,35 +337,5 @@ func FuzzPackets(f *testing.F) {
 		if o := server.out; int32(o.sent-o.una) < 0 || int32(o.next-o.sent) < 0 {
 			t.Errorf("una %d, sent %d, next %d", o.una, o.sent, o.next)
 		}
-	})
-}
-
-// TestPeerAddressLearnt: a server on a socket of its own writes to where the
-// first datagram came from.
-func TestPeerAddressLearnt(t *testing.T) {
-	enginetest.Bubble(t, func(t *testing.T) {
-		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		client, err := Engine{}.Client(x)
-		if err != nil {
-			t.Fatal(err)
-		}
-		server, err := Engine{}.Server(engine.Over(y, nil))
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := client.Open(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := server.Accept(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
-		io.WriteString(s, "from the server")
-		if _, err := io.ReadFull(c, make([]byte, 15)); err != nil {
-			t.Error(err)
-		}
-		client.Close()
-		server.Close()
 	})
 }

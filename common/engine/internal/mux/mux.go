@@ -22,11 +22,8 @@
 // credit, so that streams that nobody reads do not stop those that are read. A session
 // that holds maxHeld all the same, because many have the least window, reads no more
 // until its streams are read. The carrier is told of all that is held and promised.
-// A peer that breaks a rule ends the session: a frame that smux does not know, an
-// even or known number in SYN, more bytes than the window, more consumed than was
-// sent, a malformed notice, maxRefused streams in a row beyond maxStreams, and so
-// much to be answered that maxAnswers bytes wait for a carrier that does not take
-// them.
+// A peer that breaks a rule of doc/protocol.md ends the session, as does one that is
+// refused maxRefused streams in a row, or does not take maxAnswers bytes of answers.
 package mux
 
 import (

@@ -134,15 +134,11 @@ func (s *Session) resume() {
 	s.mu.Unlock()
 	s.carrier.Hold(sessionCost - restCost)
 	err := s.begin(frames)
-	for range ids {
+	for i := 0; i < len(ids) && err == nil; i++ {
 		var str *smux.Stream
-		if err == nil {
-			str, err = s.next()
+		if str, err = s.next(); err == nil {
+			s.attach(str)
 		}
-		if err != nil {
-			break
-		}
-		s.attach(str)
 	}
 	if err != nil {
 		s.channel.Fail(err)

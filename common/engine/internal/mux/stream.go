@@ -76,9 +76,7 @@ func (s *Session) add(id uint32) (window int) {
 	return st.room()
 }
 
-// Read implements net.Conn. After the last byte it returns io.EOF if the other
-// side has ended its direction, an error that matches engine.ErrReset if the
-// stream ended otherwise, and engine.ErrClosed after Close.
+// Read implements net.Conn.
 func (st *Stream) Read(p []byte) (int, error) {
 	st.Reads.Enter()
 	defer st.Reads.Leave()
