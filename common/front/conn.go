@@ -32,8 +32,13 @@ type conn struct {
 // serves tells whether c takes exchanges now or will when one of those on it
 // ends, as far as this side knows.
 func (c *conn) serves() bool {
-	return !c.life.doubted() && (c.wire.usable() || c.busy > 0 && !c.h2)
+	return !c.life.doubted() && (c.usable() || c.busy > 0 && !c.h2)
 }
+
+// usable tells whether c takes an exchange now, as far as this side knows. Package
+// http2 lets the first exchange of all begin on a connection that has ended, to
+// fail there: as often as there is a first one.
+func (c *conn) usable() bool { return !c.sock.over.Load() && c.wire.usable() }
 
 // close ends c with the exchanges on it. The socket goes first: a TLS close
 // waits for a writer, and may wait long for one whose peer has gone.
@@ -68,7 +73,7 @@ func (l connList) places() (open, doubted int) {
 // pick returns the oldest that takes one more exchange, nil if there is none.
 func (l connList) pick() *conn {
 	for _, c := range l {
-		if limit, _ := c.wire.limit(); c.busy < limit && !c.life.doubted() && c.wire.usable() {
+		if limit, _ := c.wire.limit(); c.busy < limit && !c.life.doubted() && c.usable() {
 			return c
 		}
 	}
@@ -163,7 +168,7 @@ func (p *place) roundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		p.leave(err)
 		e := p.err(err)
-		if p.ctx.Err() == nil && !p.conn.wire.usable() {
+		if p.ctx.Err() == nil && !p.conn.usable() {
 			e.Reused = p.reused
 			p.pool.disappoints(p.conn)
 		}
@@ -209,6 +214,7 @@ type sock struct {
 	rtt   atomic.Int64 // nanoseconds from there to the first octet received, or, if shorter, an answer took
 	got   atomic.Int64 // octets received
 	put   atomic.Int64 // octets sent
+	over  atomic.Bool  // nothing comes any more: a read has failed, or it was closed
 	lull  lull.Lull    // the reader's
 }
 
@@ -230,7 +236,15 @@ func (s *sock) Read(p []byte) (int, error) {
 		s.seen.Store(now)
 		s.got.Add(int64(n))
 	}
+	if err != nil {
+		s.over.Store(true)
+	}
 	return n, err
+}
+
+func (s *sock) Close() error {
+	s.over.Store(true)
+	return s.Conn.Close()
 }
 
 func (s *sock) Write(p []byte) (int, error) {

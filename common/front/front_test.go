@@ -865,6 +865,33 @@ func TestServerClosesIdle(t *testing.T) {
 	})
 }
 
+// A connection that ends before its first exchange takes none: another is made.
+func TestConnectionEndsUnused(t *testing.T) {
+	each(t, func(t *testing.T, opts serverOptions, change func(*Config), _ string) {
+		s := serve(t, opts, echo)
+		var first atomic.Pointer[net.Conn]
+		f := newFront(t, s, func(c *Config) {
+			change(c)
+			c.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+				first.CompareAndSwap(nil, &conn)
+				return conn, err
+			}
+		})
+		if err := f.pool.connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		(*first.Load()).(*net.TCPConn).CloseRead() // reads end as if the server had closed
+		idleIsSeen(t, f)
+		if got := exchange(t, f, "x"); got != "x" {
+			t.Errorf("read %q", got)
+		}
+		if n := s.conns.Load(); n != 2 {
+			t.Errorf("%d connections", n)
+		}
+	})
+}
+
 // A breakable connection fails its next Write when armed.
 type breakable struct {
 	net.Conn

@@ -150,7 +150,7 @@ func (p *pool) change(f func()) bool {
 	}
 	f()
 	p.conns.bury()
-	p.conns.closeIf(func(c *conn) bool { return c.busy == 0 && !c.wire.usable() })
+	p.conns.closeIf(func(c *conn) bool { return c.busy == 0 && !c.usable() })
 	for len(p.waiters) > 0 {
 		c := p.conns.pick()
 		if c == nil {
