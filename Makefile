@@ -181,10 +181,12 @@ load:
 	exec bin/load
 
 # Faults that take long: outages and pauses of ten minutes, more bytes on one stream
-# than 32 bits count, and a month in fake time. Half an hour.
+# than 32 bits count, a gigabyte from a client that has 64 MB, and a month in fake
+# time. Half an hour and more.
 faults:
 	go -C test test -count=1 -timeout 30m -v -run TestMonth ./pace
 	go -C test test -count=1 -timeout 90m -v -run 'TestServerDies|TestSuspended|TestOutages|TestFourGigabytes|TestFaults' ./faults -long
+	go -C test test -count=1 -timeout 90m -v -run TestLittleMemory ./confined -long
 
 # Random faults for SOAK, with the real programs of each engine, which must not hold
 # more afterwards. SEED chooses other ones.
