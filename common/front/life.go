@@ -253,7 +253,7 @@ func (l *life) settle() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	asked := l.asks.n >= 2 && l.asks.got == l.sock.got.Load()
-	l.watched = (l.long > 0 || asked) && l.gone == nil
+	l.watched = (l.long > 0 || asked) && l.gone == nil && !l.sock.over.Load()
 	l.doubt.active, l.doubt.dead = false, false
 	return l.watched
 }

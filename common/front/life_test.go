@@ -376,3 +376,28 @@ func TestDialInOutage(t *testing.T) {
 		}
 	})
 }
+
+// Nobody watches a connection that has ended.
+func TestNobodyWatchesTheEnded(t *testing.T) {
+	inMemory(t, holding, func(t *testing.T, f *Front, m *memory) {
+		m.delay = 50 * time.Millisecond
+		exchange(t, f, "x")
+		f.pool.mu.Lock()
+		w := &countedPings{wire: f.pool.conns[0].wire}
+		f.pool.conns[0].life.wire = w
+		f.pool.mu.Unlock()
+		old := m.last
+		old.dark.Store(true)
+		first, second := send(t.Context(), f, "hold"), send(t.Context(), f, "hold")
+		time.Sleep(100 * time.Millisecond)
+		old.Close() // as if it was reset
+		first.wait()
+		second.wait()
+		time.Sleep(time.Minute)
+		before := w.n.Load()
+		time.Sleep(time.Hour)
+		if n := w.n.Load() - before; n > 0 {
+			t.Errorf("%d pings on a connection that has ended", n)
+		}
+	})
+}
