@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -262,6 +263,73 @@ func TestAutoCut(t *testing.T) {
 					t.Errorf("%d requests in ten minutes, of which %d failed", n, failed.Load())
 				}
 				both(t, client, session, 300)
+			})
+		})
+	}
+}
+
+// A trimmer is a network that ends answers after their first bytes.
+type trimmer struct {
+	*network
+	on    *atomic.Bool
+	whole bool // as if they had nothing more
+}
+
+func (c trimmer) RoundTrip(req *http.Request) (*http.Response, error) {
+	if !c.on.Load() {
+		return c.network.RoundTrip(req)
+	}
+	ctx, cancel := context.WithCancelCause(req.Context())
+	resp, err := c.network.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = &trimmed{ReadCloser: resp.Body, cancel: cancel, whole: c.whole}
+	return resp, nil
+}
+
+type trimmed struct {
+	io.ReadCloser
+	once   sync.Once
+	cancel context.CancelCauseFunc
+	whole  bool
+}
+
+func (b *trimmed) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.once.Do(func() { time.AfterFunc(time.Millisecond, func() { b.cancel(errReset) }) })
+	if err == errReset && b.whole {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (b *trimmed) Close() error {
+	b.cancel(nil)
+	return b.ReadCloser.Close()
+}
+
+// A path that begins to end answers as soon as they have begun makes no session ask
+// as fast as it can.
+func TestAutoCutAtOnce(t *testing.T) {
+	for name, whole := range map[string]bool{"cut": false, "as if whole": true} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				w.net.set(always(near()))
+				var on atomic.Bool
+				client := w.dial(Auto, func(cfg *ClientConfig) { cfg.Transport = trimmer{w.net, &on, whole} })
+				<-client.Ready()
+				session := <-w.accepted
+				both(t, client, session, 10)
+				on.Store(true)
+				before := w.net.count()
+				time.Sleep(10 * time.Minute)
+				if n := w.net.count() - before; n > 60 {
+					t.Errorf("%d requests in ten minutes of silence", n)
+				}
+				on.Store(false)
+				say(t, session.Conn(), client.Conn(), "news")
 			})
 		})
 	}

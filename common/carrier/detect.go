@@ -126,11 +126,18 @@ func (c *carrying) lost(now time.Time) (time.Duration, error) {
 //	      ^                                                      |
 //	      +------------------------------------------------------+
 //	         a probe was held back; or a stream said nothing at its beginning
-//	         while uploads were answered, or stopped while records were owed
+//	         while uploads were answered, or stopped while records were owed;
+//	         or several in a row ended as soon as they had begun
 type receiving struct {
 	mode    Mode // constant
 	streams bool // the client receives by streams
+	cut     int  // streams in a row that ended in their first second, before any record
 }
+
+// soonCut streams in a row that end as soon as they have begun are no chance. Each is
+// followed by the next one at once: with streams it would go on so for ever, as fast as
+// the path allows.
+const soonCut = 5
 
 // begin takes in what other sessions have found.
 func (r *receiving) begin(w *way) {
@@ -153,6 +160,8 @@ func (r *receiving) observe(now time.Time, res *result, w *way) (end bool, repor
 		streams = spread >= firstStream/2
 	case f.kind == stream && f.probe:
 		streams = res.good && spread >= f.asked.Stream/2
+	case f.kind == stream && r.cutSoon(age, res):
+		return true, r.heldBack(now, "answers end as soon as they have begun", w)
 	default:
 		return false, ""
 	}
@@ -167,13 +176,26 @@ func (r *receiving) observe(now time.Time, res *result, w *way) (end bool, repor
 	return !streams, report
 }
 
+// cutSoon counts a stream that has ended, and tells whether so many did as soon as they
+// had begun that polls are better.
+func (r *receiving) cutSoon(age time.Duration, res *result) bool {
+	switch {
+	case !res.good || errors.Is(res.err, errUnneeded): // it says nothing, or has failed
+	case res.received > 0 || age >= probeAge/2:
+		r.cut = 0
+	default:
+		r.cut++
+	}
+	return r.streams && r.cut >= soonCut
+}
+
 // heldBack notes that a stream does not come as it is written. Of several that
 // show the same, the first counts: each more would put off the next probe.
 func (r *receiving) heldBack(now time.Time, why string, w *way) (report string) {
 	if r.streams && w.streams.saw(now, false) {
 		report = "receiving by polls: " + why
 	}
-	r.streams = false
+	r.streams, r.cut = false, 0
 	return report
 }
 
