@@ -335,6 +335,52 @@ func TestAutoCutAtOnce(t *testing.T) {
 	}
 }
 
+// ragged is a network that ends every answer with an error, after all of it.
+type ragged struct{ *network }
+
+func (r ragged) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := r.network.RoundTrip(req)
+	if err == nil {
+		resp.Body = raggedBody{resp.Body}
+	}
+	return resp, err
+}
+
+type raggedBody struct{ io.ReadCloser }
+
+func (b raggedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// An answer that is cut after all of it asks for nothing, in whichever mode.
+func TestRaggedEnds(t *testing.T) {
+	for _, mode := range []Mode{Auto, Poll, Stream} {
+		for _, slots := range []int{1, 100} {
+			t.Run(fmt.Sprint(mode, " ", slots), func(t *testing.T) {
+				bubble(t, func(t *testing.T, w *world) {
+					w.net.set(always(near()))
+					w.net.atMost(slots)
+					client := w.dial(mode, func(cfg *ClientConfig) { cfg.Transport = ragged{w.net} })
+					<-client.Ready()
+					session := <-w.accepted
+					both(t, client, session, 10)
+					time.Sleep(time.Minute)
+					before := w.net.count()
+					time.Sleep(2 * time.Minute)
+					if n := w.net.count() - before; n > 80 {
+						t.Errorf("%d requests in two minutes of silence", n)
+					}
+					say(t, session.Conn(), client.Conn(), "news")
+				})
+			})
+		}
+	}
+}
+
 // counting counts the exchanges that were cut.
 type counting struct {
 	cutter

@@ -188,7 +188,9 @@ func (c *Client) exchange(f *flight) {
 			res.err = context.Cause(f.ctx)
 		}
 		b.Close() // first: what a feed takes afterwards would be lost for ever
-		res.lost = c.link.endExchange(f.number, err != nil)
+		// Of an upload's end the next exchange tells: were that one for this alone, they
+		// would follow each other for ever where answers are always cut after their heads.
+		res.lost = c.link.endExchange(f.number, err != nil && (f.kind == poll || f.kind == stream))
 		watchdog.Stop()
 		f.cancel(nil)
 		if res.size = size; f.kind == feed {
