@@ -116,6 +116,7 @@ func (a attack) try(ctx context.Context, bin binaries, full bool) result {
 		return res
 	}
 	err = a.run(ctx, r)
+	r.health.again(ctx) // a small attack may be over before the first question
 	res.sent = r.sent.Load()
 	res.grown = r.watch.grown()
 	r.health.mu.Lock()

@@ -488,6 +488,21 @@ func (h *health) note(took time.Duration, err error) {
 	}
 }
 
+// again waits until one more question has had its answer, or has been lost.
+func (h *health) again(ctx context.Context) {
+	was := h.asked()
+	for until := time.Now().Add(2 * pingLimit); h.asked() == was && ctx.Err() == nil && time.Now().Before(until); {
+		time.Sleep(pingEvery)
+	}
+}
+
+// asked is how many questions have had their answer, or have been lost.
+func (h *health) asked() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.took) + len(h.lost)
+}
+
 // stop may be called twice.
 func (h *health) stop() {
 	if h.quit != nil {
