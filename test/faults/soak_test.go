@@ -59,9 +59,10 @@ func init() {
 type holding struct{ goroutines, heap, descriptors int }
 
 // beyond tells whether h is more than was, by more than chance: connections are
-// given back after a minute, and pools and maps keep what they had at most.
+// given back after a minute, and pools and maps keep what they had at most. Of some
+// 300 clients at rest nearly all held 1 to 2 MB, and one 3.4 MB.
 func (h holding) beyond(was holding) bool {
-	return h.goroutines > was.goroutines+15 || h.descriptors > was.descriptors+10 || h.heap > was.heap+was.heap/4+1<<20
+	return h.goroutines > was.goroutines+15 || h.descriptors > was.descriptors+10 || h.heap > was.heap+was.heap/4+3<<20
 }
 
 func (h holding) String() string {
