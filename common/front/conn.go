@@ -27,6 +27,29 @@ type conn struct {
 	busy   int         // exchanges in flight
 	served bool        // an exchange has been answered on it
 	idle   *time.Timer // closes it; nil while it is in use
+	vain   int         // exchanges in a row that were not answered in their time
+	vainAt time.Time   // when the last of these ended
+
+	worn atomic.Bool // vain has become maxVain
+}
+
+// maxVain exchanges, one after the other, that are not answered in their time, and none
+// that is, show that a connection is of no use, whoever answers its pings: what is
+// behind it may have lost it, or its window. Another one may lead elsewhere.
+const maxVain = 3
+
+// waits counts an exchange that has waited for so long in vain. Those that waited
+// together count once. pool.mu is held.
+func (c *conn) waits(inVain time.Duration) {
+	now := time.Now()
+	if now.Add(-inVain).Before(c.vainAt) {
+		return
+	}
+	c.vainAt = now
+	if c.vain++; c.vain == maxVain {
+		c.worn.Store(true)
+		c.address.fails()
+	}
 }
 
 // serves tells whether c takes exchanges now or will when one of those on it
@@ -38,7 +61,7 @@ func (c *conn) serves() bool {
 // usable tells whether c takes an exchange now, as far as this side knows. Package
 // http2 lets the first exchange of all begin on a connection that has ended, to
 // fail there: as often as there is a first one.
-func (c *conn) usable() bool { return !c.sock.over.Load() && c.wire.usable() }
+func (c *conn) usable() bool { return !c.worn.Load() && !c.sock.over.Load() && c.wire.usable() }
 
 // close ends c with the exchanges on it. The socket goes first: a TLS close
 // waits for a writer, and may wait long for one whose peer has gone.

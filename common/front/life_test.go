@@ -401,3 +401,63 @@ func TestNobodyWatchesTheEnded(t *testing.T) {
 		}
 	})
 }
+
+// A connection on which nothing is answered any more, though pings are, is left for
+// another one.
+func TestConnectionAnswersNothing(t *testing.T) {
+	var conns atomic.Pointer[atomic.Int32]
+	inMemory(t, func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		if string(b) == "stuck" && conns.Load().Load() == 1 {
+			<-r.Context().Done()
+		}
+		w.Write(b)
+	}, func(t *testing.T, f *Front, m *memory) {
+		m.delay = 50 * time.Millisecond
+		conns.Store(&m.dials)
+		begin := func() *sent {
+			time.Sleep(time.Second) // a ping has shown that the connection lives
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			s := send(ctx, f, "stuck")
+			context.AfterFunc(ctx, cancel)
+			return s
+		}
+		exchange(t, f, "x")
+		for range 2 {
+			begin().wait()
+		}
+		time.Sleep(time.Second)
+		exchange(t, f, "x") // it was these exchanges
+		for range 2 {
+			begin().wait()
+		}
+		if n := m.dials.Load(); n != 1 {
+			t.Errorf("%d connections too soon", n)
+		}
+		begin().wait()
+		if err := begin().wait(); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if n := m.open.Load(); n != 1 {
+			t.Errorf("%d connections are left", n)
+		}
+	})
+}
+
+// Exchanges that wait in vain together count once.
+func TestVainTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &conn{address: new(address)}
+		for want := 1; want <= maxVain; want++ {
+			time.Sleep(10 * time.Second)
+			for range 5 {
+				c.waits(10 * time.Second)
+				time.Sleep(time.Millisecond)
+			}
+			if c.vain != want || c.worn.Load() != (want == maxVain) || c.address.works() == c.worn.Load() {
+				t.Errorf("after %d times %d count, worn %v", want, c.vain, c.worn.Load())
+			}
+		}
+	})
+}

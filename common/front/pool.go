@@ -207,11 +207,13 @@ func (p *pool) need() need {
 
 // give takes back a place on c. inVain is how long the exchange waited for an
 // answer until its deadline came, else 0: when nothing came from the server in
-// all that time, c gets no further exchange until something comes.
+// all that time, c gets no further exchange until something comes, and when several
+// have waited, none at all.
 func (p *pool) give(c *conn, inVain time.Duration) {
 	p.change(func() {
 		if c.h2 && inVain > 0 {
 			p.watch(c.life.late(inVain))
+			c.waits(inVain)
 		}
 		c.busy--
 	})
@@ -232,7 +234,7 @@ func (p *pool) answered(at *place) {
 	c.life.answered(time.Since(at.begun), at.before)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c.served = true
+	c.served, c.vain = true, 0
 	c.address.serves()
 	if c.h2 {
 		if n, known := c.wire.limit(); known {
