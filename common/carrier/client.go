@@ -312,6 +312,7 @@ func (c *Client) situation(now time.Time) situation {
 		s.flights = append(s.flights, f.glance(now))
 	}
 	s.demand = c.link.demand(now, s.lanes())
+	s.moved = min(s.moved, s.acked)
 	if s.due < 0 {
 		s.due = s.news
 	}

@@ -105,11 +105,12 @@ func (l *link) takeHello(room int) []byte {
 
 // A demand is what a link asks of exchanges at one moment.
 type demand struct {
-	due  time.Duration // until it is worth an exchange to take records; negative: there are none
-	news time.Duration // until the client has to tell what has come; negative: nothing has
-	room bool          // the other side waits to hear that its records have room again
-	owed time.Duration // for so long records have been missing that exist
-	trip trip          // as measured or assumed
+	due   time.Duration // until it is worth an exchange to take records; negative: there are none
+	news  time.Duration // until the client has to tell what has come; negative: nothing has
+	room  bool          // the other side waits to hear that its records have room again
+	owed  time.Duration // for so long records have been missing that exist
+	acked time.Duration // since something was acknowledged, or there was nothing to be
+	trip  trip          // as measured or assumed
 }
 
 // demand is what is asked now, if exchanges share the window in lanes.
@@ -117,11 +118,12 @@ func (l *link) demand(now time.Time, in lanes) demand {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return demand{
-		due:  l.out.dueIn(now, in),
-		news: l.in.newsIn(now),
-		room: l.in.room,
-		owed: l.in.owedFor(now),
-		trip: l.heads.trip.assumed(),
+		due:   l.out.dueIn(now, in),
+		news:  l.in.newsIn(now),
+		room:  l.in.room,
+		owed:  l.in.owedFor(now),
+		acked: now.Sub(l.out.silence.lastAck),
+		trip:  l.heads.trip.assumed(),
 	}
 }
 
@@ -154,6 +156,14 @@ func (l *link) wrote(e uint64) {
 	defer l.mu.Unlock()
 	l.out.wrote(e, time.Now())
 	l.arm()
+}
+
+// awaits tells whether what exchange e carried is still on its way, because something
+// was acknowledged in the last while.
+func (l *link) awaits(e uint64, while time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.out.awaits(e, time.Now().Add(-while))
 }
 
 // endExchange says that exchange e has ended: of what it carried, all that is

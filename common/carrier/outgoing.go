@@ -381,6 +381,12 @@ func (o *outgoing) opened(h *wire.Head, newest bool, now time.Time) {
 	}
 }
 
+// awaits tells whether what exchange e carried is still on its way: it does not count
+// as lost, and something was acknowledged since a time.
+func (o *outgoing) awaits(e uint64, since time.Time) bool {
+	return o.cargoes.of(e) != nil && o.silence.lastAck.After(since)
+}
+
 // endThose notes that the exchanges of a span have ended at the other side.
 func (o *outgoing) endThose(s wire.Span) {
 	o.steps++
@@ -415,7 +421,7 @@ func (o *outgoing) acknowledge(acks *wire.Set, now time.Time) {
 		o.silence.newestSent = newest
 	}
 	o.silence.lastAck, o.silence.probes = now, 0
-	o.window.ack(now, bytes)
+	o.window.ack(now, newest, bytes)
 	signal(o.wake) // the window may have been what sending waited for
 }
 

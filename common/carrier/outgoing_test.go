@@ -351,3 +351,29 @@ func TestEndStandsAlone(t *testing.T) {
 		}
 	}
 }
+
+// What an exchange carries is awaited while something is acknowledged, until it counts
+// as lost.
+func TestAwaits(t *testing.T) {
+	s := newSender().send(1, 2).send(2, 1).send(3, 1)
+	awaits := func(e uint64, want bool, when string) {
+		t.Helper()
+		if got := s.awaits(e, s.now.Add(-patience)); got != want {
+			t.Errorf("%s: exchange %d is awaited: %v", when, e, got)
+		}
+	}
+	s.now = s.now.Add(4 * patience)
+	awaits(1, false, "in silence")
+	s.acked(1)
+	awaits(1, true, "when a part has come")
+	awaits(2, true, "when others have come")
+	awaits(4, false, "when it carries nothing")
+	s.acked(3)
+	awaits(1, false, "when all has come")
+	s.now = s.now.Add(patience + 1)
+	awaits(3, false, "in silence again")
+	s.send(5, 1).acked(3, s.next-1)
+	awaits(3, true, "when something later has come")
+	s.later(time.Second)
+	awaits(3, false, "when it is lost")
+}

@@ -83,7 +83,7 @@ type situation struct {
 	probeIn      time.Duration // when it is
 	polls        int           // answers that it is worth to wait for in silence; see polling
 	answered     time.Duration // since the upload was started that was answered last
-	moved        time.Duration // since an upload was answered
+	moved        time.Duration // since an upload was answered, or something that one carried acknowledged
 	feed         feedGlance
 
 	// What there is to say and to hear.
@@ -401,7 +401,7 @@ func (s *situation) judgeUploads(p *plan) {
 			waiting = max(waiting, f.since(f.sent))
 		}
 	}
-	waiting = min(waiting, s.moved) // after an outage those that waited pass one after the other
+	waiting = min(waiting, s.moved) // after an outage, or behind others, those that waited pass one after the other
 	switch {
 	case s.suspended && s.suspendedFor > late:
 		p.resume = true

@@ -21,7 +21,7 @@ func (p testPath) run(w *window, now *time.Time, d time.Duration) time.Duration 
 			*now = now.Add(rtt / 10)
 			w.limited = true
 			w.took(rtt, 0)
-			w.ack(*now, w.size/10)
+			w.ack(*now, now.Add(-rtt), w.size/10)
 		}
 	}
 	return rtt - p.base
@@ -32,7 +32,7 @@ func (p testPath) greet(w *window, now *time.Time) {
 	for range 2 {
 		*now = now.Add(p.base)
 		w.took(p.base, 0)
-		w.ack(*now, 1000)
+		w.ack(*now, now.Add(-p.base), 1000)
 	}
 }
 
@@ -48,7 +48,7 @@ func TestWindowFollows(t *testing.T) {
 		for range 20 { // a session begins with little
 			now = now.Add(p.base)
 			w.took(p.base, 0)
-			w.ack(now, 1000)
+			w.ack(now, now.Add(-p.base), 1000)
 		}
 		// Two lives of the base, in which it is looked at anew.
 		delay := p.run(&w, &now, 2*baseLife+3*time.Second)
@@ -84,7 +84,7 @@ func TestWindowIdle(t *testing.T) {
 	for i := range 1000 {
 		now = now.Add(100 * time.Millisecond)
 		w.took(100*time.Millisecond, 0)
-		w.ack(now, 1000)
+		w.ack(now, now.Add(-100*time.Millisecond), 1000)
 		if i == 0 {
 			before = w.size // the last round trip that was limited is over
 		}
@@ -103,7 +103,7 @@ func TestWindowStart(t *testing.T) {
 		now = now.Add(path.base)
 		w.limited = i == 19
 		w.took(path.base, 0)
-		w.ack(now, 2000)
+		w.ack(now, now.Add(-path.base), 2000)
 	}
 	path.run(&w, &now, 3*path.base)
 	if product := path.rate * path.base.Seconds(); float64(w.size) < product {
@@ -119,15 +119,37 @@ func TestWindowAfterPause(t *testing.T) {
 	for range 20 {
 		now = now.Add(path.base)
 		w.took(path.base, 0)
-		w.ack(now, 1000)
+		w.ack(now, now.Add(-path.base), 1000)
 	}
 	path.run(&w, &now, 10*time.Second)
 	before := w.size
 	now = now.Add(2 * baseLife)
 	w.limited = true
 	w.took(path.base+path.base/4, 0)
-	w.ack(now, 1000)
+	w.ack(now, now.Add(-path.base), 1000)
 	if w.size < before/2 {
 		t.Errorf("%d bytes became %d", before, w.size)
+	}
+}
+
+// What was on its way for long shows a queue in which the head waits that would say so:
+// the window does not grow any more.
+func TestWindowBehindOthers(t *testing.T) {
+	w, now := newWindow(), time.Now()
+	path := testPath{12.5e6, 50 * time.Millisecond}
+	path.greet(&w, &now)
+	before := w.size
+	for range 4 {
+		now = now.Add(330 * time.Millisecond)
+		w.limited = true
+		w.ack(now, now.Add(-330*time.Millisecond), 16<<10)
+	}
+	if w.size > before {
+		t.Errorf("%d bytes became %d", before, w.size)
+	}
+	w.limited = true
+	w.ack(now, now.Add(-path.base), 16<<10)
+	if w.size != before+startGrowth*16<<10 {
+		t.Errorf("%d bytes became %d without a queue", before, w.size)
 	}
 }

@@ -32,6 +32,75 @@ type line struct {
 	mu   sync.Mutex
 	free time.Time // when what was written will have left; guarded by mu, like what follows
 	sent int64     // bytes so far
+
+	more  chan struct{} // constant; holds a token when queue has become longer; nil: first come, first served
+	queue []*pipe       // that have something to send, in turns; guarded by mu
+}
+
+// turn is how many bytes a pipe sends when it is its turn.
+const turn = 16 << 10
+
+// takeTurns has connections take turns, as those do whose writers TCP stops. It is
+// called before the first is made.
+func (p *path) takeTurns() {
+	for i := range p.lines {
+		p.lines[i].more = make(chan struct{}, 1)
+		go p.serve(&p.lines[i])
+	}
+}
+
+// serve sends what waits, a part of each pipe after the other.
+func (p *path) serve(l *line) {
+	for {
+		q, data := l.next()
+		if q == nil {
+			select {
+			case <-l.more:
+				continue
+			case <-p.closed:
+				return
+			}
+		}
+		time.Sleep(time.Duration(float64(len(data)) / p.rate * float64(time.Second)))
+		q.mu.Lock()
+		q.way = append(q.way, parcel{data, time.Now().Add(p.roundTrip() / 2)})
+		q.more.Broadcast()
+		q.mu.Unlock()
+	}
+}
+
+// next is what leaves next, and of which pipe: nil if nothing waits.
+func (l *line) next() (q *pipe, data []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		return nil, nil
+	}
+	q = l.queue[0]
+	l.queue = l.queue[1:]
+	n := min(len(q.waits), turn)
+	data, q.waits = q.waits[:n:n], q.waits[n:]
+	if len(q.waits) > 0 {
+		l.queue = append(l.queue, q)
+	} else {
+		q.waits = nil
+	}
+	return q, data
+}
+
+// add has b wait for the turns of q.
+func (l *line) add(q *pipe, b []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sent += int64(len(b))
+	if len(q.waits) == 0 {
+		l.queue = append(l.queue, q)
+	}
+	q.waits = append(q.waits, b...)
+	select {
+	case l.more <- struct{}{}:
+	default:
+	}
 }
 
 // moved is how many bytes were sent so far.
@@ -87,6 +156,8 @@ type pipe struct {
 	path *path
 	line *line
 
+	waits []byte // for its turn; guarded by the line's mu
+
 	mu     sync.Mutex
 	more   sync.Cond
 	way    []parcel    // guarded by mu, like what follows
@@ -109,6 +180,10 @@ func newPipe(p *path, l *line) *pipe {
 }
 
 func (q *pipe) write(b []byte) (int, error) {
+	if q.line.more != nil {
+		q.line.add(q, b)
+		return len(b), nil
+	}
 	q.line.mu.Lock()
 	now := time.Now()
 	if q.line.free.Before(now) {

@@ -25,6 +25,7 @@ import (
 	"net/url"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,6 +49,9 @@ type scene struct {
 	engine engine.Engine
 	mode   carrier.Mode
 	known  carrier.Path // what sessions tell one another of the path
+	roots  *x509.CertPool
+	alone  []*front.Front // of openAlone
+	counts []atomic.Int64 // of together: what each session has moved
 
 	mu       sync.Mutex
 	sessions []engine.Session // one, or one for each stream; guarded by mu
@@ -104,6 +108,7 @@ func act(t *testing.T, r row, play func(*scene)) {
 			}
 		}()
 		s.url = &url.URL{Scheme: r.scheme, Host: "front.example", Path: "/"}
+		s.roots = pool
 		if s.front, err = front.New(front.Config{URL: s.url, Dialer: s.path.dial, RootCAs: pool}); err != nil {
 			t.Fatal(err)
 		}
@@ -112,7 +117,9 @@ func act(t *testing.T, r row, play func(*scene)) {
 		for _, e := range s.sessions {
 			e.Close()
 		}
-		s.front.Close()
+		for _, f := range append(s.alone, s.front) {
+			f.Close()
+		}
 		s.server.Close()
 		s.web.Close()
 		s.path.Close()
@@ -165,6 +172,8 @@ func (s *scene) serve() {
 				io.CopyN(st, zeros{}, n)
 				st.CloseWrite()
 				io.Copy(io.Discard, st)
+			case 'c':
+				io.Copy(counter{&s.counts[n]}, st)
 			case 'e':
 				io.Copy(st, st)
 			case 'u':
