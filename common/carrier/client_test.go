@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -339,6 +340,53 @@ func TestStale(t *testing.T) {
 			t.Errorf("%s: Stale is %v", c.why, !c.want)
 		}
 	}
+}
+
+// What came before the program was suspended, and is read when it goes on, does not show
+// that the server still knows the session.
+func TestUnreadShowsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		o, client, session := w.observe(Poll, nil)
+		time.Sleep(time.Second) // the answer to the first message ends
+		say(t, session.Conn(), client.Conn(), "before")
+		time.Sleep(time.Second)
+		var units []byte
+		for _, e := range o.since(1) {
+			for _, c := range e.written() {
+				if n, _ := opened(t, session.link.send, c.b); n > 0 {
+					units = c.b
+				}
+			}
+		}
+		if units == nil {
+			t.Fatal("no answer has units")
+		}
+		now := time.Now()
+		for _, c := range []struct {
+			why     string
+			started time.Time
+			want    bool
+		}{
+			{"just asked", now, true},
+			{"somewhat less than the Lifetime ago", now.Add(time.Minute - Lifetime), true},
+			{"longer ago", now.Add(-Lifetime - time.Second), false},
+			{"longer ago by the clock that sleep does not stop", now.Round(0).Add(-Lifetime - time.Second), false},
+		} {
+			client.mu.Lock()
+			client.heard = now.Add(-2 * Lifetime)
+			client.mu.Unlock()
+			// Twice: all but the first unit are read at once.
+			body := bytes.NewReader(slices.Concat(units, units))
+			err := client.takeIn(body, &http.Response{}, &result{flight: &flight{started: c.started}}, func() {})
+			if err != nil || body.Len() != 0 {
+				t.Fatal(err, body.Len())
+			}
+			if got := !client.Stale(); got != c.want {
+				t.Errorf("%s: the server is known to know the session: %v", c.why, got)
+			}
+		}
+	})
 }
 
 // An idle session is quiet, and a few words cost a few requests.

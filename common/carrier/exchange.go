@@ -322,6 +322,7 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 	}()
 	var head wire.Head
 	f, large := res.flight, false
+	recent := recency{last: f.started}
 	for {
 		if buf != nil && r.Buffered() == 0 {
 			buf.release() // a long wait may begin
@@ -347,7 +348,9 @@ func (c *Client) takeIn(body io.Reader, resp *http.Response, res *result, moved 
 			return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
 		}
 		moved()
-		c.hears(time.Now())
+		if now := time.Now(); recent.reads(now) {
+			c.hears(now)
+		}
 		if u.Kind == wire.RecordKind {
 			buf.b = u.Payload
 			res.good = true

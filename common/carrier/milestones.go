@@ -38,12 +38,32 @@ func (m *milestones) Verdict() (Verdict, <-chan struct{}) {
 
 // Stale tells whether the server is likely to have forgotten the session, because
 // it has not been heard for the session's Lifetime. A computer that sleeps stops
-// one of its clocks, so that both are asked.
+// one of its clocks, so that both are asked (apart).
 func (m *milestones) Stale() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := time.Now()
-	return !m.heard.IsZero() && max(now.Sub(m.heard), now.Round(0).Sub(m.heard.Round(0))) > Lifetime
+	return !m.heard.IsZero() && apart(m.heard, time.Now()) > Lifetime
+}
+
+// apart is the time from one moment to a later one, by whichever clock has not slept.
+func apart(from, to time.Time) time.Duration {
+	return max(to.Sub(from), to.Round(0).Sub(from.Round(0)))
+}
+
+// recency tells of the units of one answer whether they show that the server knows the
+// session when they are read. What came before the program was suspended, and waited in
+// the operating system, shows that it did then.
+type recency struct {
+	last time.Time // when a unit was read last, or the exchange was started
+	past bool      // the answer is of a time before a pause
+}
+
+// reads is told that a unit is read now. An answer is as good as never silent for the
+// session's Lifetime: it would have been given up.
+func (r *recency) reads(now time.Time) (shows bool) {
+	r.past = r.past || apart(r.last, now) > Lifetime
+	r.last = now
+	return !r.past
 }
 
 // Heard is when an answer of the server's has come last; zero: none has.
