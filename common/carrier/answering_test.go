@@ -152,7 +152,7 @@ func TestSlowClient(t *testing.T) {
 		c := w.raw(w.hello())
 		c.greet()
 		session := <-w.accepted
-		for range 20 {
+		for range 15 {
 			session.Conn().WriteTo(make([]byte, 9000), nil)
 		}
 		conn := dial()
@@ -160,7 +160,7 @@ func TestSlowClient(t *testing.T) {
 		body := c.body(wire.Head{Limit: 1 << 20})
 		fmt.Fprintf(conn, "POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", c.id, len(body), body)
 		began, got := time.Now(), 0
-		for got < 20*9000 {
+		for got < 15*9000 {
 			n, err := conn.Read(make([]byte, 4096))
 			if err != nil {
 				t.Fatalf("after %v and %d bytes: %v", time.Since(began), got, err)

@@ -188,7 +188,8 @@ func TestFeedAnswersHeld(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if took := time.Since(begin); took > 5*time.Second {
+		// 300 MB; what is acknowledged late lets the window grow slowly.
+		if took := time.Since(begin); took > 15*time.Second {
 			t.Errorf("a transfer took %v", took)
 		}
 		if n := w.net.atOnce(); n > maxUploads/feedsShare+maxUploads+5 {

@@ -199,15 +199,15 @@ func TestOutgoingTakes(t *testing.T) {
 		in    lanes
 		want  int // records
 	}{
-		{"all", largestBody, lanes{}, 20},
+		{"all", largestBody, lanes{}, 15},
 		{"as much as the limit allows", 30000, lanes{}, 3},
 		{"nothing", 9000, lanes{}, 0},
-		{"its share where slots are few", largestBody, lanes{slots: 3}, 9}, // of 256 KB
+		{"its share where slots are few", largestBody, lanes{slots: 3}, 6}, // of 160 KB
 		{"a record and more in any case", largestBody, lanes{slots: 15}, 2},
-		{"all where slots are many", largestBody, lanes{slots: 16}, 20},
+		{"all where slots are many", largestBody, lanes{slots: 16}, 15},
 	} {
 		s := newSender()
-		for range 20 {
+		for range 15 {
 			s.put(make([]byte, 9000))
 		}
 		taken := s.take(1, c.limit, s.now, c.in)
