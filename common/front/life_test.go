@@ -239,15 +239,21 @@ func (w *countedPings) ping(ctx context.Context) error {
 	return w.wire.ping(ctx)
 }
 
+// countPings counts those on f's only connection from now on.
+func countPings(f *Front) *countedPings {
+	f.pool.mu.Lock()
+	defer f.pool.mu.Unlock()
+	w := &countedPings{wire: f.pool.conns[0].wire}
+	f.pool.conns[0].life.wire = w
+	return w
+}
+
 // On a good path pings are sent only when something is asked after a silence.
 func TestPingsAreRare(t *testing.T) {
 	inMemory(t, holding, func(t *testing.T, f *Front, m *memory) {
 		m.delay = 50 * time.Millisecond
 		exchange(t, f, "x")
-		f.pool.mu.Lock()
-		w := &countedPings{wire: f.pool.conns[0].wire}
-		f.pool.conns[0].life.wire = w
-		f.pool.mu.Unlock()
+		w := countPings(f)
 		for range 3 { // an idle session
 			send(t.Context(), f, "hold").wait()
 		}
@@ -382,10 +388,7 @@ func TestNobodyWatchesTheEnded(t *testing.T) {
 	inMemory(t, holding, func(t *testing.T, f *Front, m *memory) {
 		m.delay = 50 * time.Millisecond
 		exchange(t, f, "x")
-		f.pool.mu.Lock()
-		w := &countedPings{wire: f.pool.conns[0].wire}
-		f.pool.conns[0].life.wire = w
-		f.pool.mu.Unlock()
+		w := countPings(f)
 		old := m.last
 		old.dark.Store(true)
 		first, second := send(t.Context(), f, "hold"), send(t.Context(), f, "hold")
