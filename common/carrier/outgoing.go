@@ -381,10 +381,11 @@ func (o *outgoing) opened(h *wire.Head, newest bool, now time.Time) {
 	}
 }
 
-// awaits tells whether what exchange e carried is still on its way: it does not count
-// as lost, and something was acknowledged since a time.
+// awaits tells whether what exchange e carried is still on its way: it was written and
+// does not count as lost, and something was acknowledged since a time.
 func (o *outgoing) awaits(e uint64, since time.Time) bool {
-	return o.cargoes.of(e) != nil && o.silence.lastAck.After(since)
+	c := o.cargoes.of(e)
+	return c != nil && !c.written.IsZero() && o.silence.lastAck.After(since)
 }
 
 // endThose notes that the exchanges of a span have ended at the other side.

@@ -376,4 +376,10 @@ func TestAwaits(t *testing.T) {
 	awaits(3, true, "when something later has come")
 	s.later(time.Second)
 	awaits(3, false, "when it is lost")
+
+	s = newSender().send(1, 1)
+	s.put(make([]byte, 9000))
+	s.take(2, largestBody, s.now, lanes{})
+	s.acked(1)
+	awaits(2, false, "when it has not been written")
 }
