@@ -336,6 +336,7 @@ type sample struct {
 	silent bool // it was not answered in time, and each more would take as long: once is enough to try a small one
 	full   bool // it would have been larger if it could
 	idle   bool // there was little to say: what failed before was not large either
+	asked  bool // an answer's: how large one would have been that has failed is not known
 
 	crowded bool // it has failed, and other exchanges may be why
 	beside  bool // it has passed beside another exchange: they are not
@@ -344,13 +345,16 @@ type sample struct {
 // observe learns from a sample, of an exchange that was started at a time, and tells
 // whether the limit has become less.
 func (b *bodies) observe(now, started time.Time, s sample, w *sizes) (less bool) {
+	// What failed may have been no larger than another answer that has come: where
+	// one of a hundred is cut by chance, no three are in a row.
+	alike := s.size >= b.failed*3/4 || s.asked && s.size > minBody
 	switch {
 	case s.passed && b.doubtful(w) && (s.idle || b.crowded && !s.beside):
 		b.forget()
-	case s.passed && b.doubtful(w) && !started.Before(b.last):
+	case s.passed && b.doubtful(w) && !started.Before(b.last) && !alike:
 		return b.halve(now, w)
 	case s.passed:
-		if s.size >= b.failed*3/4 {
+		if alike {
 			b.forget()
 		}
 		w.passed(s.size)

@@ -305,6 +305,7 @@ func TestBodies(t *testing.T) {
 	passes := func(size int) sample { return sample{size: size, passed: true, full: true} }
 	fails := func(size int) sample { return sample{size: size} }
 	why := func(size int) sample { return sample{size: size, why: true} }
+	cut := sample{size: 900 * kb, asked: true}
 	for _, c := range []struct {
 		reason  string
 		samples []sample
@@ -320,6 +321,8 @@ func TestBodies(t *testing.T) {
 		{"unless one passes beside another", []sample{{size: 900 * kb, crowded: true}, fails(800 * kb), fails(850 * kb), {size: 100, passed: true, beside: true}}, 400 * kb, false},
 		{"if it fails, it is not", []sample{fails(900 * kb), fails(800 * kb), fails(800 * kb), fails(100)}, 960 * kb, false},
 		{"nor if one as large passes", []sample{fails(900 * kb), fails(900 * kb), {size: 700 * kb, passed: true}, fails(900 * kb)}, 960 * kb, false},
+		{"nor, of answers, if one passes that carries a large record", []sample{cut, cut, {size: 30 * kb, passed: true, asked: true}, cut, cut, {size: 30 * kb, passed: true, asked: true}, cut}, 960 * kb, false},
+		{"or they are cut one after the other", []sample{cut, cut, {size: 3 * kb, passed: true, asked: true}, cut, {size: 3 * kb, passed: true, asked: true}}, 450 * kb, false},
 		{"an answer that says why is believed", []sample{why(900 * kb)}, 450 * kb, false},
 		{"one that was swallowed while others passed is enough", []sample{{size: 900 * kb, likely: true}}, 450 * kb, false},
 		{"after one that took its time in vain a small one is tried", []sample{{size: 900 * kb, silent: true}}, 960 * kb, true},

@@ -110,7 +110,7 @@ func (r *result) request(limit int) (s sample, shows bool) {
 func (r *result) answer(now time.Time) (s sample, shows bool) {
 	f := r.flight
 	waited := now.Sub(f.started) >= minLearned
-	s = sample{size: min(f.asked.Limit, maxAnswer), passed: r.good && r.err == nil}
+	s = sample{size: min(f.asked.Limit, maxAnswer), passed: r.good && r.err == nil, asked: true}
 	if s.passed {
 		s.size = r.received
 		s.full = r.received > f.asked.Limit/2
