@@ -1,12 +1,6 @@
 package main
 
-import (
-	"math"
-	"net"
-
-	"turbotunnel/internal/accept"
-	"turbotunnel/internal/ptproc"
-)
+import "math"
 
 // outParts and mostOut say how many descriptors are kept for the way out, to
 // which local connections never get: a part of all, and at most so many. A
@@ -17,15 +11,9 @@ const (
 	mostOut  = 1024
 )
 
-// newAcceptor returns what has handle serve a listener's connections. Without a
-// descriptor for the way out no connection is worth anything: when there are as
-// many as there may be, others wait.
-func newAcceptor(ln net.Listener, p *ptproc.Process, handle func(net.Conn)) *accept.Acceptor {
-	return accept.New(ln, localConns(ptproc.DescriptorLimit()), p.Log(), handle)
-}
-
 // localConns is how many of the descriptors that the process may have are for
-// local connections; 0 is no limit.
+// local connections; 0 is no limit. Without one for the way out no connection is
+// worth anything: when there are as many as there may be, others wait.
 func localConns(limit uint64) int {
 	if limit == 0 {
 		limit = math.MaxInt32

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/accept"
 	"turbotunnel/internal/ptproc"
 	"turbotunnel/internal/relay"
 )
@@ -33,7 +34,7 @@ func runForward(p *ptproc.Process, s settings, memory *tunnel.Memory) int {
 		p.Say("WARNING: no -key, so nothing proves who the server is, and whoever stands between can read and change everything. This is for test benches only.")
 	}
 	f := &forwarder{log: p.Log(), dialer: d, stopping: p.Stopping(), streams: p.Draining()}
-	a := newAcceptor(ln, p, f.handle)
+	a := accept.New(ln, localConns(ptproc.DescriptorLimit()), p.Log(), f.handle)
 	p.Say("Forwarding %s through %s", ln.Addr(), s.tunnel.URL)
 	a.Serve(p.Stopping(), func(open int64) {
 		p.Say("Stopping: waiting up to %v for %d open connections. A second signal ends them at once.", p.DrainTime(), open)

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"turbotunnel/common/tunnel"
+	"turbotunnel/internal/accept"
 	"turbotunnel/internal/ptproc"
 	"turbotunnel/internal/socks"
 
@@ -44,16 +45,18 @@ func runManaged(p *ptproc.Process, s settings, memory *tunnel.Memory) int {
 		<-p.Stopping().Done()
 		return exitOK
 	}
+	places := localConns(ptproc.DescriptorLimit())
 	srv := socks.NewServer(socks.Config{
 		Defaults: s.tunnel,
 		Open:     func(c config) (socks.Dialer, error) { return open(c, opts) },
 		Log:      p.Log(),
 		Status:   func(pairs ...string) { p.Status(method, pairs...) },
+		Places:   places,
 		Stopping: p.Stopping(),
 		Draining: p.Draining(),
 	})
 	defer srv.Close()
-	a := newAcceptor(ln, p, srv.Handle)
+	a := accept.New(ln, places, p.Log(), srv.Handle)
 	a.Serve(p.Stopping(), func(open int64) {
 		p.Log().Info("stopping", "why", context.Cause(p.Stopping()), "open", open)
 	})

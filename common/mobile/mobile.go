@@ -128,6 +128,7 @@ func StartSocks(port int, observer Observer) (*Tunnel, error) {
 			return d, nil
 		},
 		Log:      slog.New(slog.DiscardHandler),
+		Places:   t.places,
 		Stopping: t.ctx,
 		Draining: t.ctx,
 	})

@@ -41,12 +41,11 @@ import (
 )
 
 const (
-	// manyHandshakes is how many SOCKS clients there may be without any hurry
-	// that have not said yet what they want. Tor says it in one write. When there
-	// are more, those go that have been silent for silentTime; otherwise goptlib
-	// gives each 5 seconds. It is half of what a process with 256 descriptors, as an
-	// app on a phone has, accepts at all.
-	manyHandshakes = 64
+	// silentPart is the part of all places that clients may have without any hurry
+	// that have not said yet what they want. Tor says it in one write. When there are
+	// more, those go that have been silent for silentTime; otherwise goptlib gives each
+	// 5 seconds, as there is room: on a busy machine a burst takes its seconds.
+	silentPart = 2
 
 	// silentTime is longer than a client of this machine takes to say what it
 	// wants, however many come at once: a burst of them is served.
@@ -94,6 +93,9 @@ type Config struct {
 	// STATUS messages have them; nil: nobody is.
 	Status func(pairs ...string)
 
+	// Places is how many connections are handled at once, at most.
+	Places int
+
 	Stopping context.Context // ends what is not a stream yet
 	Draining context.Context // ends streams
 }
@@ -110,7 +112,7 @@ func NewServer(c Config) *Server {
 	if c.Status == nil {
 		c.Status = func(...string) {}
 	}
-	return &Server{Config: c, dialers: newPool(c.Open)}
+	return &Server{Config: c, dialers: newPool(c.Open), shaking: queue{many: c.Places / silentPart}}
 }
 
 // Close closes all dialers, which ends their streams, and returns when that is done.
@@ -276,6 +278,8 @@ func (s *Server) handshake(conn *net.TCPConn) (*pt.SocksConn, error) {
 
 // A queue holds the clients whose handshake is under way, the oldest first.
 type queue struct {
+	many int // above which the silent ones go; it never changes
+
 	mu      sync.Mutex
 	waiting []waiting // guarded by mu
 }
@@ -293,7 +297,7 @@ func (q *queue) enter(conn net.Conn) {
 	defer q.mu.Unlock()
 	now := time.Now()
 	q.waiting = append(q.waiting, waiting{conn, now})
-	for len(q.waiting) > manyHandshakes && now.Sub(q.waiting[0].came) >= silentTime {
+	for len(q.waiting) > q.many && now.Sub(q.waiting[0].came) >= silentTime {
 		q.waiting[0].conn.Close()
 		q.waiting = slices.Delete(q.waiting, 0, 1)
 	}

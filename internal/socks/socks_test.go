@@ -54,6 +54,9 @@ func (d *fakeDialer) Close() error {
 	return nil
 }
 
+// testPlaces is how many connections an acceptor would have a bench handle.
+const testPlaces = 128
+
 // patience is how long a test waits for what must happen before it fails.
 const patience = 60 * time.Second
 
@@ -86,6 +89,7 @@ func newBench(t *testing.T, dial func(ctx context.Context) (stream, error)) *ben
 		Status: func(pairs ...string) {
 			fmt.Fprintln(&b.status, strings.Join(pairs, " "))
 		},
+		Places:   testPlaces,
 		Stopping: stopping,
 		Draining: draining,
 	})
@@ -264,7 +268,7 @@ func TestWrongArgumentsAreNamed(t *testing.T) {
 func TestSilentClientsStallNobody(t *testing.T) {
 	near, _ := loopback(t)
 	b := newBench(t, func(context.Context) (stream, error) { return near, nil })
-	for range manyHandshakes + 10 {
+	for range testPlaces/silentPart + 10 {
 		dialTCP(t, b.addr)
 	}
 	if code := answer(t, request(t, b.addr, goodArgs)); code != 0 {
@@ -272,47 +276,57 @@ func TestSilentClientsStallNobody(t *testing.T) {
 	}
 }
 
-// However many come at once, nobody has to go who had no time to speak.
+// However many come at once, nobody has to go who had no time to speak, nor while there
+// is room for others: a client of a busy machine may be silent for long.
 func TestBurstIsServed(t *testing.T) {
-	var q queue
-	synctest.Test(t, func(t *testing.T) {
-		gone := func(c net.Conn) bool {
-			c.SetReadDeadline(time.Now())
-			_, err := c.Read(make([]byte, 1))
-			return !errors.Is(err, os.ErrDeadlineExceeded)
-		}
-		var clients, conns []net.Conn
-		enter := func(n int) {
-			for range n {
-				client, conn := net.Pipe()
-				clients, conns = append(clients, client), append(conns, conn)
-				q.enter(conn)
+	const burst = 128
+	for _, c := range []struct{ places, gone int }{
+		{places: burst, gone: burst/silentPart + 1},
+		{places: burst + 2, gone: burst / silentPart},
+		{places: silentPart * (burst + 1)},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			srv := NewServer(Config{Places: c.places})
+			defer srv.Close()
+			q := &srv.shaking
+			gone := func(c net.Conn) bool {
+				c.SetReadDeadline(time.Now())
+				_, err := c.Read(make([]byte, 1))
+				return !errors.Is(err, os.ErrDeadlineExceeded)
 			}
-		}
-		defer func() {
-			for _, c := range conns {
-				c.Close()
+			var clients, conns []net.Conn
+			enter := func(n int) {
+				for range n {
+					client, conn := net.Pipe()
+					clients, conns = append(clients, client), append(conns, conn)
+					q.enter(conn)
+				}
 			}
-		}()
-		enter(2 * manyHandshakes)
-		for i, c := range clients {
-			if gone(c) {
-				t.Fatalf("client %d of a burst had to go", i)
+			defer func() {
+				for _, c := range conns {
+					c.Close()
+				}
+			}()
+			enter(burst)
+			for i, conn := range clients {
+				if gone(conn) {
+					t.Fatalf("client %d of a burst had to go", i)
+				}
 			}
-		}
-		// Those that are still silent later make room, as many as is needed.
-		time.Sleep(silentTime)
-		enter(1)
-		for i, c := range clients {
-			if went := i <= manyHandshakes; gone(c) != went {
-				t.Fatalf("client %d: gone %t, want %t", i, !went, went)
+			// Those that are still silent later make room, as many as is needed.
+			time.Sleep(silentTime)
+			enter(1)
+			for i, conn := range clients {
+				if went := i < c.gone; gone(conn) != went {
+					t.Fatalf("of %d places: client %d: gone %t, want %t", c.places, i, !went, went)
+				}
 			}
-		}
-		q.leave(conns[len(conns)-1])
-		if n := len(q.waiting); n != manyHandshakes-1 {
-			t.Errorf("%d wait", n)
-		}
-	})
+			q.leave(conns[len(conns)-1])
+			if n, want := len(q.waiting), burst-c.gone; n != want {
+				t.Errorf("%d wait, want %d", n, want)
+			}
+		})
+	}
 }
 
 func TestBrokenHandshakesAreExplained(t *testing.T) {
