@@ -137,6 +137,9 @@ func TestConditions(t *testing.T) {
 		{"answers above 16000 bytes become 503", func(n *network) {
 			n.set(answersAbove(near, 16000, http.StatusServiceUnavailable))
 		}, 2 * time.Minute},
+		{"answers above 16000 bytes become pages", func(n *network) {
+			n.set(answersAbove(near, 16000, http.StatusOK))
+		}, 10 * time.Second},
 		{"too many requests", func(n *network) {
 			n.set(sometimes(n, 0.1, near, func(f *fate) { f.instead = page(http.StatusTooManyRequests, "Retry-After", "1") }))
 		}, 2 * time.Minute},

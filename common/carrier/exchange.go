@@ -106,7 +106,8 @@ func (r *result) request(limit int) (s sample, shows bool) {
 
 // answer is what the exchange has shown of how large answers may be. One that was
 // cut after it had brought records has made progress, and one that was cut after a
-// wait, or sooner than a small one ends, was not cut for its size.
+// wait, or sooner than a small one ends, was not cut for its size. Somebody else's
+// page in its place is short whatever the reason is.
 func (r *result) answer(now time.Time) (s sample, shows bool) {
 	f := r.flight
 	waited := now.Sub(f.started) >= minLearned
@@ -121,7 +122,7 @@ func (r *result) answer(now time.Time) (s sample, shows bool) {
 		return s, false
 	case r.size > smallBody && r.err != nil:
 		return s, false // the request may be to blame
-	case r.answered.r != nil && r.answered.bytes <= smallBody && !s.passed:
+	case !r.foreign && r.answered.r != nil && r.answered.bytes <= smallBody && !s.passed:
 		return s, false
 	}
 	return s, s.passed || r.received == 0 && !waited
