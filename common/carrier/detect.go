@@ -358,7 +358,8 @@ func (b *bodies) observe(now, started time.Time, s sample, w *sizes) (less bool)
 			b.forget()
 		}
 		w.passed(s.size)
-		if s.full && b.limit < largestBody && w.worth(now, 2*b.limit) {
+		full := s.full && s.size > b.limit/2 // not when it was asked for with another limit
+		if full && b.limit < largestBody && w.worth(now, 2*b.limit) {
 			b.limit *= 2
 		}
 	case s.size <= smallBody:

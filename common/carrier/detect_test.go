@@ -313,6 +313,7 @@ func TestBodies(t *testing.T) {
 		small   bool // a small one is to be tried
 	}{
 		{"full ones pass", []sample{passes(960 * kb)}, 1920 * kb, false},
+		{"full ones of the limit before show nothing of this one", []sample{passes(960 * kb), passes(960 * kb)}, 1920 * kb, false},
 		{"one failure may be chance", []sample{fails(900 * kb)}, 960 * kb, false},
 		{"after three a small one is tried", []sample{fails(900 * kb), fails(800 * kb), fails(800 * kb)}, 960 * kb, true},
 		{"if it passes, it is the size", []sample{fails(900 * kb), fails(800 * kb), fails(850 * kb), {size: 100, passed: true}}, 400 * kb, false},
@@ -326,7 +327,7 @@ func TestBodies(t *testing.T) {
 		{"an answer that says why is believed", []sample{why(900 * kb)}, 450 * kb, false},
 		{"one that was swallowed while others passed is enough", []sample{{size: 900 * kb, likely: true}}, 450 * kb, false},
 		{"after one that took its time in vain a small one is tried", []sample{{size: 900 * kb, silent: true}}, 960 * kb, true},
-		{"not if records would be given up for it", []sample{passes(30 * kb), {size: 30 * kb, likely: true}}, 1920 * kb, false},
+		{"not if records would be given up for it", []sample{passes(30 * kb), {size: 30 * kb, likely: true}}, 960 * kb, false},
 		{"a second limit is believed sooner", []sample{why(900 * kb), fails(450 * kb), fails(450 * kb), {size: 100, passed: true}}, 225 * kb, false},
 		{"what is known to fail is not tried at once", []sample{why(900 * kb), passes(450 * kb)}, 450 * kb, false},
 		{"nothing is smaller than a small body", []sample{why(smallBody + 1)}, smallBody, false},
