@@ -299,6 +299,9 @@ func (c *Client) situation(now time.Time) situation {
 		combined: now.Sub(c.combined),
 		flights:  make([]glance, 0, len(c.flights)),
 	}
+	if c.down.open {
+		s.polls = min(s.polls, livelyPolls) // each turn waits for those that were asked for before
+	}
 	s.slots, s.crowded = t.Slots()
 	s.suspended, s.suspendedFor = c.serial.next(now)
 	s.answered, s.moved = now.Sub(c.serial.answered), now.Sub(c.serial.moved)
@@ -416,6 +419,10 @@ func (c *Client) start(k kind, little bool) {
 	}
 	c.link.setUnit(c.up.unit(&way.up))
 	switch k {
+	case upload:
+		if c.down.failed > 0 {
+			f.asked.Limit = smallBody // if it is refused it is not for its answer
+		}
 	case poll:
 		if f.asked.Hold = hold; c.down.doubtful(&way.down) {
 			f.asked.Hold = 0 // it has no room for a large record, and shows what it shows at once

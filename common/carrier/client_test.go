@@ -466,6 +466,69 @@ func TestBodyLimit(t *testing.T) {
 	})
 }
 
+// A gateway that answers in place of large answers is learned, whatever it says, and
+// although the client sends, too: requests are not blamed for their answers.
+func TestAnswerLimit(t *testing.T) {
+	for _, status := range []int{http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusTooManyRequests} {
+		for _, limit := range []int{8000, 20000, 100000, 500000} {
+			for _, trip := range []time.Duration{30 * ms, 300 * ms} {
+				for _, mode := range []Mode{Poll, Stream, Auto} {
+					t.Run(fmt.Sprint(status, " above ", limit, ", ", trip, ", ", mode), func(t *testing.T) {
+						bubble(t, func(t *testing.T, w *world) {
+							w.net.set(answersAbove(fate{there: trip / 2, back: trip / 2}, limit, status))
+							client, session := w.pair(mode)
+							down := fill(session.Conn(), client.Conn(), 0)
+							up := fill(client.Conn(), session.Conn(), 5*ms)
+							way := client.way()
+							begin := time.Now()
+							for way.down.known(largestBody) >= 3*limit && time.Since(begin) < time.Minute {
+								time.Sleep(trip)
+							}
+							if got := way.down.known(largestBody); got >= 3*limit {
+								t.Errorf("after %v answers of %d bytes are taken to pass", time.Since(begin), got)
+							}
+							if way.up.limited() {
+								t.Error("requests are taken to be refused for their size")
+							}
+							client.Conn().Close()
+							session.Conn().Close()
+							<-down
+							<-up
+						})
+					})
+				}
+			}
+		}
+	}
+}
+
+// fill writes to one Conn, with pauses, and reads from another until both are closed.
+func fill(from, to *Conn, every time.Duration) (done chan struct{}) {
+	done = make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			if _, err := from.WriteTo(datagram(i), nil); err != nil {
+				return
+			}
+			time.Sleep(every)
+		}
+	})
+	wg.Go(func() {
+		buf := make([]byte, wire.RecordRoom)
+		for {
+			if _, _, err := to.ReadFrom(buf); err != nil {
+				return
+			}
+		}
+	})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	return done
+}
+
 // Closing the Conn ends the session soon, whatever the network does, and sends
 // what was written before if that is possible.
 func TestClientClose(t *testing.T) {

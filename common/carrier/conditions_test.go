@@ -140,6 +140,18 @@ func TestConditions(t *testing.T) {
 		{"answers above 16000 bytes become pages", func(n *network) {
 			n.set(answersAbove(near, 16000, http.StatusOK))
 		}, 10 * time.Second},
+		{"answers above 100000 bytes become 503", func(n *network) {
+			n.set(answersAbove(near, 100000, http.StatusServiceUnavailable))
+		}, 30 * time.Second},
+		{"answers above 8000 bytes become 503, far away", func(n *network) {
+			n.set(answersAbove(far, 8000, http.StatusServiceUnavailable))
+		}, time.Minute},
+		{"answers above 16000 bytes become 429", func(n *network) {
+			n.set(answersAbove(near, 16000, http.StatusTooManyRequests))
+		}, time.Minute},
+		{"requests above 16 KB answered 429", func(n *network) {
+			n.set(bodiesAbove(near, 16<<10, func(f *fate) { f.instead = page(http.StatusTooManyRequests) }))
+		}, 30 * time.Second},
 		{"too many requests", func(n *network) {
 			n.set(sometimes(n, 0.1, near, func(f *fate) { f.instead = page(http.StatusTooManyRequests, "Retry-After", "1") }))
 		}, 2 * time.Minute},

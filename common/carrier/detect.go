@@ -315,13 +315,21 @@ func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
 //
 // Where there is a limit already, one failure is enough. Several that fail together
 // count once. What has failed is tried again after a while, which grows.
+//
+// An answer that says that there is no room now (503, 429) may mean what it says, and
+// what is for its rate or for others does not look at sizes. So there large ones have to
+// fail and small ones to pass in turns, as many as there are failures in a doubt. A
+// gateway with such a limit of 8 KB for answers let nothing come in 30 s (429), or a
+// fifth of what comes where it says 502; now it is two thirds and more.
 type bodies struct {
 	limit  int       // bytes
 	failed int       // bytes of the smallest that has failed since then; 0: none
 	times  int       // how often in a row
 	last   time.Time // when it did last
 
-	crowded bool // other exchanges may have been why
+	busy  bool // there was no room for some of them then, as answers said
+	turns int  // small ones that have passed since then, each after a failure
+	open  bool // it is to be seen what passes: there is a doubt, or a limit that no body was near to yet
 }
 
 // doubts are how many failures in a row are enough for any doubt.
@@ -337,9 +345,7 @@ type sample struct {
 	full   bool // it would have been larger if it could
 	idle   bool // there was little to say: what failed before was not large either
 	asked  bool // an answer's: how large one would have been that has failed is not known
-
-	crowded bool // it has failed, and other exchanges may be why
-	beside  bool // it has passed beside another exchange: they are not
+	busy   bool // it has failed, and the answer has said that there was no room for it now
 }
 
 // observe learns from a sample, of an exchange that was started at a time, and tells
@@ -349,16 +355,20 @@ func (b *bodies) observe(now, started time.Time, s sample, w *sizes) (less bool)
 	// one of a hundred is cut by chance, no three are in a row.
 	alike := s.size >= b.failed*3/4 || s.asked && s.size > minBody
 	switch {
-	case s.passed && b.doubtful(w) && (s.idle || b.crowded && !s.beside):
+	case s.passed && b.doubtful(w) && s.idle:
 		b.forget()
 	case s.passed && b.doubtful(w) && !started.Before(b.last) && !alike:
+		if b.turns++; b.busy && b.turns < b.enough(w) {
+			b.times, b.last = b.enough(w)-1, now
+			return false
+		}
 		return b.halve(now, w)
 	case s.passed:
-		if alike {
+		full := s.full && s.size > b.limit/2 // not when it was asked for with another limit
+		if full || b.failed > 0 && alike {
 			b.forget()
 		}
 		w.passed(s.size)
-		full := s.full && s.size > b.limit/2 // not when it was asked for with another limit
 		if full && b.limit < largestBody && w.worth(now, 2*b.limit) {
 			b.limit *= 2
 		}
@@ -375,10 +385,11 @@ func (b *bodies) observe(now, started time.Time, s sample, w *sizes) (less bool)
 			b.times++
 			b.last = now
 		}
-		b.crowded = b.crowded || s.crowded
+		b.busy = b.busy || s.busy
 		if s.silent {
 			b.times = max(b.times, doubts)
 		}
+		b.open = b.open || b.doubtful(w)
 	}
 	return false
 }
@@ -389,23 +400,25 @@ func (b *bodies) halve(now time.Time, w *sizes) bool {
 	b.limit = max(smallBody, min(b.limit, b.failed/2))
 	w.refuses(now, b.failed, b.limit)
 	b.forget()
+	b.open = true
 	return b.limit < before
 }
 
 // forget is told that what has failed says nothing any more.
-func (b *bodies) forget() { b.failed, b.times, b.crowded = 0, 0, false }
+func (b *bodies) forget() { b.failed, b.times, b.busy, b.turns, b.open = 0, 0, false, 0, false }
 
 // doubtful tells whether a small body is to be tried.
-func (b *bodies) doubtful(w *sizes) bool {
+func (b *bodies) doubtful(w *sizes) bool { return b.failed > 0 && b.times >= b.enough(w) }
+
+// enough is how many failures in a row have a small body tried.
+func (b *bodies) enough(w *sizes) int {
 	switch {
-	case b.failed == 0:
-		return false
 	case b.failed <= 2*minBody && w.takesLarge():
-		return b.times >= doubts // it costs records to be wrong, see outgoing.setUnit
+		return doubts // it costs records to be wrong, see outgoing.setUnit
 	case w.limited():
-		return b.times >= 2
+		return 2
 	}
-	return b.times >= 3
+	return 3
 }
 
 // next is the limit of a body.

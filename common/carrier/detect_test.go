@@ -273,28 +273,29 @@ func TestHoldBeside(t *testing.T) {
 	}
 }
 
-// That there is no room now says nothing of sizes where other exchanges may be why: of a
-// request it is to be seen whether they are.
-func TestBusyIsNoSize(t *testing.T) {
+// That there is no room now may be for others, unless 503 answers what went alone, and
+// counts as a doubt.
+func TestBusyIsADoubt(t *testing.T) {
 	for _, c := range []struct {
-		status                           int
-		alone, request, crowded, answers bool
+		status      int
+		alone, busy bool
 	}{
-		{http.StatusServiceUnavailable, false, true, true, false},
-		{http.StatusServiceUnavailable, true, true, false, true},
-		{http.StatusTooManyRequests, true, false, false, false},
-		{http.StatusBadGateway, false, true, false, true},
-		{http.StatusForbidden, false, true, false, true},
+		{http.StatusServiceUnavailable, false, true},
+		{http.StatusServiceUnavailable, true, false},
+		{http.StatusTooManyRequests, false, true},
+		{http.StatusTooManyRequests, true, true},
+		{http.StatusBadGateway, false, false},
+		{http.StatusForbidden, false, false},
 	} {
 		res := ended(time.Now(), upload, ms, nil)
 		res.size, res.flight.alone = MaxBody, c.alone
 		res.err = res.notes(&http.Response{StatusCode: c.status, Header: http.Header{}})
-		if s, shows := res.request(MaxBody); shows != c.request || s.crowded != c.crowded {
-			t.Errorf("of a request, status %d shows something: %v, other exchanges may be why: %v", c.status, shows, s.crowded)
+		if s, shows := res.request(MaxBody); !shows || s.busy != c.busy {
+			t.Errorf("of a request, status %d shows something: %v, busy: %v", c.status, shows, s.busy)
 		}
 		if res.flight.kind, res.size = poll, 100; true {
-			if _, shows := res.answer(time.Now()); shows != c.answers {
-				t.Errorf("of an answer, status %d shows something: %v", c.status, shows)
+			if s, shows := res.answer(time.Now()); !shows || s.busy != c.busy {
+				t.Errorf("of an answer, status %d shows something: %v, busy: %v", c.status, shows, s.busy)
 			}
 		}
 	}
@@ -306,6 +307,8 @@ func TestBodies(t *testing.T) {
 	fails := func(size int) sample { return sample{size: size} }
 	why := func(size int) sample { return sample{size: size, why: true} }
 	cut := sample{size: 900 * kb, asked: true}
+	busy := func(size int) sample { return sample{size: size, busy: true} }
+	small := sample{size: 100, passed: true}
 	for _, c := range []struct {
 		reason  string
 		samples []sample
@@ -318,8 +321,12 @@ func TestBodies(t *testing.T) {
 		{"after three a small one is tried", []sample{fails(900 * kb), fails(800 * kb), fails(800 * kb)}, 960 * kb, true},
 		{"if it passes, it is the size", []sample{fails(900 * kb), fails(800 * kb), fails(850 * kb), {size: 100, passed: true}}, 400 * kb, false},
 		{"unless there was little to say", []sample{fails(900 * kb), fails(800 * kb), fails(850 * kb), {size: 100, passed: true, idle: true}}, 960 * kb, false},
-		{"it may be others that were under way", []sample{{size: 900 * kb, crowded: true}, fails(800 * kb), fails(850 * kb), {size: 100, passed: true}}, 960 * kb, false},
-		{"unless one passes beside another", []sample{{size: 900 * kb, crowded: true}, fails(800 * kb), fails(850 * kb), {size: 100, passed: true, beside: true}}, 400 * kb, false},
+		{"if there was no room, once may be chance", []sample{busy(900 * kb), fails(800 * kb), fails(850 * kb), small}, 960 * kb, false},
+		{"then another failure is enough for a small one", []sample{busy(900 * kb), fails(800 * kb), fails(850 * kb), small, busy(900 * kb)}, 960 * kb, true},
+		{"three times in turns is none", []sample{busy(900 * kb), fails(800 * kb), fails(850 * kb), small, busy(900 * kb), small, busy(900 * kb), small}, 400 * kb, false},
+		{"two small ones after one failure are one turn", []sample{busy(900 * kb), fails(800 * kb), fails(850 * kb), small, small, busy(900 * kb), small, small}, 960 * kb, false},
+		{"a large one that passes begins anew", []sample{busy(900 * kb), busy(800 * kb), busy(850 * kb), small, busy(900 * kb), small, {size: 900 * kb, passed: true}, busy(900 * kb), small}, 960 * kb, false},
+		{"and so does a small one that fails", []sample{busy(900 * kb), busy(800 * kb), busy(850 * kb), small, busy(900 * kb), small, busy(900 * kb), busy(100), small, busy(900 * kb), small}, 960 * kb, false},
 		{"if it fails, it is not", []sample{fails(900 * kb), fails(800 * kb), fails(800 * kb), fails(100)}, 960 * kb, false},
 		{"nor if one as large passes", []sample{fails(900 * kb), fails(900 * kb), {size: 700 * kb, passed: true}, fails(900 * kb)}, 960 * kb, false},
 		{"nor, of answers, if one passes that carries a large record", []sample{cut, cut, {size: 30 * kb, passed: true, asked: true}, cut, cut, {size: 30 * kb, passed: true, asked: true}, cut}, 960 * kb, false},

@@ -65,7 +65,6 @@ type result struct {
 	tooLarge bool  // the body was, of size bytes
 	size     int64
 	busy     bool // somebody else's answer says that there was no room for it now
-	crowded  bool // likewise, and other exchanges of the session may be why
 	beside   bool // it was under way beside an answer that the server held all the time
 	closed   bool // the server has ended the session
 	lost     bool // not all that it carried is acknowledged
@@ -98,10 +97,8 @@ func (r *result) request(limit int) (s sample, shows bool) {
 		likely: errors.Is(r.err, errSwallowed),
 		silent: k == combined && errors.Is(r.err, os.ErrDeadlineExceeded),
 		full:   int(r.size) > limit*5/8,
-
-		crowded: r.crowded,
-		beside:  r.beside,
-	}, (k == upload || k == combined) && (!r.busy || r.crowded) && !(!r.good && errors.Is(r.err, errUnneeded))
+		busy:   r.busy,
+	}, (k == upload || k == combined) && !(!r.good && errors.Is(r.err, errUnneeded))
 }
 
 // answer is what the exchange has shown of how large answers may be. One that was
@@ -111,14 +108,14 @@ func (r *result) request(limit int) (s sample, shows bool) {
 func (r *result) answer(now time.Time) (s sample, shows bool) {
 	f := r.flight
 	waited := now.Sub(f.started) >= minLearned
-	s = sample{size: min(f.asked.Limit, maxAnswer), passed: r.good && r.err == nil, asked: true}
+	s = sample{size: min(f.asked.Limit, maxAnswer), passed: r.good && r.err == nil, asked: true, busy: r.busy}
 	if s.passed {
 		s.size = r.received
 		s.full = r.received > f.asked.Limit/2
 		s.idle = r.received+r.backlog <= smallBody
 	}
 	switch {
-	case f.probe || f.kind == greeting || f.kind == feed || f.kind == farewell || r.busy || errors.Is(r.err, errUnneeded):
+	case f.probe || f.kind == greeting || f.kind == feed || f.kind == farewell || errors.Is(r.err, errUnneeded):
 		return s, false
 	case r.size > smallBody && r.err != nil:
 		return s, false // the request may be to blame
@@ -293,10 +290,10 @@ func (r *result) notes(resp *http.Response) error {
 	}
 	r.tooLarge = resp.StatusCode == http.StatusRequestEntityTooLarge
 	// By RFC 9110 and RFC 6585 the next one may pass, however large it is. But gateways
-	// say 503 to whatever they do not take, and where there was no other exchange none
-	// has stood in its way.
-	r.crowded = resp.StatusCode == http.StatusServiceUnavailable && !r.flight.alone
-	r.busy = r.crowded || resp.StatusCode == http.StatusTooManyRequests
+	// say so to whatever they do not take, and where there was no other exchange none
+	// has stood in the way of one that was answered by 503.
+	crowded := resp.StatusCode == http.StatusServiceUnavailable && !r.flight.alone
+	r.busy = crowded || resp.StatusCode == http.StatusTooManyRequests
 	// A gateway in trouble says nothing about whether the server knows us.
 	r.foreign = resp.StatusCode < 500 && !r.tooLarge && !r.busy
 	return &errForeign{resp.StatusCode, resp.Header.Get("Content-Type")}
