@@ -152,6 +152,9 @@ func TestConditions(t *testing.T) {
 		{"requests above 16 KB answered 429", func(n *network) {
 			n.set(bodiesAbove(near, 16<<10, func(f *fate) { f.instead = page(http.StatusTooManyRequests) }))
 		}, 30 * time.Second},
+		{"answers above 100000 bytes swallowed", func(n *network) {
+			n.set(answersAbove(near, 100000, 0))
+		}, 4 * time.Minute},
 		{"too many requests", func(n *network) {
 			n.set(sometimes(n, 0.1, near, func(f *fate) { f.instead = page(http.StatusTooManyRequests, "Retry-After", "1") }))
 		}, 2 * time.Minute},

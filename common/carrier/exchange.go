@@ -104,11 +104,13 @@ func (r *result) request(limit int) (s sample, shows bool) {
 // answer is what the exchange has shown of how large answers may be. One that was
 // cut after it had brought records has made progress, and one that was cut after a
 // wait, or sooner than a small one ends, was not cut for its size. Somebody else's
-// page in its place is short whatever the reason is.
+// page in its place is short whatever the reason is. One of which nothing came at all
+// may have been swallowed: a small one is tried.
 func (r *result) answer(now time.Time) (s sample, shows bool) {
 	f := r.flight
 	waited := now.Sub(f.started) >= minLearned
-	s = sample{size: min(f.asked.Limit, maxAnswer), passed: r.good && r.err == nil, asked: true, busy: r.busy}
+	swallowed := r.answered.r == nil && errors.Is(r.err, os.ErrDeadlineExceeded)
+	s = sample{size: min(f.asked.Limit, maxAnswer), passed: r.good && r.err == nil, asked: true, busy: r.busy, silent: swallowed}
 	if s.passed {
 		s.size = r.received
 		s.full = r.received > f.asked.Limit/2
@@ -122,7 +124,7 @@ func (r *result) answer(now time.Time) (s sample, shows bool) {
 	case !r.foreign && r.answered.r != nil && r.answered.bytes <= smallBody && !s.passed:
 		return s, false
 	}
-	return s, s.passed || r.received == 0 && !waited
+	return s, s.passed || r.received == 0 && (!waited || swallowed)
 }
 
 // body is a request's body: a head and records, of known length.

@@ -75,7 +75,7 @@ type fate struct {
 	second      bool                          // it is the second copy's answer that comes back
 	buffered    bool                          // the answer comes when it is complete
 	largest     int                           // of a buffered answer that is larger, a status is made; 0: of none
-	status      int                           // that
+	status      int                           // that; 0: it is never heard of again
 	swapped     bool                          // the answer is another exchange's
 	stale       bool                          // the answer is an old one
 	instead     func(*request) *http.Response // somebody else answers
@@ -334,6 +334,10 @@ func (n *network) exchange(ctx context.Context, r *request, f fate) (*http.Respo
 		a.mu.Unlock()
 		if size > f.largest {
 			a.discard()
+			if f.status == 0 {
+				<-ctx.Done()
+				return nil, context.Cause(ctx)
+			}
 			return page(f.status)(r), nil
 		}
 	}
