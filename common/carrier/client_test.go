@@ -502,6 +502,27 @@ func TestAnswerLimit(t *testing.T) {
 	}
 }
 
+// Where one exchange gets through at a time its answer measures no round trip, and an
+// upload grows all the same.
+func TestOneAtATimeGrows(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.atMost(1)
+		w.net.set(always(fate{there: 150 * ms, back: 150 * ms}))
+		client, session := w.pair(Poll)
+		done := fill(client.Conn(), session.Conn(), 0)
+		time.Sleep(20 * time.Second)
+		client.link.mu.Lock()
+		size := client.link.out.window.size
+		client.link.mu.Unlock()
+		if size < 4*firstFlight {
+			t.Errorf("a window of %d bytes after 20 s of uploading, as at first", size)
+		}
+		client.Conn().Close()
+		session.Conn().Close()
+		<-done
+	})
+}
+
 // fill writes to one Conn, with pauses, and reads from another until both are closed.
 func fill(from, to *Conn, every time.Duration) (done chan struct{}) {
 	done = make(chan struct{})

@@ -30,7 +30,7 @@ const (
 	// startGrowth is by how many bytes a window grows at first for each byte
 	// that is acknowledged: eightfold in a round trip, until an acknowledgement
 	// shows a queue. TCP below does not let it flood the path; what is at stake is
-	// a short time of delay. Nothing grows before a round trip was measured.
+	// a short time of delay.
 	startGrowth = 7
 
 	// startLate is how many times as long as a round trip with its short queue what is
@@ -128,7 +128,10 @@ func (w *window) ack(now, sent time.Time, n int) {
 	if w.since.IsZero() {
 		w.since = now
 	}
-	if w.starting && w.limited && w.latest-w.base < 2*w.delay() && now.Sub(sent) < startLate*(w.base+w.delay()) {
+	// Where one exchange gets through at a time none measures a round trip: what it
+	// carries is what is in flight, and makes no queue behind itself.
+	late := w.base > 0 && now.Sub(sent) >= startLate*(w.base+w.delay())
+	if w.starting && w.limited && w.latest-w.base < 2*w.delay() && !late {
 		w.set(float64(w.size + startGrowth*n))
 	}
 	if w.shortest == 0 || now.Sub(w.since) < w.shortest {
