@@ -38,10 +38,9 @@ const region = 16 << 10
 // here. That costs a tenth of the library's time, and a client, whose server is its
 // operator's choice, counts sessions and streams only.
 type account struct {
-	carrier interface{ Hold(int) }
+	carrier engine.Carrier
 
 	mu      sync.Mutex // guards what follows
-	ended   bool       // nothing is counted any more
 	inboxes map[quic.StreamID]*inbox
 	next    quic.StreamID // the first that no frame was of
 	flight  int           // packets not acknowledged
@@ -55,24 +54,18 @@ type inbox struct {
 	held      int // the sum of regions
 }
 
-func newAccount(carrier interface{ Hold(int) }) *account {
+func newAccount(carrier engine.Carrier) *account {
 	carrier.Hold(sessionCost)
 	return &account{carrier: carrier, inboxes: make(map[quic.StreamID]*inbox)}
 }
 
-// tracer has a server's connection tell a its events. It is for quic.Config.
+// What follows has a server's connection tell a its events: tracer is for quic.Config.
+
 func (a *account) tracer(context.Context, bool, quic.ConnectionID) qlogwriter.Trace { return a }
+func (a *account) AddProducer() qlogwriter.Recorder                                 { return a }
+func (a *account) SupportsSchemas(string) bool                                      { return false }
+func (a *account) Close() error                                                     { return nil }
 
-// AddProducer implements qlogwriter.Trace.
-func (a *account) AddProducer() qlogwriter.Recorder { return a }
-
-// SupportsSchemas implements qlogwriter.Trace.
-func (a *account) SupportsSchemas(string) bool { return false }
-
-// Close implements qlogwriter.Recorder.
-func (a *account) Close() error { return nil }
-
-// RecordEvent implements qlogwriter.Recorder.
 func (a *account) RecordEvent(e qlogwriter.Event) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -83,7 +76,7 @@ func (a *account) RecordEvent(e qlogwriter.Event) {
 			case *qlog.StreamFrame:
 				a.received(f)
 			case *qlog.CryptoFrame: // an honest handshake has a few: they are not given back
-				a.hold(costOf(f.Length))
+				a.carrier.Hold(costOf(f.Length))
 			}
 		}
 	case qlog.PacketSent:
@@ -106,19 +99,12 @@ func costOf(frame int64) int {
 	return frameCost
 }
 
-// hold counts n bytes. mu is held.
-func (a *account) hold(n int) {
-	if n != 0 && !a.ended {
-		a.carrier.Hold(n)
-	}
-}
-
 // sent says how many packets are in flight and lost. mu is held.
 func (a *account) sent(flight, lost int) {
 	if len(a.inboxes) == 0 {
 		lost = 0 // those of a stream that was reset are not sent again
 	}
-	a.hold((flight + lost - a.flight - a.lost) * sentCost)
+	a.carrier.Hold((flight + lost - a.flight - a.lost) * sentCost)
 	a.flight, a.lost = flight, lost
 }
 
@@ -127,7 +113,7 @@ func (a *account) sent(flight, lost int) {
 func (a *account) inbox(id quic.StreamID) *inbox {
 	for ; a.next <= id && id-a.next < 4*engine.MaxStreams; a.next += 4 { // else the library ends the session
 		a.inboxes[a.next] = &inbox{regions: make(map[int64]int)}
-		a.hold(streamCost)
+		a.carrier.Hold(streamCost)
 	}
 	return a.inboxes[id]
 }
@@ -150,7 +136,7 @@ func (a *account) received(f *qlog.StreamFrame) {
 	in.regions[f.Offset/region] += cost
 	in.held += cost
 	in.end = max(in.end, end)
-	a.hold(cost)
+	a.carrier.Hold(cost)
 }
 
 // read says that n bytes of a stream were read. It may come before received.
@@ -173,7 +159,7 @@ func (a *account) read(id quic.StreamID, n int) {
 		clear(in.regions)
 	}
 	in.held -= given
-	a.hold(-given)
+	a.carrier.Hold(-given)
 }
 
 // closed says that this side has closed a stream. What the library has of it and was
@@ -186,19 +172,8 @@ func (a *account) closed(str *quic.Stream) {
 		return
 	}
 	delete(a.inboxes, str.StreamID())
-	a.hold(-streamCost)
+	a.carrier.Hold(-streamCost)
 	if in.held > 0 {
-		runtime.AddCleanup(str, func(n int) {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			a.hold(-n)
-		}, in.held)
+		runtime.AddCleanup(str, a.carrier.Hold, -in.held)
 	}
-}
-
-// end stops counting: the session has ended, and the carrier forgets its account.
-func (a *account) end() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.ended = true
 }

@@ -51,7 +51,6 @@ type pipe struct {
 	counted uint64 // packets of those that the library had processed when asked last
 }
 
-// ReadFrom implements net.PacketConn.
 func (p *pipe) ReadFrom(b []byte) (int, net.Addr, error) {
 	p.pace()
 	n, from, err := p.Carrier.ReadFrom(b)
@@ -70,7 +69,6 @@ func (p *pipe) ReadFrom(b []byte) (int, net.Addr, error) {
 	return 0, nil, errPipeClosed
 }
 
-// WriteTo implements net.PacketConn.
 func (p *pipe) WriteTo(b []byte, to net.Addr) (int, error) {
 	if half.IsClosed(p.ended) {
 		return len(b), nil

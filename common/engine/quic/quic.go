@@ -99,14 +99,7 @@ func within(left int) (c *quic.Config, promised int) {
 // Engine is the engine quic.
 type Engine struct{}
 
-// Name implements engine.Engine.
-func (Engine) Name() string { return "quic" }
-
-// Multiplexes implements engine.Engine.
-func (Engine) Multiplexes() bool { return true }
-
-// Client implements engine.Engine.
+func (Engine) Name() string                                     { return "quic" }
+func (Engine) Multiplexes() bool                                { return true }
 func (Engine) Client(pc engine.Carrier) (engine.Session, error) { return newClient(pc), nil }
-
-// Server implements engine.Engine.
 func (Engine) Server(pc engine.Carrier) (engine.Session, error) { return newServer(pc) }

@@ -191,7 +191,6 @@ func (s *session) openEarly() (engine.Stream, error) {
 	return st, nil
 }
 
-// Accept implements engine.Session.
 func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 	if s.client {
 		return nil, engine.ErrRole
@@ -228,14 +227,11 @@ func (s *session) next(ctx context.Context, ask func(*quic.Conn, context.Context
 	return nil, s.err()
 }
 
-// Done implements engine.Session.
 func (s *session) Done() <-chan struct{} { return s.ctx.Done() }
 
-// Close implements engine.Session.
 func (s *session) Close() error {
 	s.close.Do(func() {
 		s.cancel(engine.ErrClosed)
-		s.account.end()
 		if s.err() == engine.ErrClosed {
 			s.pipe.Carrier.SetWriteDeadline(time.Now().Add(engine.FarewellTime))
 			s.pipe.Carrier.WriteTo(farewell, s.pipe.RemoteAddr()) // if there is no room, the carrier's end says it

@@ -42,35 +42,29 @@ var errOpening = errors.New("a stream does not begin with its opening")
 // whoever ends this side's direction sets a write deadline and waits for the
 // Write in progress.
 type stream struct {
-	half.Addresses
+	half.Both
 	session *session
-	reading chan struct{} // held by the Read in progress
-	writing chan struct{} // held by the Write in progress
-	opening bool          // the opening is the next byte; for the holder of reading
-	unwatch func() bool   // ends that wake is called at the session's end
+	opening bool        // the opening is the next byte; for the Read in progress
+	unwatch func() bool // ends that wake is called at the session's end
 
-	mu      sync.Mutex // guards what follows; taken after the session's
-	cond    sync.Cond  // any change
-	str     *quic.Stream
-	early   []byte // what the library has not been given; nil: it has everything
-	ended   bool   // CloseWrite, Close or Reset was called
-	closed  bool   // Close or Reset was called
-	reset   bool   // Reset was called, and Close was not before
-	readBy  time.Time
-	writeBy time.Time
+	mu     sync.Mutex // guards what follows; taken after the session's
+	str    *quic.Stream
+	early  []byte // what the library has not been given; nil: it has everything
+	ended  bool   // CloseWrite, Close or Reset was called
+	closed bool   // Close or Reset was called
+	reset  bool   // Reset was called, and Close was not before
 }
 
 // newStream returns a stream that this side opens or accepts. str is nil before
 // the handshake is done.
 func newStream(s *session, str *quic.Stream) *stream {
-	st := &stream{
+	st := &stream{session: s, str: str}
+	st.Both = half.Both{
 		Addresses: s.pipe,
-		session:   s,
-		reading:   make(chan struct{}, 1),
-		writing:   make(chan struct{}, 1),
-		str:       str,
+		Reads:     half.New(make(chan struct{}, 1)),
+		Writes:    half.New(make(chan struct{}, 1)),
+		Moved:     st.passDeadlines,
 	}
-	st.cond.L = &st.mu
 	if s.client {
 		st.early = []byte{opening}
 		s.pipe.Hold(streamCost)
@@ -98,16 +92,16 @@ func (st *stream) forget() {
 
 // attach gives a stream that was opened early what the library has made for it.
 func (st *stream) attach(str *quic.Stream) {
+	defer st.passDeadlines()
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.str = str
-	defer st.cond.Broadcast()
+	st.signal()
 	if st.reset {
 		st.abandon()
 		return
 	}
 	st.flush()
-	st.passDeadlines()
 	if st.ended {
 		str.Close()
 	}
@@ -123,7 +117,13 @@ func (st *stream) wake() {
 	if st.str != nil {
 		st.str.SetDeadline(time.Now())
 	}
-	st.cond.Broadcast()
+	st.signal()
+}
+
+// signal makes Read and Write look whether they still have to wait for str.
+func (st *stream) signal() {
+	half.Signal(st.Reads.Changed)
+	half.Signal(st.Writes.Changed)
 }
 
 // announce lets the other side know of a stream on which nothing was written.
@@ -143,7 +143,7 @@ func (st *stream) flush() {
 	st.str.SetWriteDeadline(time.Time{})
 	st.str.Write(st.early) // does not block; an error comes again
 	st.early = nil
-	st.str.SetWriteDeadline(st.writeBy)
+	st.str.SetWriteDeadline(st.Writes.By())
 }
 
 // abandon has the library reset the stream. mu is held, and str is set. It does
@@ -172,44 +172,36 @@ func (st *stream) writable() error {
 		return engine.ErrClosed
 	case st.session.err() != nil:
 		return st.session.err()
-	case !st.writeBy.IsZero() && !time.Now().Before(st.writeBy):
+	case half.IsClosed(st.Writes.Passed()):
 		return os.ErrDeadlineExceeded
 	}
 	return nil
 }
 
-// await waits for str, not longer than by, and as long as able returns no error.
+// await waits for str, not longer than h may, and as long as able returns no error.
 // mu is held.
-func (st *stream) await(by *time.Time, able func() error) error {
+func (st *stream) await(h *half.Half, able func() error) error {
 	for {
 		if err := able(); err != nil || st.str != nil {
 			return err
 		}
-		if by.IsZero() {
-			st.cond.Wait()
-			continue
-		}
-		wait := time.Until(*by)
-		if wait <= 0 {
+		passed := h.Passed()
+		if half.IsClosed(passed) {
 			return os.ErrDeadlineExceeded
 		}
-		timer := time.AfterFunc(wait, func() {
-			st.mu.Lock()
-			defer st.mu.Unlock()
-			st.cond.Broadcast()
-		})
-		st.cond.Wait()
-		timer.Stop()
+		st.mu.Unlock()
+		h.Wait(passed)
+		st.mu.Lock()
 	}
 }
 
 // Read implements net.Conn. An error that matches engine.ErrReset may come before
 // the last byte: the other side has reset the stream, or the session has ended.
 func (st *stream) Read(p []byte) (int, error) {
-	st.reading <- struct{}{}
-	defer func() { <-st.reading }()
+	st.Reads.Enter()
+	defer st.Reads.Leave()
 	st.mu.Lock()
-	err := st.await(&st.readBy, st.readable)
+	err := st.await(&st.Reads, st.readable)
 	st.mu.Unlock()
 	if err != nil {
 		return 0, err
@@ -265,8 +257,8 @@ func (st *stream) failure(err error, writing bool) error {
 // Write implements net.Conn. It returns when all but the last packet of p has
 // been sent, and blocks while the path or the other side has no room.
 func (st *stream) Write(p []byte) (int, error) {
-	st.writing <- struct{}{}
-	defer func() { <-st.writing }()
+	st.Writes.Enter()
+	defer st.Writes.Leave()
 	n, err := st.writeEarly(p)
 	if err != nil || n == len(p) {
 		return n, err
@@ -288,12 +280,11 @@ func (st *stream) writeEarly(p []byte) (int, error) {
 	if st.str != nil {
 		st.flush()
 	} else if n < len(p) {
-		return n, st.await(&st.writeBy, st.writable)
+		return n, st.await(&st.Writes, st.writable)
 	}
 	return n, nil
 }
 
-// CloseWrite implements engine.Stream.
 func (st *stream) CloseWrite() error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -306,6 +297,7 @@ func (st *stream) CloseWrite() error {
 
 // Close implements engine.Stream. Closing twice is allowed.
 func (st *stream) Close() error {
+	defer st.Forget()
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if !st.closed && st.str != nil {
@@ -318,6 +310,7 @@ func (st *stream) Close() error {
 
 // Reset implements engine.Stream. What the other side has not read is lost.
 func (st *stream) Reset() error {
+	defer st.Forget()
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.closed {
@@ -329,7 +322,7 @@ func (st *stream) Reset() error {
 	if st.str != nil {
 		st.abandon()
 	} // else attach does it
-	st.cond.Broadcast()
+	st.signal()
 	return nil
 }
 
@@ -338,50 +331,29 @@ func (st *stream) Reset() error {
 func (st *stream) finish() {
 	ended := st.ended
 	st.ended = true
-	st.cond.Broadcast()
+	st.signal()
 	if ended || st.str == nil {
 		return // attach does the rest
 	}
 	st.str.SetWriteDeadline(time.Now())
 	st.mu.Unlock()
-	st.writing <- struct{}{}
+	st.Writes.Enter()
+	defer st.Writes.Leave()
 	st.mu.Lock()
 	st.flush()
 	st.str.Close()
-	<-st.writing
-}
-
-// SetDeadline implements net.Conn.
-func (st *stream) SetDeadline(t time.Time) error { return st.setDeadlines(t, &st.readBy, &st.writeBy) }
-
-// SetReadDeadline implements net.Conn.
-func (st *stream) SetReadDeadline(t time.Time) error { return st.setDeadlines(t, &st.readBy) }
-
-// SetWriteDeadline implements net.Conn.
-func (st *stream) SetWriteDeadline(t time.Time) error { return st.setDeadlines(t, &st.writeBy) }
-
-func (st *stream) setDeadlines(t time.Time, which ...*time.Time) error {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if st.closed {
-		return engine.ErrClosed
-	}
-	for _, by := range which {
-		*by = t
-	}
-	st.passDeadlines()
-	st.cond.Broadcast()
-	return nil
 }
 
 // passDeadlines gives the library the deadlines, but those that wake or finish
-// has set for good. mu is held.
+// has set for good.
 func (st *stream) passDeadlines() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	if st.str == nil || st.session.err() != nil {
 		return
 	}
-	st.str.SetReadDeadline(st.readBy)
+	st.str.SetReadDeadline(st.Reads.By())
 	if !st.ended {
-		st.str.SetWriteDeadline(st.writeBy)
+		st.str.SetWriteDeadline(st.Writes.By())
 	}
 }

@@ -35,6 +35,12 @@ func (h *Half) Leave() { <-h.turn }
 // moved, of which Wait is told.
 func (h *Half) Passed() <-chan struct{} { return h.by.Done() }
 
+// By is the deadline, zero if there is none.
+func (h *Half) By() time.Time {
+	by, _ := h.by.Deadline()
+	return by
+}
+
 // Wait waits for a change or the deadline.
 func (h *Half) Wait(passed <-chan struct{}) {
 	select {
@@ -47,6 +53,7 @@ func (h *Half) Wait(passed <-chan struct{}) {
 type Both struct {
 	Addresses
 	Reads, Writes Half
+	Moved         func() // is called when a deadline was moved, unless it is nil
 	forgotten     atomic.Bool
 }
 
@@ -62,7 +69,6 @@ func (b *Both) Forget() {
 	b.forgotten.Store(true)
 }
 
-// SetDeadline implements net.Conn.
 func (b *Both) SetDeadline(t time.Time) error {
 	if err := b.SetReadDeadline(t); err != nil {
 		return err
@@ -70,10 +76,8 @@ func (b *Both) SetDeadline(t time.Time) error {
 	return b.SetWriteDeadline(t)
 }
 
-// SetReadDeadline implements net.Conn.
 func (b *Both) SetReadDeadline(t time.Time) error { return b.set(&b.Reads, t) }
 
-// SetWriteDeadline implements net.Conn.
 func (b *Both) SetWriteDeadline(t time.Time) error { return b.set(&b.Writes, t) }
 
 func (b *Both) set(h *Half, t time.Time) error {
@@ -82,6 +86,9 @@ func (b *Both) set(h *Half, t time.Time) error {
 	}
 	h.by.Set(t)
 	Signal(h.Changed)
+	if b.Moved != nil {
+		b.Moved()
+	}
 	return nil
 }
 
