@@ -11,10 +11,11 @@ const (
 	// bufferCost is a buffer of kcp-go's for a segment, however short that is: the
 	// runtime rounds 1472 up. placeCost is a segment's place in one of KCP's queues
 	// (64 bytes), which grow by a tenth or a quarter, and do not shrink until the
-	// conversation rests. segmentCost is both, and a place in its map of what came early.
+	// conversation rests. segmentCost is both, and a place in its map of what came early
+	// and in ours.
 	bufferCost  = 1536
 	placeCost   = 64 + 64/4
-	segmentCost = bufferCost + placeCost + 12
+	segmentCost = bufferCost + placeCost + 12 + 16
 
 	// restCost and sessionCost are what a session takes that holds nothing, at rest
 	// and else (TestSessionCost): the stack of its goroutine, a datagram to read into,
@@ -81,34 +82,25 @@ func (o *packed) written(d *datagram) {
 // received is KCP's receiving side as seen from outside: which segments it holds.
 // It does what kcp-go's parse_data and Recv do with their numbers.
 type received struct {
-	next   uint32 // the number that KCP waits for
-	queued int    // segments in order that were not read; KCP takes Window of them
-	early  int    // segments behind those
-	which  []uint64
+	next   uint32              // the number that KCP waits for
+	queued int                 // segments in order that were not read; KCP takes Window of them
+	early  map[uint32]struct{} // segments behind those; nil: there are none
 }
-
-// circle is how many numbers a received tells apart: more than a window, and a
-// power of two, so that they may wrap.
-const circle = 1 << 15
 
 // push notes that segment sn has come, and tells whether KCP acknowledges it.
 func (r *received) push(sn uint32) bool {
-	switch {
-	case int32(sn-r.next-Window) >= 0:
+	switch ahead := int32(sn - r.next); {
+	case ahead >= Window:
 		return false
-	case int32(sn-r.next) < 0:
-	case sn == r.next && r.early == 0 && r.queued < Window:
+	case ahead == 0 && len(r.early) == 0 && r.queued < Window:
 		r.next++
 		r.queued++
-	case r.which == nil:
-		r.which = make([]uint64, circle/64)
-		fallthrough
-	default:
-		if at, bit := r.place(sn); r.which[at]&bit == 0 {
-			r.which[at] |= bit
-			r.early++
-			r.advance()
+	case ahead >= 0:
+		if r.early == nil {
+			r.early = make(map[uint32]struct{})
 		}
+		r.early[sn] = struct{}{}
+		r.advance()
 	}
 	return true
 }
@@ -124,19 +116,15 @@ func (r *received) read() bool {
 
 // advance puts into the queue what has its turn.
 func (r *received) advance() {
-	for r.early > 0 && r.queued < Window {
-		at, bit := r.place(r.next)
-		if r.which[at]&bit == 0 {
-			return
+	for r.queued < Window {
+		if _, ok := r.early[r.next]; !ok {
+			break
 		}
-		r.which[at] &^= bit
-		r.early--
+		delete(r.early, r.next)
 		r.queued++
 		r.next++
 	}
-}
-
-// place is where which says whether segment sn is among those that are early.
-func (*received) place(sn uint32) (at uint32, bit uint64) {
-	return sn % circle / 64, 1 << (sn % 64)
+	if len(r.early) == 0 {
+		r.early = nil // a map does not shrink
+	}
 }

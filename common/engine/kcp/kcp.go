@@ -34,21 +34,10 @@ import (
 // Engine is the engine kcp.
 type Engine struct{}
 
-// Name implements engine.Engine.
-func (Engine) Name() string { return "kcp" }
-
-// Multiplexes implements engine.Engine.
-func (Engine) Multiplexes() bool { return false }
-
-// Client implements engine.Engine.
-func (Engine) Client(pc engine.Carrier) (engine.Session, error) {
-	return newSession(pc, true), nil
-}
-
-// Server implements engine.Engine.
-func (Engine) Server(pc engine.Carrier) (engine.Session, error) {
-	return newSession(pc, false), nil
-}
+func (Engine) Name() string                                     { return "kcp" }
+func (Engine) Multiplexes() bool                                { return false }
+func (Engine) Client(pc engine.Carrier) (engine.Session, error) { return newSession(pc, true), nil }
+func (Engine) Server(pc engine.Carrier) (engine.Session, error) { return newSession(pc, false), nil }
 
 // session implements engine.Session. It is safe for concurrent use.
 type session struct {
@@ -64,7 +53,6 @@ func newSession(pc engine.Carrier, client bool) *session {
 	return &session{conn: c, stream: newStream(c)}
 }
 
-// Open implements engine.Session.
 func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -85,25 +73,21 @@ func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 	if s.conn.client || s.given.Swap(true) {
 		return nil, engine.ErrSingleStream
 	}
-	err := engine.ErrClosed
 	select {
 	case <-s.conn.opened:
 	case <-s.conn.done:
 	case <-ctx.Done():
+	}
+	err := s.conn.Err()
+	if half.IsClosed(s.conn.opened) && err != engine.ErrClosed {
+		return s.stream, nil
+	}
+	s.given.Store(false)
+	if err == nil {
 		err = ctx.Err()
 	}
-	if ended := s.conn.Err(); ended == engine.ErrClosed || !half.IsClosed(s.conn.opened) {
-		s.given.Store(false)
-		if ended != nil {
-			err = ended
-		}
-		return nil, err
-	}
-	return s.stream, nil
+	return nil, err
 }
 
-// Done implements engine.Session.
 func (s *session) Done() <-chan struct{} { return s.conn.Done() }
-
-// Close implements engine.Session.
-func (s *session) Close() error { return s.conn.Close() }
+func (s *session) Close() error          { return s.conn.Close() }

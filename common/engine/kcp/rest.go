@@ -93,9 +93,9 @@ func (b *block) held() int {
 	if b.kcp == nil {
 		return restCost
 	}
-	segments := int(b.given-b.flight.una) + b.came.queued + b.came.early
+	segments := int(b.given-b.flight.una) + b.came.queued + len(b.came.early)
 	b.most = max(b.most, segments)
-	return sessionCost + segments*segmentCost + (b.most-segments)*placeCost + 8*len(b.came.which)
+	return sessionCost + segments*segmentCost + (b.most-segments)*placeCost
 }
 
 // What follows needs the mutex held.
@@ -104,7 +104,7 @@ func (b *block) held() int {
 // knows.
 func (d *driver) isStill() bool {
 	return d.kcp != nil && d.flight.wnd > 0 &&
-		d.given == d.flight.una && d.came.queued+d.came.early == 0 &&
+		d.given == d.flight.una && d.came.queued+len(d.came.early) == 0 &&
 		d.owed+d.packed.bytes == 0 && !d.tell && d.conn.isStill()
 }
 
@@ -119,7 +119,6 @@ func (d *driver) restAt() time.Time {
 // rest lets go of what a conversation does not need that is still.
 func (d *driver) rest() {
 	d.kcp = nil
-	d.came.which = nil
 	d.packed.list = nil
 	d.conn.in.buf, d.conn.out.stage = nil, nil
 }

@@ -17,7 +17,6 @@ func newStream(c *Conn) *stream {
 	return &stream{c, half.Both{Addresses: c.pc, Reads: half.New(c.readable), Writes: half.New(c.writable)}}
 }
 
-// Read implements net.Conn.
 func (s *stream) Read(p []byte) (int, error) {
 	s.Reads.Enter()
 	defer s.Reads.Leave()
@@ -48,10 +47,8 @@ func (s *stream) Write(p []byte) (int, error) {
 	}
 }
 
-// CloseWrite implements engine.Stream.
 func (s *stream) CloseWrite() error { return s.Conn.end(markEnd) }
 
-// Close implements engine.Stream.
 func (s *stream) Close() error {
 	if s.Conn.end(markEnd|markStop) == nil {
 		s.Forget()
@@ -59,7 +56,6 @@ func (s *stream) Close() error {
 	return nil
 }
 
-// Reset implements engine.Stream.
 func (s *stream) Reset() error {
 	if s.Conn.end(markReset) == nil {
 		s.Forget()

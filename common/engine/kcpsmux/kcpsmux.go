@@ -15,18 +15,11 @@ import (
 // Engine is the engine kcp-smux.
 type Engine struct{}
 
-// Name implements engine.Engine.
-func (Engine) Name() string { return "kcp-smux" }
+func (Engine) Name() string                                     { return "kcp-smux" }
+func (Engine) Multiplexes() bool                                { return true }
+func (Engine) Client(pc engine.Carrier) (engine.Session, error) { return start(pc, true) }
+func (Engine) Server(pc engine.Carrier) (engine.Session, error) { return start(pc, false) }
 
-// Multiplexes implements engine.Engine.
-func (Engine) Multiplexes() bool { return true }
-
-// Client implements engine.Engine.
-func (Engine) Client(pc engine.Carrier) (engine.Session, error) {
-	return mux.New(pc, kcp.NewConn(pc, true), true)
-}
-
-// Server implements engine.Engine.
-func (Engine) Server(pc engine.Carrier) (engine.Session, error) {
-	return mux.New(pc, kcp.NewConn(pc, false), false)
+func start(pc engine.Carrier, client bool) (engine.Session, error) {
+	return mux.New(pc, kcp.NewConn(pc, client), client)
 }
