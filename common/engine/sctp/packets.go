@@ -43,6 +43,9 @@ type waitingAck struct {
 // Read implements net.Conn. It fails when the session has ended.
 func (p *packets) Read(b []byte) (int, error) {
 	for len(p.parts) == 0 {
+		p.c.mu.Lock()
+		p.c.charge() // the library has heeded what it was given
+		p.c.mu.Unlock()
 		n, _, err := p.ReadFrom(b)
 		ok, err := p.arrived(b[:max(n, 0)], err)
 		if err != nil {
@@ -192,19 +195,16 @@ func (p *packets) admitData(chunk []byte) bool {
 }
 
 // file takes note of the messages in a packet that is admitted. The library keeps
-// the whole packet until the last of them was read. So if they do not follow one
-// on the other, it is given them one by one, or a byte far ahead would keep what
-// was read in its place.
+// the whole packet until the last of them was read. So it is given them one by one,
+// or a byte far ahead would keep what was read in its place.
 func (p *packets) file(b []byte) {
-	scattered, last := false, uint32(0)
-	for rest := b[packetHeaderSize:]; len(rest) > 0; {
+	messages := 0
+	for rest := b[packetHeaderSize:]; len(rest) > 0; messages++ {
 		var chunk []byte
 		if chunk, rest = nextChunk(rest); chunk[0] != chunkData {
 			return
 		}
 		number := binary.BigEndian.Uint32(chunk[4:]) - firstTSN
-		scattered = scattered || last != 0 && number != last+1
-		last = number
 		word, bit := &p.c.came[number%seen/64], uint64(1)<<(number%64)
 		if int32(number-p.c.read) >= 0 && *word&bit == 0 {
 			*word |= bit
@@ -212,7 +212,7 @@ func (p *packets) file(b []byte) {
 		}
 	}
 	half.Signal(p.c.readable)
-	if scattered {
+	if messages > 1 {
 		p.parts = bytes.Clone(b[packetHeaderSize:])
 	}
 }
@@ -222,18 +222,6 @@ func (c *conn) took(size int) {
 	c.came[c.read%seen/64] &^= 1 << (c.read % 64)
 	c.read++
 	c.pc.Hold(-inCost(size))
-}
-
-// acknowledged takes note of the fact that all before una have arrived.
-func (o *outgoing) acknowledged(una uint32) (freed int) {
-	n := una - o.una
-	for _, size := range o.sizes[:n] {
-		freed += outCost(int(size))
-	}
-	if o.una, o.sizes = una, o.sizes[n:]; len(o.sizes) == 0 {
-		o.sizes = nil
-	}
-	return freed
 }
 
 // admitSack tells whether a SACK speaks of what was sent, and of each at most
@@ -264,7 +252,7 @@ func (p *packets) admitSack(chunk []byte) bool {
 		o.reported = cumulative + top
 	}
 	if int32(cumulative+1-o.una) > 0 {
-		p.Hold(-o.acknowledged(cumulative + 1))
+		o.una = cumulative + 1
 		p.c.pump()
 	}
 	return true

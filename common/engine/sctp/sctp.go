@@ -100,11 +100,11 @@ var (
 )
 
 // inCost is what the library takes for a message that was not read, in bytes, and
-// outCost for one that was not acknowledged, of which it has two copies
-// (TestHeldIsMemory, TestHeldUnacknowledged). It drops what was read a little
-// late: a quarter as many messages as wait, and 192, may be held beyond that.
-func inCost(size int) int  { return size + 275 }
-func outCost(size int) int { return 2*size + 230 }
+// outCost for messages of so many bytes that were not acknowledged, of which it has
+// two copies (TestHeldIsMemory, TestHeldUnacknowledged). It drops what was read a
+// little late: a quarter as many messages as wait, and 192, may be held beyond that.
+func inCost(size int) int            { return size + 275 }
+func outCost(size, messages int) int { return 2*size + 230*messages }
 
 func token(tag uint32) []byte {
 	p := []byte{1, 0, 0, 28} // INIT, 28 bytes
@@ -118,16 +118,9 @@ func token(tag uint32) []byte {
 // Engine is the engine sctp.
 type Engine struct{}
 
-// Name implements engine.Engine.
-func (Engine) Name() string { return "sctp" }
-
-// Multiplexes implements engine.Engine.
-func (Engine) Multiplexes() bool { return true }
-
-// Client implements engine.Engine.
+func (Engine) Name() string                                     { return "sctp" }
+func (Engine) Multiplexes() bool                                { return true }
 func (Engine) Client(pc engine.Carrier) (engine.Session, error) { return start(pc, true) }
-
-// Server implements engine.Engine.
 func (Engine) Server(pc engine.Carrier) (engine.Session, error) { return start(pc, false) }
 
 func start(pc engine.Carrier, client bool) (engine.Session, error) {
