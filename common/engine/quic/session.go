@@ -55,10 +55,8 @@ func newSession(pc engine.Carrier, client bool) *session {
 // noConnectionID implements quic.ConnectionIDGenerator.
 type noConnectionID struct{}
 
-func (noConnectionID) GenerateConnectionID() (quic.ConnectionID, error) {
-	return quic.ConnectionID{}, nil
-}
-func (noConnectionID) ConnectionIDLen() int { return 0 }
+func (noConnectionID) GenerateConnectionID() (id quic.ConnectionID, err error) { return id, nil }
+func (noConnectionID) ConnectionIDLen() int                                    { return 0 }
 
 func newClient(pc engine.Carrier) *session {
 	s := newSession(pc, true)
@@ -151,7 +149,7 @@ func (s *session) write(str *quic.Stream, p []byte) (int, error) {
 // ended it, else an error that matches engine.ErrReset.
 func (s *session) err() error { return context.Cause(s.ctx) }
 
-// lost ends the session because of err. Only the first reason counts.
+// lost ends the session because of err.
 func (s *session) lost(err error) { s.cancel(fmt.Errorf("%w: quic: %w", engine.ErrReset, err)) }
 
 // Open implements engine.Session. Where the server allows no more streams, it

@@ -36,11 +36,9 @@ const (
 var errOpening = errors.New("a stream does not begin with its opening")
 
 // stream implements engine.Stream on one of the library's streams, which it
-// has to wait for while the handshake is not done.
-//
-// The library allows Close neither during a Write nor to unblock one; so
-// whoever ends this side's direction sets a write deadline and waits for the
-// Write in progress.
+// has to wait for while the handshake is not done. The library allows Close neither
+// during a Write nor to unblock one; so whoever ends this side's direction sets a
+// write deadline and waits for the Write in progress.
 type stream struct {
 	half.Both
 	session *session
@@ -55,8 +53,7 @@ type stream struct {
 	reset  bool   // Reset was called, and Close was not before
 }
 
-// newStream returns a stream that this side opens or accepts. str is nil before
-// the handshake is done.
+// newStream returns a stream. str is nil before the handshake is done.
 func newStream(s *session, str *quic.Stream) *stream {
 	st := &stream{session: s, str: str}
 	st.Both = half.Both{
@@ -295,7 +292,6 @@ func (st *stream) CloseWrite() error {
 	return nil
 }
 
-// Close implements engine.Stream. Closing twice is allowed.
 func (st *stream) Close() error {
 	defer st.Forget()
 	st.mu.Lock()
@@ -308,7 +304,6 @@ func (st *stream) Close() error {
 	return nil
 }
 
-// Reset implements engine.Stream. What the other side has not read is lost.
 func (st *stream) Reset() error {
 	defer st.Forget()
 	st.mu.Lock()
