@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"time"
 )
@@ -114,21 +113,6 @@ type Carrier interface {
 	// back.
 	Promise(n int) (left int)
 }
-
-// Over makes a Carrier of any PacketConn that does what a Carrier must. peer is
-// the other end.
-func Over(pc net.PacketConn, peer net.Addr) Carrier { return &over{pc, peer} }
-
-type over struct {
-	net.PacketConn
-	peer net.Addr
-}
-
-func (o *over) RemoteAddr() net.Addr { return o.peer }
-func (*over) WaitRead()              {}
-func (*over) Binding() []byte        { return nil }
-func (*over) Hold(int)               {}
-func (*over) Promise(int) int        { return math.MaxInt }
 
 // A Session is one conversation between a client and a server.
 //
