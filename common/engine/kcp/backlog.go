@@ -3,10 +3,9 @@ package kcp
 import "time"
 
 const (
-	// minBacklog and maxBacklog bound the bytes taken from the stream that the
-	// carrier has not taken yet. KCP works through all that is in flight for each
-	// flush: with 256 KB at most, a transfer without delay takes a tenth more of the
-	// processor.
+	// minBacklog and maxBacklog bound the bytes taken from the stream that the carrier
+	// has not taken yet. KCP works through all that is in flight for each flush: with
+	// 256 KB at most, a transfer without delay takes a tenth more of the processor.
 	minBacklog = 32 << 10
 	maxBacklog = 1 << 20
 

@@ -98,7 +98,6 @@ func prepare(pc engine.Carrier, client bool) *Conn {
 	return c
 }
 
-// start starts the two goroutines.
 func (c *Conn) start() {
 	c.group.Go(c.readDatagrams)
 	c.group.Go(c.drive)
@@ -115,9 +114,7 @@ func (c *Conn) Err() error {
 	return c.err
 }
 
-// Read waits for bytes of the stream. After the last one it returns io.EOF if the
-// other side has ended its direction, an error that matches engine.ErrReset if
-// it ended otherwise, and engine.ErrClosed after Close.
+// Read is that of engine.Stream.
 func (c *Conn) Read(p []byte) (int, error) { return c.read(p, func() <-chan struct{} { return nil }) }
 
 // read is Read with a deadline.
@@ -251,8 +248,7 @@ func (c *Conn) Fail(err error) {
 	c.fail(err)
 }
 
-// Close ends the session, tells the other side if the carrier has room for it,
-// and returns when both goroutines have ended. Closing twice is allowed.
+// Close ends the session, and tells the other side if the carrier has room for it.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	c.in.closed = true

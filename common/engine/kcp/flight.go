@@ -76,7 +76,7 @@ func (f *flight) acknowledged(sum summary, now time.Time) bool {
 	return moved
 }
 
-// sample takes a measured round-trip time into account (RFC 6298, section 2).
+// sample smooths round-trip times (RFC 6298, section 2).
 func (f *flight) sample(rtt time.Duration) {
 	f.timed = false
 	if f.rtt == 0 {

@@ -67,8 +67,8 @@ func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	return s.stream, nil
 }
 
-// Accept implements engine.Session. A stream that was opened before the other
-// side ended the session can still be accepted.
+// Accept returns as well a stream that was opened before the other side ended the
+// session.
 func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 	if s.conn.client || s.given.Swap(true) {
 		return nil, engine.ErrSingleStream

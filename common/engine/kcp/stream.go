@@ -48,16 +48,11 @@ func (s *stream) Write(p []byte) (int, error) {
 }
 
 func (s *stream) CloseWrite() error { return s.Conn.end(markEnd) }
+func (s *stream) Close() error      { return s.close(markEnd | markStop) }
+func (s *stream) Reset() error      { return s.close(markReset) }
 
-func (s *stream) Close() error {
-	if s.Conn.end(markEnd|markStop) == nil {
-		s.Forget()
-	}
-	return nil
-}
-
-func (s *stream) Reset() error {
-	if s.Conn.end(markReset) == nil {
+func (s *stream) close(mark byte) error {
+	if s.Conn.end(mark) == nil {
 		s.Forget()
 	}
 	return nil

@@ -61,8 +61,8 @@ type outgoing struct {
 	waits           bool   // somebody was refused and has not been told of room
 }
 
-// newConn starts one side of an association over pc. Both sides are clients for
-// the library, because its servers know no tokens.
+// newConn starts one side of an association. Both are clients for the library, because
+// its servers know no tokens.
 func newConn(pc engine.Carrier, client bool) (*conn, error) {
 	c := &conn{
 		pc:       pc,

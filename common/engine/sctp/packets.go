@@ -11,20 +11,19 @@ import (
 )
 
 const (
-	// A round trip divided by ackShare lies between two packets that only
-	// acknowledge, minAckPause at least and maxAckPause at most: far less than the two round trips after
-	// which the other side sends again. The library writes one for each second
-	// packet that arrives: in TestAcknowledgements 773 in a round trip, and now 8.
-	// Over HTTP each is a request, which all else that the client has to say
-	// would wait for.
+	// A round trip divided by ackShare lies between two packets that only acknowledge,
+	// minAckPause at least and maxAckPause at most: far less than the two round trips
+	// after which the other side sends again. Over HTTP each is a request, and the
+	// library writes one for each second packet that arrives: in TestAcknowledgements
+	// 773 in a round trip, and now 8.
 	ackShare    = 8
 	minAckPause = time.Millisecond
 	maxAckPause = 25 * time.Millisecond
 )
 
-// packets is what the library takes for its connection. It keeps account of what
-// is sent, and keeps from the library what it could not stand: it was made for
-// peers that mean well. All else is the carrier's.
+// packets is what the library takes for its connection. It keeps account of what is
+// sent, and keeps from the library, which was made for peers that mean well, what it
+// could not stand.
 type packets struct {
 	engine.Carrier
 	c       *conn

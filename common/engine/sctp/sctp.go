@@ -34,29 +34,26 @@ const (
 	// through all that is outstanding for every batch it sends.
 	maxOutstanding = 3072
 
-	// maxAhead is how many messages the other side may be ahead of what was read:
-	// as many as a well-behaved side has on their way, full ones and others. It
-	// bounds in number what is held unread or out of order: the library counts
-	// bytes, takes 33 million messages of one byte, and sorts them all for each.
+	// maxAhead is how many messages the other side may be ahead of what was read: as
+	// many as a well-behaved side has on their way. The library counts bytes, takes 33
+	// million messages of one byte, and sorts them all for each.
 	maxAhead = 2 * maxOutstanding
 
 	// seen is a power of two above maxAhead: a bit for each message that may be held.
 	seen = 8192
 
-	// receiveBuffer in bytes is SCTP's own receive window, which stops a side
-	// whose session is not read (see maxHeld in package mux). It holds more than
-	// maxOutstanding messages, so that it stops no retransmission, and fewer than
-	// maxAhead.
+	// receiveBuffer in bytes is SCTP's own receive window, which stops a side whose
+	// session is not read. It holds more than maxOutstanding messages, so that it
+	// stops no retransmission, and fewer than maxAhead.
 	receiveBuffer = 32 << 20
 
 	// sessionCost is what a session takes in bytes, beside what it does in package
 	// mux: three goroutines, a buffer for packets, and timers (TestSessionCost).
 	sessionCost = 38 << 10
 
-	// minWindow is the floor of SCTP's congestion window in bytes. The carrier
-	// below has its own congestion control and blocks; what it loses it repairs.
-	// So the window is the largest there is, from the start. Without this floor
-	// what remains in TestLostOutage takes 10.1 s in place of 4.9 s.
+	// minWindow is the floor of SCTP's congestion window in bytes: the largest there
+	// is, as congestion is the carrier's affair. Without it what remains in
+	// TestLostOutage takes 10.1 s in place of 4.9 s.
 	minWindow = maxOutstanding * maxMessage
 
 	// maxTimeout is the longest time in milliseconds between two looks of SCTP
