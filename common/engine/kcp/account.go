@@ -89,13 +89,13 @@ type received struct {
 
 // push notes that segment sn has come, and tells whether KCP acknowledges it.
 func (r *received) push(sn uint32) bool {
-	switch ahead := int32(sn - r.next); {
-	case ahead >= Window:
+	switch {
+	case int32(sn-r.next-Window) >= 0: // what is half of all numbers away is ahead, as for KCP
 		return false
-	case ahead == 0 && len(r.early) == 0 && r.queued < Window:
+	case sn == r.next && len(r.early) == 0 && r.queued < Window:
 		r.next++
 		r.queued++
-	case ahead >= 0:
+	case int32(sn-r.next) >= 0:
 		if r.early == nil {
 			r.early = make(map[uint32]struct{})
 		}

@@ -2,6 +2,7 @@ package kcp
 
 import (
 	"bytes"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -202,6 +203,21 @@ func TestBothStalled(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestPush: what KCP does not acknowledge, on whatever side of the circle of numbers it
+// is, is not owed: flushing would never say it, and never end.
+func TestPush(t *testing.T) {
+	for _, sn := range []uint32{0, Window - 1, Window, 1<<31 - 1, 1 << 31, 1<<31 + Window - 1, 1<<31 + Window, math.MaxUint32} {
+		acks := 0
+		k := kcp.NewKCP(conversation, func([]byte, int) { acks++ })
+		k.WndSize(Window, Window)
+		k.Input(encode(kcp.IKCP_CMD_PUSH, 0, sn, 0, []byte{0}), kcp.IKCP_PACKET_REGULAR, false)
+		flush(k, kcp.IKCP_FLUSH_FULL)
+		if owed := new(received).push(sn); owed != (acks > 0) {
+			t.Errorf("segment %d: owed %v, and KCP says %d", sn, owed, acks)
+		}
+	}
 }
 
 // FuzzReceived: a received knows what KCP holds, in whatever order segments come
