@@ -53,12 +53,12 @@ type conn struct {
 // below next were given to it. The conn's mutex guards it.
 type outgoing struct {
 	una, sent, next uint32
-	held            int    // bytes of memory that the carrier was told of
-	reported        uint32 // the highest TSN that is known to have arrived before its turn
-	staged          []byte // a message that is not full, from the pool; nil: none
-	unsent          int    // bytes that the library has and the carrier has not taken
-	batch           int    // of them, in the packet that is being written
-	waits           bool   // somebody was refused and has not been told of room
+	sizes           []uint16 // of the messages from una to next, in bytes; nil: there are none
+	reported        uint32   // the highest TSN that is known to have arrived before its turn
+	staged          []byte   // a message that is not full, from the pool; nil: none
+	unsent          int      // bytes that the library has and the carrier has not taken
+	batch           int      // of them, in the packet that is being written
+	waits           bool     // somebody was refused and has not been told of room
 }
 
 // newConn starts one side of an association. Both are clients for the library, because
@@ -237,17 +237,11 @@ func (c *conn) flush() {
 func (c *conn) give(message []byte) {
 	c.out.next++
 	c.out.unsent += len(message)
+	c.out.sizes = append(c.out.sizes, uint16(len(message)))
+	c.pc.Hold(outCost(len(message))) // by its turn: what arrived before that keeps a copy
 	if _, err := c.stream.Write(message); err != nil {
 		c.fail(err)
 	}
-	c.charge()
-}
-
-// charge tells the carrier what the library holds of what it was given.
-func (c *conn) charge() {
-	held := outCost(c.assoc.BufferedAmount(), int(c.out.next-c.out.una))
-	c.pc.Hold(held - c.out.held)
-	c.out.held = held
 }
 
 // wake makes the library look at what it has to send. When an acknowledgement is

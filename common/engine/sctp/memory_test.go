@@ -150,3 +150,36 @@ func TestSessionCost(t *testing.T) {
 	time.Sleep(10 * time.Millisecond)
 	expectCost(t, sessions*sessionCost, memory()-before)
 }
+
+// TestHeldBehindGap: what the other side has before its turn is held as well, until
+// the gap in front of it is filled.
+func TestHeldBehindGap(t *testing.T) {
+	if bits.UintSize < 64 {
+		t.Skip("costs are those of pointers of 64 bits; others take less")
+	}
+	a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+	server := newEnd(t, b, false)
+	time.Sleep(10 * time.Millisecond)
+	before, idle := memory(), b.Held()
+	for range 1000 {
+		server.Append(make([]byte, maxMessage))
+		for server.Waiting() > 0 {
+			time.Sleep(10 * time.Microsecond)
+		}
+		a.ReadFrom(make([]byte, 9000))
+	}
+	go drain(a)
+	a.WriteTo(packet(sack(firstTSN-1, 2, 1000)), a.RemoteAddr())
+	for reported := false; !reported; time.Sleep(time.Millisecond) {
+		server.mu.Lock()
+		reported = server.out.reported != 0
+		server.mu.Unlock()
+	}
+	time.Sleep(10 * time.Millisecond)
+	held, grown := int64(b.Held()-idle), memory()-before
+	t.Logf("%d held, memory has grown by %d", held, grown)
+	if 4*held < 3*grown {
+		t.Errorf("%d held, memory has grown by %d", held, grown)
+	}
+	a.Close()
+}

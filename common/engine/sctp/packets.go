@@ -42,9 +42,6 @@ type waitingAck struct {
 // Read implements net.Conn. It fails when the session has ended.
 func (p *packets) Read(b []byte) (int, error) {
 	for len(p.parts) == 0 {
-		p.c.mu.Lock()
-		p.c.charge() // the library has heeded what it was given
-		p.c.mu.Unlock()
 		n, _, err := p.ReadFrom(b)
 		ok, err := p.arrived(b[:max(n, 0)], err)
 		if err != nil {
@@ -223,6 +220,18 @@ func (c *conn) took(size int) {
 	c.pc.Hold(-inCost(size))
 }
 
+// acknowledged takes note of the fact that all before una have arrived.
+func (o *outgoing) acknowledged(una uint32) (freed int) {
+	n := una - o.una
+	for _, size := range o.sizes[:n] {
+		freed += outCost(int(size))
+	}
+	if o.una, o.sizes = una, o.sizes[n:]; len(o.sizes) == 0 {
+		o.sizes = nil
+	}
+	return freed
+}
+
 // admitSack tells whether a SACK speaks of what was sent, and of each at most
 // once, because the library goes through all of it. If so it takes note.
 func (p *packets) admitSack(chunk []byte) bool {
@@ -251,7 +260,7 @@ func (p *packets) admitSack(chunk []byte) bool {
 		o.reported = cumulative + top
 	}
 	if int32(cumulative+1-o.una) > 0 {
-		o.una = cumulative + 1
+		p.Hold(-o.acknowledged(cumulative + 1))
 		p.c.pump()
 	}
 	return true

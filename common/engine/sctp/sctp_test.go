@@ -331,7 +331,7 @@ func FuzzPackets(f *testing.F) {
 		}
 		server.mu.Lock()
 		defer server.mu.Unlock()
-		if held := b.Held() - sessionCost; held < 0 || held > 3*outCost(11, 1)+inCost(1)*len(p) {
+		if held := b.Held() - sessionCost; held < 0 || held > 3*outCost(11)+inCost(1)*len(p) {
 			t.Errorf("%d bytes are held", held)
 		}
 		if o := server.out; int32(o.sent-o.una) < 0 || int32(o.next-o.sent) < 0 {
