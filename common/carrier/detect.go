@@ -307,14 +307,13 @@ func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
 // does to larger ones. What only seems to be a matter of size is tried with a small
 // one: an outage lets nothing pass.
 //
-//	      two that are not small fail               a small one fails, too
+//	      some that are not small fail              a small one fails, too
 //	open -------------------------> doubtful -------------------------------> open
 //	  ^                                | it passes, or the answer said why
 //	  |  full ones pass: twice         v
 //	  +----------------------- half of what has failed
 //
-// Where there is a limit already, one failure is enough. Several that fail together
-// count once. What has failed is tried again after a while, which grows.
+// How many some are says enough. Several that fail together count once. What has failed is tried again after a while, which grows.
 //
 // An answer that says that there is no room now (503, 429) may mean what it says, and
 // what is for its rate or for others does not look at sizes. So there large ones have to
@@ -384,11 +383,11 @@ func (b *bodies) observe(now, started time.Time, s sample, w *sizes) (less bool)
 		if started.After(b.last) {
 			b.times++
 			b.last = now
+			if s.silent {
+				b.times = max(b.times, doubts)
+			}
 		}
 		b.busy = b.busy || s.busy
-		if s.silent {
-			b.times = max(b.times, doubts)
-		}
 		b.open = b.open || b.doubtful(w)
 	}
 	return false

@@ -23,7 +23,7 @@ const (
 	// end by the clock. Repair does not wait for it. What is on its way behind what
 	// others send may take longer: it is waited for while acknowledgements come. With
 	// that, and with uploads that count as moving meanwhile (judgeUploads), 100 sessions
-	// that share 20 Mbit/s use 0.95 of it, and 0.51 without (TestPaceShared, in test/pace).
+	// that share 20 Mbit/s use 0.97 of it, and 0.51 without (TestPaceShared, in test/pace).
 	patience = 10 * time.Second
 
 	// maxRest is how long after a failure of its own a session leaves the fronts

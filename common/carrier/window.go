@@ -40,6 +40,10 @@ const (
 	// slowest had 0.34 of the mean. It has 0.97 (TestPaceShared, in test/pace).
 	startLate = 2
 
+	// serialLate is how long an exchange may take for the window to grow where no round
+	// trip can be measured: whatever is said next waits as long for its turn.
+	serialLate = time.Second
+
 	// rateDecay is how much of a rate is left after a round trip that has not
 	// seen it.
 	rateDecay = 7.0 / 8
@@ -129,10 +133,13 @@ func (w *window) ack(now, sent time.Time, n int) {
 		w.since = now
 	}
 	// Where one exchange gets through at a time none measures a round trip: what it
-	// carries is what is in flight, and makes no queue behind itself.
-	late := w.base > 0 && now.Sub(sent) >= startLate*(w.base+w.delay())
-	if w.starting && w.limited && w.latest-w.base < 2*w.delay() && !late {
-		w.set(float64(w.size + startGrowth*n))
+	// carries is what is in flight, and what waits is for the next one.
+	late, most := startLate*(w.base+w.delay()), flightLimit
+	if w.base == 0 {
+		late, most = serialLate, 2*MaxBody
+	}
+	if w.starting && w.limited && w.latest-w.base < 2*w.delay() && now.Sub(sent) < late {
+		w.set(float64(min(w.size+startGrowth*n, most)))
 	}
 	if w.shortest == 0 || now.Sub(w.since) < w.shortest {
 		return
