@@ -93,7 +93,8 @@ type Config struct {
 	// STATUS messages have them; nil: nobody is.
 	Status func(pairs ...string)
 
-	// Places is how many connections are handled at once, at most.
+	// Places is how many connections are handled at once, at most. Where it is 0 silent
+	// clients have no places to spare.
 	Places int
 
 	Stopping context.Context // ends what is not a stream yet

@@ -248,7 +248,8 @@ func (c *Conn) Fail(err error) {
 	c.fail(err)
 }
 
-// Close ends the session, and tells the other side if the carrier has room for it.
+// Close ends the session, tells the other side if the carrier has room for it,
+// and returns when both goroutines have ended. Closing twice is allowed.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	c.in.closed = true

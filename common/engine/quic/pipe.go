@@ -84,7 +84,7 @@ func (p *pipe) WriteTo(b []byte, to net.Addr) (int, error) {
 func (*pipe) SetReadBuffer(int) error  { return nil }
 func (*pipe) SetWriteBuffer(int) error { return nil }
 
-// close unblocks all callers. It is called once.
+// close ends the carrier and unblocks all callers. It is called once.
 func (p *pipe) close() {
 	close(p.closed)
 	p.Carrier.Close()

@@ -53,7 +53,7 @@ func (h *Half) Wait(passed <-chan struct{}) {
 type Both struct {
 	Addresses
 	Reads, Writes Half
-	Moved         func() // is called when a deadline was moved, unless it is nil
+	Moved         func() // constant; called, with no lock held, when a deadline was moved; nil: nobody asks
 	forgotten     atomic.Bool
 }
 
