@@ -470,36 +470,37 @@ func TestBodyLimit(t *testing.T) {
 // although the client sends, too: requests are not blamed for their answers.
 func TestAnswerLimit(t *testing.T) {
 	for _, status := range []int{http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusTooManyRequests} {
-		for _, limit := range []int{8000, 20000, 100000, 500000} {
-			for _, trip := range []time.Duration{30 * ms, 300 * ms} {
-				if testing.Short() && (limit != 20000 || trip < 100*ms) {
-					continue // a path that is near carries much until the limit is learned
-				}
-				for _, mode := range []Mode{Poll, Stream, Auto} {
-					t.Run(fmt.Sprint(status, " above ", limit, ", ", trip, ", ", mode), func(t *testing.T) {
-						bubble(t, func(t *testing.T, w *world) {
-							w.net.set(answersAbove(fate{there: trip / 2, back: trip / 2}, limit, status))
-							client, session := w.pair(mode)
-							down := fill(session.Conn(), client.Conn(), 0)
-							up := fill(client.Conn(), session.Conn(), 5*ms)
-							way := client.way()
-							begin := time.Now()
-							for way.down.known(largestBody) >= 3*limit && time.Since(begin) < time.Minute {
-								time.Sleep(trip)
-							}
-							if got := way.down.known(largestBody); got >= 3*limit {
-								t.Errorf("after %v answers of %d bytes are taken to pass", time.Since(begin), got)
-							}
-							if way.up.limited() {
-								t.Error("requests are taken to be refused for their size")
-							}
-							client.Conn().Close()
-							session.Conn().Close()
-							<-down
-							<-up
-						})
+		for _, c := range []struct {
+			limit int
+			trip  time.Duration // a path that is near carries much until the limit is learned
+		}{{8000, 300 * ms}, {20000, 300 * ms}, {100000, 300 * ms}, {500000, 30 * ms}} {
+			if testing.Short() && c.limit != 20000 {
+				continue
+			}
+			for _, mode := range []Mode{Poll, Stream, Auto} {
+				t.Run(fmt.Sprint(status, " above ", c.limit, ", ", mode), func(t *testing.T) {
+					bubble(t, func(t *testing.T, w *world) {
+						w.net.set(answersAbove(fate{there: c.trip / 2, back: c.trip / 2}, c.limit, status))
+						client, session := w.pair(mode)
+						down := fill(session.Conn(), client.Conn(), 0)
+						up := fill(client.Conn(), session.Conn(), 5*ms)
+						way := client.way()
+						begin := time.Now()
+						for way.down.known(largestBody) >= 3*c.limit && time.Since(begin) < time.Minute {
+							time.Sleep(c.trip)
+						}
+						if got := way.down.known(largestBody); got >= 3*c.limit {
+							t.Errorf("after %v answers of %d bytes are taken to pass", time.Since(begin), got)
+						}
+						if way.up.limited() {
+							t.Error("requests are taken to be refused for their size")
+						}
+						client.Conn().Close()
+						session.Conn().Close()
+						<-down
+						<-up
 					})
-				}
+				})
 			}
 		}
 	}
