@@ -88,7 +88,7 @@ func (f fault) check(t *testing.T, s *scene, v variant) {
 	if f.ends > 0 {
 		time.Sleep(f.ends)
 		s.box.Set(nil)
-	} else if err := s.start(t, small, f.full).whole(); err != nil {
+	} else if err := s.start(t, small, f.full || s.engine == "kcp").whole(); err != nil {
 		t.Errorf("another stream meanwhile: %v", err)
 	}
 	if err := old.whole(); err != nil {
@@ -112,7 +112,9 @@ func (s *scene) start(t *testing.T, size int64, patient bool) *run {
 			return p.start(size)
 		}
 		// Where a session begins while nothing gets through, the request is refused,
-		// and whoever made it makes it again, as tor does.
+		// and whoever made it makes it again, as tor does. With kcp each stream begins
+		// one, of which three in a hundred have three answers by somebody else where a
+		// third of all are such.
 		if !patient || time.Since(begun) > limit {
 			t.Fatal(err)
 		}
