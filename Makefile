@@ -84,9 +84,9 @@ test:
 
 # Where an int has 32 bits: what needs nothing but Go. These programs run on machines
 # of 64 bits, too. Left out is what takes long and counts nothing that the rest does
-# not: many conditions in fake time, sessions that wait for each other in real time, and
+# not: many conditions and limits in fake time, sessions that wait for each other in real time, and
 # quic once more beside common/engines.
-SLOW_386 = ^(TestConditions|TestFeedAnswersHeld|TestEngines|TestRestart|TestManySessions|TestForeign.*|TestDialEnds)$$
+SLOW_386 = ^(TestConditions|TestAnswerLimit|TestFeedAnswersHeld|TestEngines|TestRestart|TestManySessions|TestForeign.*|TestDialEnds)$$
 SLOW_386_QUIC = ^(TestConformance|TestWindow)$$
 test-386: export GOARCH = 386
 test-386: export CGO_ENABLED = 0
