@@ -6,6 +6,7 @@ package sctp
 
 import (
 	"math/bits"
+	"net"
 	"runtime"
 	"strings"
 	"testing"
@@ -109,6 +110,18 @@ func TestHeldScattered(t *testing.T) {
 	a.Close()
 }
 
+// say has c send messages of size bytes, one in a packet, which a takes and does not
+// acknowledge.
+func say(c *conn, a net.PacketConn, messages, size int) {
+	for range messages {
+		c.Append(make([]byte, size))
+		for c.Waiting() > 0 {
+			time.Sleep(10 * time.Microsecond)
+		}
+		a.ReadFrom(make([]byte, 9000))
+	}
+}
+
 // TestHeldUnacknowledged: what was sent and not acknowledged is held, too, and
 // nothing when all was.
 func TestHeldUnacknowledged(t *testing.T) {
@@ -120,13 +133,7 @@ func TestHeldUnacknowledged(t *testing.T) {
 		server := newEnd(t, b, false)
 		time.Sleep(10 * time.Millisecond)
 		before, idle := memory(), b.Held()
-		for range 1000 {
-			server.Append(make([]byte, size))
-			for server.Waiting() > 0 {
-				time.Sleep(10 * time.Microsecond)
-			}
-			a.ReadFrom(make([]byte, 9000))
-		}
+		say(server, a, 1000, size)
 		expectCost(t, int64(b.Held()-idle), memory()-before)
 		a.WriteTo(packet(sack(1000)), a.RemoteAddr())
 		for b.Held() != idle {
@@ -161,13 +168,7 @@ func TestHeldBehindGap(t *testing.T) {
 	server := newEnd(t, b, false)
 	time.Sleep(10 * time.Millisecond)
 	before, idle := memory(), b.Held()
-	for range 1000 {
-		server.Append(make([]byte, maxMessage))
-		for server.Waiting() > 0 {
-			time.Sleep(10 * time.Microsecond)
-		}
-		a.ReadFrom(make([]byte, 9000))
-	}
+	say(server, a, 1000, maxMessage)
 	go drain(a)
 	a.WriteTo(packet(sack(firstTSN-1, 2, 1000)), a.RemoteAddr())
 	for reported := false; !reported; time.Sleep(time.Millisecond) {
