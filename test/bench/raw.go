@@ -37,7 +37,7 @@ type raw struct {
 	ctx     context.Context
 }
 
-func (b *bench) startRaw(cfg netpath.Config) (*raw, error) {
+func (b *bench) startRaw(cfg netpath.Config, bare bool) (*raw, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -56,11 +56,18 @@ func (b *bench) startRaw(cfg netpath.Config) (*raw, error) {
 		}
 		addr = r.netpath.Addr()
 	}
-	go r.server.ServeTLS(ln, "", "") //nolint:errcheck // close ends it
+	protocols := new(http.Protocols)
+	if protocols.SetHTTP2(true); bare {
+		protocols.SetUnencryptedHTTP2(true)
+		r.server.Protocols, r.url = protocols, "http://"+cdn.Front+"/"
+		go r.server.Serve(ln) //nolint:errcheck // close ends it
+	} else {
+		go r.server.ServeTLS(ln, "", "") //nolint:errcheck // likewise
+	}
 	r.client = &http.Client{Transport: &http.Transport{
-		TLSClientConfig:   &tls.Config{RootCAs: b.pool},
-		ForceAttemptHTTP2: true,
-		HTTP2:             largeWindows,
+		TLSClientConfig: &tls.Config{RootCAs: b.pool},
+		Protocols:       protocols,
+		HTTP2:           largeWindows,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", addr)
@@ -180,8 +187,8 @@ type rawFigures struct {
 	Ping, Ping95     time.Duration // on one stream of an idle connection; 0: not measured
 }
 
-func (b *bench) measureRaw(cfg netpath.Config, ping, meek bool) (f rawFigures, err error) {
-	r, err := b.startRaw(cfg)
+func (b *bench) measureRaw(cfg netpath.Config, bare, ping, meek bool) (f rawFigures, err error) {
+	r, err := b.startRaw(cfg, bare)
 	if err != nil {
 		return f, err
 	}

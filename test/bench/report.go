@@ -377,6 +377,9 @@ func (r *results) verdicts(s *strings.Builder) {
 		both("loopback: at most 6 CPU s/GB", f.CPUDown, f.CPUUp, 6)
 		within("loopback: ping beside a download", f.Loaded, 15*time.Millisecond)
 	}
+	if f, ok := byName[bareName]; ok {
+		add(bareName+": at least 443 MB/s down and 329 up", fmt.Sprintf("%.0f down, %.0f up", f.Down, f.Up), f.Down >= 443 && f.Up >= 329)
+	}
 	ratio(fastName, 0.97)
 	ratio(fatName, 0.97)
 	if f, ok := byName[fastName]; ok {

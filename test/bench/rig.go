@@ -118,8 +118,8 @@ func (b *bench) startPrograms(t *rig, s scenario) error {
 		return err
 	}
 	flags := b.tlsFlags()
-	if s.habits != nil {
-		flags = []string{"-disable-tls"} // which the middlebox ends
+	if s.bare || s.habits != nil {
+		flags = []string{"-disable-tls"} // which the middlebox ends, if there is one
 	}
 	var key string
 	if t.server, key, err = b.startServer(b.folder(s.before), dir, serverAddr, flags...); err != nil {
@@ -154,7 +154,11 @@ func (b *bench) startPrograms(t *rig, s scenario) error {
 	if s.engine != "" {
 		args = append(args, "-engine", s.engine)
 	}
-	args = append(args, t.addr, "https://"+cdn.Front+"/bench")
+	scheme := "https://"
+	if s.bare {
+		scheme = "http://"
+	}
+	args = append(args, t.addr, scheme+cdn.Front+"/bench")
 	cmd := exec.Command(filepath.Join(b.folder(s.before), "turbotunnel-client"), args...)
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+b.ca)
 	t.client, err = b.start(dir, t.addr, cmd)

@@ -22,6 +22,7 @@ type scenario struct {
 	name      string
 	path      string // what the report calls the path
 	netpath   netpath.Config
+	bare      bool // without TLS
 	habits    *middlebox.Habits
 	resets    time.Duration // cut every connection of this age
 	outage    time.Duration // once, a second after a transfer has begun
@@ -42,6 +43,7 @@ var (
 const (
 	fastName = "100 ms, 100 Mbit/s"
 	fatName  = "200 ms, 500 Mbit/s"
+	bareName = "loopback, no TLS"
 )
 
 // loopbackRate is about what loopback carries here, in bytes a second. It only
@@ -67,6 +69,7 @@ func suiteFull() []scenario {
 	buffers := &middlebox.Habits{BufferRequests: true, BufferResponses: true}
 	return []scenario{
 		{name: "loopback"},
+		{name: bareName, bare: true},
 		{name: fastName, netpath: fast},
 		{name: fatName, netpath: fat},
 		{name: fastName + ", CDN buffers", netpath: fast, habits: buffers},
@@ -80,8 +83,7 @@ func suiteFull() []scenario {
 }
 
 func suiteQuick() []scenario {
-	all := suiteFull()
-	return all[:4]
+	return slices.DeleteFunc(suiteFull()[:5], func(s scenario) bool { return s.bare })
 }
 
 // suiteEngines has each engine on each path, and beside it, if compare is set,
@@ -195,7 +197,11 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 	}
 	defer b.load.close()
 	res := &results{Suite: suite, Before: b.commit(), Seconds: b.seconds, Machine: describe()}
-	raws := make(map[netpath.Config]rawFigures)
+	type wire struct {
+		path netpath.Config
+		bare bool
+	}
+	raws := make(map[wire]rawFigures)
 	lastPath := ""
 	limit := maxTransfers
 	if b.before != "" {
@@ -212,16 +218,17 @@ func (b *bench) run(suite, only string, names []string) (*results, error) {
 			res.Figures = append(res.Figures, f)
 			continue
 		}
-		raw, ok := raws[s.netpath]
+		over := wire{s.netpath, s.bare}
+		raw, ok := raws[over]
 		// Loopback depends on the machine's mood, so raw is measured anew for
 		// each group of scenarios there.
 		if !ok || s.netpath.Rate == 0 && s.path != lastPath {
 			var err error
-			raw, err = b.measureRaw(s.netpath, suite != "engines" && !ok, suite == "full" && !ok)
+			raw, err = b.measureRaw(s.netpath, s.bare, suite != "engines" && !ok, suite == "full" && !ok && !s.bare)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", s.name, err)
 			}
-			raws[s.netpath] = raw
+			raws[over] = raw
 			fmt.Printf("    raw HTTP/2: down %.1f, up %.1f MB/s", raw.Down, raw.Up)
 			if raw.MeekDown > 0 {
 				fmt.Printf("; as meek: down %.2f, up %.2f MB/s", raw.MeekDown, raw.MeekUp)
