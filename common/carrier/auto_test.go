@@ -268,6 +268,107 @@ func TestAutoCut(t *testing.T) {
 	}
 }
 
+// A forgetter is a network on which nothing of an answer comes any more when it has been
+// silent for a while, its end neither, as when an address translator forgets a connection.
+type forgetter struct {
+	*network
+	after time.Duration
+	lost  *atomic.Int64 // answers
+}
+
+func (n forgetter) RoundTrip(req *http.Request) (*http.Response, error) {
+	began := time.Now()
+	resp, err := n.network.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	body := &forgotten{resp.Body, req.Context(), n, began}
+	if err := body.remembers(); err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	resp.Body = body
+	return resp, nil
+}
+
+type forgotten struct {
+	io.ReadCloser
+	ctx   context.Context
+	n     forgetter
+	heard time.Time
+}
+
+func (b *forgotten) remembers() error {
+	if time.Since(b.heard) > b.n.after {
+		b.n.lost.Add(1)
+		<-b.ctx.Done()
+		return context.Cause(b.ctx)
+	}
+	b.heard = time.Now()
+	return nil
+}
+
+func (b *forgotten) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err := b.remembers(); err != nil {
+		return 0, err
+	}
+	return n, err
+}
+
+// An idle session finds out how long answers may be silent. What it costs where they may
+// not is an answer or two, and none that says something later.
+func TestSilences(t *testing.T) {
+	for _, mode := range []Mode{Poll, Stream} {
+		for _, c := range []struct {
+			name         string
+			cut, forgets time.Duration
+			least, most  time.Duration // that is asked for in the end
+		}{
+			{"any", 0, 0, longSilence, longSilence},
+			{"cut after 60 s", 60 * time.Second, 0, longSilence, longSilence},
+			{"cut after 45 s", 45 * time.Second, 0, 30 * time.Second, 36 * time.Second},
+			{"cut after 20 s", 20 * time.Second, 0, 12 * time.Second, 16 * time.Second},
+			{"forgotten after 40 s", 0, 40 * time.Second, defaultQuiet, defaultQuiet},
+		} {
+			t.Run(string(mode)+"/"+c.name, func(t *testing.T) {
+				bubble(t, func(t *testing.T, w *world) {
+					w.net.set(always(near()))
+					var failed atomic.Int64
+					client := w.dial(mode, func(cfg *ClientConfig) {
+						cfg.Transport = counting{cutter{w.net, c.cut, 0}, &failed}
+						if c.forgets > 0 {
+							cfg.Transport = forgetter{w.net, c.forgets, &failed}
+						}
+					})
+					<-client.Ready()
+					session := <-w.accepted
+					both(t, client, session, 10)
+					time.Sleep(30 * time.Minute)
+					way := client.way()
+					way.mu.Lock()
+					asked := way.hold
+					if mode == Stream {
+						asked = way.quiet
+					}
+					way.mu.Unlock()
+					if n := failed.Load(); asked < c.least || asked > c.most || n > 3 {
+						t.Errorf("answers may be silent for %v, want %v to %v; %d have failed", asked, c.least, c.most, n)
+					}
+					failed.Store(0)
+					for range 20 {
+						time.Sleep(2 * time.Minute)
+						say(t, session.Conn(), client.Conn(), "news")
+					}
+					if n := failed.Load(); n > 0 {
+						t.Errorf("%d exchanges failed afterwards", n)
+					}
+				})
+			})
+		}
+	}
+}
+
 // A trimmer is a network that ends answers after their first bytes.
 type trimmer struct {
 	*network

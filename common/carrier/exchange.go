@@ -226,7 +226,7 @@ func (c *Client) exchange(f *flight) {
 			before := f.heard.Load()
 			f.mark(&f.heard)
 			if silence := time.Duration(f.heard.Load() - before); silence >= minLearned && f.asked.Hold+f.asked.Quiet > 0 {
-				c.way().passed(silence)
+				c.way().passed(f.kind, silence)
 			}
 			if sent := f.sent.Load(); f.first.CompareAndSwap(0, f.heard.Load()) && f.kind == upload && sent > 0 {
 				// Such an answer comes at once. The times in heads would count

@@ -2,6 +2,7 @@ package carrier
 
 import (
 	"errors"
+	"os"
 	"sync"
 	"time"
 )
@@ -19,6 +20,13 @@ const (
 	// minLearned is the shortest of these that is learned. What ends sooner
 	// than that was not cut for its length.
 	minLearned = 4 * time.Second
+
+	// longSilence and longAge are the most that is asked for, once the defaults have been
+	// seen to pass: each exchange of a session at rest costs the server a request and
+	// wakes a phone's radio. Many gateways cut at 60 s, and the longer an answer may be
+	// silent the later it shows that a path is dead.
+	longSilence = 2 * defaultQuiet
+	longAge     = 2 * defaultAge
 
 	// cutShare is what is asked for of a length that was cut.
 	cutShare = 0.8
@@ -52,6 +60,7 @@ type way struct {
 	serialFor  time.Duration
 	hold       time.Duration
 	quiet      time.Duration
+	longest    time.Duration // that hold and quiet may become
 	cutAfter   time.Duration // the shortest silence that was cut; 0: none was
 	passes     time.Duration // the longest silence after which an answer went on
 	age        lifetime      // of streams
@@ -68,6 +77,7 @@ type way struct {
 type lifetime struct {
 	most  time.Duration
 	cutAt time.Duration // the age at which one was cut last; 0: none was
+	ruled bool          // most is what the path allows
 }
 
 // cut notes that one was cut, and tells whether that is a rule: once may be chance,
@@ -77,10 +87,17 @@ func (l *lifetime) cut(age time.Duration) (rule bool) {
 		return false
 	}
 	if rule = l.cutAt > 0 && (age-l.cutAt).Abs() < age/10; rule {
-		l.most = min(l.most, share(age))
+		l.most, l.ruled = min(l.most, share(age)), true
 	}
 	l.cutAt = age
 	return rule
+}
+
+// lasted notes that one has stayed open for as long as it was to.
+func (l *lifetime) lasted(most time.Duration) {
+	if !l.ruled {
+		l.most = max(l.most, min(2*l.most, most))
+	}
 }
 
 // draw is how long the next one is to stay open.
@@ -147,11 +164,11 @@ func (p *Path) way(front string) *way {
 	w := p.ways[front]
 	if w == nil {
 		w = &way{
-			hold: defaultHold, quiet: defaultQuiet,
+			hold: defaultHold, quiet: defaultQuiet, longest: longSilence,
 			age: lifetime{most: defaultAge}, feedAge: lifetime{most: defaultFeed}, feedLimit: MaxBody,
 		}
 		if p.reach > 0 {
-			w.hold, w.quiet, w.age.most = p.reach, p.reach, maxAge
+			w.hold, w.quiet, w.longest, w.age.most = p.reach, p.reach, p.reach, maxAge
 		}
 		if p.ways == nil {
 			p.ways = make(map[string]*way)
@@ -244,9 +261,14 @@ func (w *way) observe(now time.Time, res *result) {
 	f := res.flight
 	age := now.Sub(f.started)
 	unneeded := errors.Is(res.err, errUnneeded)
+	if max(f.asked.Hold, f.asked.Quiet) > defaultQuiet && errors.Is(res.err, os.ErrDeadlineExceeded) {
+		w.unanswered()
+	}
 	switch {
 	case f.kind == poll && res.err != nil && !res.good && !unneeded:
 		w.cut(false, age, age)
+	case f.kind == stream && !f.probe && res.err == nil && age >= f.asked.Stream*9/10:
+		w.lasted()
 	case f.kind == stream && !f.probe && res.good && !unneeded && age < f.asked.Stream*9/10 && res.received < maxStream/2:
 		w.cut(true, age, age-time.Duration(f.heard.Load()))
 	}
@@ -261,20 +283,46 @@ func (w *way) cut(streamed bool, age, silence time.Duration) {
 		w.cutAfter = silence
 	}
 	switch {
-	case silence >= minLearned && streamed:
-		w.quiet = min(w.quiet, share(silence))
-	case silence >= minLearned:
-		w.hold = min(w.hold, share(silence))
-	case streamed:
+	case silence < minLearned && streamed:
 		w.age.cut(age)
+	case silence < minLearned:
+	case streamed:
+		w.quiet = min(w.quiet, share(silence))
+		w.longest = w.quiet
+	default:
+		w.hold = min(w.hold, share(silence))
+		w.longest = w.hold
 	}
 }
 
 // passed notes that an answer was silent for a while, and went on.
-func (w *way) passed(silence time.Duration) {
+func (w *way) passed(k kind, silence time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.passes = max(w.passes, silence)
+	asked := &w.hold
+	if k == stream {
+		asked = &w.quiet
+	}
+	if silence >= *asked*3/4 { // as lengths are drawn
+		*asked = max(*asked, min(2**asked, w.longest))
+	}
+}
+
+// lasted notes that a stream has stayed open for as long as it was to.
+func (w *way) lasted() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.age.lasted(longAge)
+}
+
+// unanswered notes that an answer was never heard of again: something on the way may
+// have forgotten a connection for its silence.
+func (w *way) unanswered() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.longest = min(w.longest, defaultQuiet)
+	w.hold, w.quiet = min(w.hold, w.longest), min(w.quiet, w.longest)
 }
 
 // share is how much of a length that was cut is asked for.

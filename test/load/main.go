@@ -100,7 +100,7 @@ type size struct {
 
 var (
 	full = size{
-		idle: 10000, direct: 2000, settle: 75 * time.Second, watch: time.Minute,
+		idle: 10000, direct: 2000, settle: 3 * time.Minute, watch: 2 * time.Minute,
 		busy: 500, rate: 200e6, warm: 15 * time.Second, window: 30 * time.Second,
 		begin: 300, span: 30 * time.Second, atOnce: 600, late: 2 * time.Second,
 		memory: 130e3, descriptors: 2, processor: 0.05, share: 1. / 3,
