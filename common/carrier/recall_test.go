@@ -335,3 +335,15 @@ func TestWindowRecalls(t *testing.T) {
 		t.Errorf("begins with %.0f bytes, growing %v", s, half.starting)
 	}
 }
+
+// What another session has found stays, too, where no round trip can be measured.
+func TestWindowRecallsUnmeasured(t *testing.T) {
+	w, now := newWindow(), time.Now()
+	w.recall(pace{rate: 25e6, more: true, trip: 200 * time.Millisecond})
+	w.limited = true
+	before := w.size
+	w.ack(now, now.Add(-200*time.Millisecond), 2000)
+	if before <= 2*MaxBody || w.size < before {
+		t.Errorf("%d bytes, and %d when some of them are acknowledged", before, w.size)
+	}
+}

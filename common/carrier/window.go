@@ -136,7 +136,7 @@ func (w *window) ack(now, sent time.Time, n int) {
 	// carries is what is in flight, and what waits is for the next one.
 	late, most := startLate*(w.base+w.delay()), flightLimit
 	if w.base == 0 {
-		late, most = serialLate, 2*MaxBody
+		late, most = serialLate, max(w.size, 2*MaxBody)
 	}
 	if w.starting && w.limited && w.latest-w.base < 2*w.delay() && now.Sub(sent) < late {
 		w.set(float64(min(w.size+startGrowth*n, most)))
