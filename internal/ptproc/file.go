@@ -43,9 +43,3 @@ func (f *file) Write(p []byte) (int, error) {
 	defer f.mu.Unlock()
 	return f.file.Write(p)
 }
-
-func (f *file) close() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.file.Close()
-}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -49,16 +48,17 @@ type lifetime struct {
 	stop, expire context.CancelCauseFunc
 	drainTime    atomic.Int64 // a time.Duration
 	ended        chan struct{}
-	watchers     sync.WaitGroup // all goroutines but the one that reads stdin
+	watchers     sync.WaitGroup // all goroutines but those that read stdin and files
 }
 
 // sources are what a lifetime watches. A nil field is not watched.
 type sources struct {
-	signals <-chan os.Signal
+	signals <-chan os.Signal // each has the program end
+	hangups <-chan os.Signal
 	stdin   io.Reader
 	parent  func() int // the parent's process ID
 
-	// hangup is what SIGHUP means.
+	// hangup is what one of hangups means. It may block.
 	hangup func()
 
 	// exit ends the process at a second signal, or when it does not end.
@@ -73,6 +73,12 @@ func newLifetime(src sources, drain time.Duration) *lifetime {
 	l.watchers.Go(func() { l.drain(src.exit) })
 	if src.signals != nil {
 		l.watchers.Go(func() { l.watchSignals(src) })
+	}
+	if src.hangups != nil {
+		// It opens files, which can take for ever: a named pipe that nobody reads, a
+		// server of files that is away. The signals that end the program do not wait
+		// for that, nor does its end.
+		go l.watchHangups(src)
 	}
 	if src.parent != nil {
 		born := src.parent()
@@ -111,19 +117,25 @@ func (l *lifetime) drain(exit func(int)) {
 }
 
 func (l *lifetime) watchSignals(src sources) {
-	for told := false; ; {
+	for told := false; ; told = true {
 		select {
-		case s := <-src.signals:
-			switch {
-			case s == syscall.SIGHUP:
-				src.hangup()
-			case told:
+		case <-src.signals:
+			if told {
 				src.exit(1)
 				return
-			default:
-				told = true
-				l.stop(errSignal)
 			}
+			l.stop(errSignal)
+		case <-l.ended:
+			return
+		}
+	}
+}
+
+func (l *lifetime) watchHangups(src sources) {
+	for {
+		select {
+		case <-src.hangups:
+			src.hangup()
 		case <-l.ended:
 			return
 		}

@@ -56,17 +56,40 @@ func TestWhatDoesNotEndIsEnded(t *testing.T) {
 
 func TestHangupNeverEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		signals := make(chan os.Signal)
+		hangups := make(chan os.Signal)
 		heard := make(chan struct{}, 3)
-		l := newLifetime(sources{signals: signals, hangup: func() { heard <- struct{}{} }, exit: func(int) { t.Error("exit") }}, drainTime)
+		l := newLifetime(sources{hangups: hangups, hangup: func() { heard <- struct{}{} }, exit: func(int) { t.Error("exit") }}, drainTime)
 		for range 3 {
-			signals <- syscall.SIGHUP
+			hangups <- syscall.SIGHUP
 		}
 		time.Sleep(time.Hour)
 		if len(heard) != 3 || l.stopping.Err() != nil {
 			t.Errorf("heard %d times; stopping: %v", len(heard), l.stopping.Err())
 		}
 		l.close()
+	})
+}
+
+// What SIGHUP has the program do may never be over: it ends by signals all the same,
+// and at once by a second one.
+func TestHangupThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		signals, hangups := make(chan os.Signal), make(chan os.Signal)
+		away := make(chan struct{})
+		exited := make(chan int, 1)
+		l := newLifetime(sources{
+			signals: signals, hangups: hangups,
+			hangup: func() { <-away }, exit: func(code int) { exited <- code },
+		}, drainTime)
+		hangups <- syscall.SIGHUP
+		signals <- syscall.SIGTERM
+		<-l.stopping.Done()
+		signals <- syscall.SIGTERM
+		if code := <-exited; code != 1 {
+			t.Errorf("exit code %d, want 1", code)
+		}
+		l.close()
+		close(away)
 	})
 }
 

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -214,5 +215,32 @@ func TestLogFileIsOpenedAgain(t *testing.T) {
 		t.Error("the first file was written further")
 	}
 	p.logFile.Close()
-	p.file.close()
+	p.file.file.Close()
+}
+
+// A log that nobody reads, such as a named pipe, does not keep the program from ending.
+func TestEndsWithALogThatNobodyReads(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := syscall.Open(path, syscall.O_RDWR|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil { // until it is full
+		_, err = syscall.Write(reader, make([]byte, 1))
+	}
+	p := &Process{
+		stdout: newLineWriter(new(bytes.Buffer), nil), stderr: newLineWriter(new(bytes.Buffer), nil),
+		lifetime: newLifetime(sources{}, drainTime),
+	}
+	if err := p.OpenLog(LogConfig{File: path}); err != nil {
+		t.Fatal(err)
+	}
+	p.Log().Info("nobody reads this")
+	p.Close()
+	syscall.Close(reader) // which whoever writes is told
+	<-p.logFile.done
+	p.file.file.Close()
 }

@@ -46,11 +46,12 @@ type Process struct {
 	file           *file       // below logFile
 	log            *slog.Logger
 
-	signals  chan os.Signal
+	signals  chan os.Signal // of those that end the program
+	hangups  chan os.Signal
 	lifetime *lifetime
 
-	mu      sync.Mutex
-	hangups []func() // guarded by mu
+	mu       sync.Mutex
+	onHangup []func() // guarded by mu
 }
 
 // Start begins the life of a program, whose name stands before what it says to
@@ -62,13 +63,17 @@ func Start(program string, managed bool) *Process {
 		managed: managed,
 		stdout:  newLineWriter(os.Stdout, nil),
 		stderr:  newLineWriter(os.Stderr, droppedNote),
+		// What finds no room is lost: a second signal to end has it, and a hangup that
+		// comes while another one is waiting means nothing more.
 		signals: make(chan os.Signal, 2),
+		hangups: make(chan os.Signal, 1),
 	}
 	// Without this the runtime ends the program when the reader of stdout or
 	// stderr has gone.
 	signal.Ignore(syscall.SIGPIPE)
-	signal.Notify(p.signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	src := sources{signals: p.signals, hangup: p.hangup, exit: os.Exit}
+	signal.Notify(p.signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(p.hangups, syscall.SIGHUP)
+	src := sources{signals: p.signals, hangups: p.hangups, hangup: p.hangup, exit: os.Exit}
 	drain := drainTime
 	if managed {
 		drain = managedDrainTime
@@ -144,12 +149,12 @@ func (p *Process) SetDrainTime(d time.Duration) { p.lifetime.drainTime.Store(int
 func (p *Process) OnHangup(f func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.hangups = append(p.hangups, f)
+	p.onHangup = append(p.onHangup, f)
 }
 
 func (p *Process) hangup() {
 	p.mu.Lock()
-	all := slices.Clone(p.hangups)
+	all := slices.Clone(p.onHangup)
 	p.mu.Unlock()
 	for _, f := range all {
 		f()
@@ -240,14 +245,15 @@ func (p *Process) line(keyword, args string) {
 
 // Close ends the process' goroutines, after the last lines were read or a
 // second has passed without a reader for them. The one that waits for the end
-// of stdin, or for a reader, ends with the process.
+// of stdin, for a reader or for a file ends with the process, as does the log file,
+// which one of them may hold.
 func (p *Process) Close() {
 	signal.Stop(p.signals)
+	signal.Stop(p.hangups)
 	p.lifetime.close()
 	p.stdout.Close()
 	p.stderr.Close()
 	if p.logFile != nil {
 		p.logFile.Close()
-		p.file.close()
 	}
 }
