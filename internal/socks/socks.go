@@ -38,6 +38,7 @@ import (
 	"turbotunnel/internal/scrub"
 
 	pt "gitlab.torproject.org/tpo/anti-censorship/pluggable-transports/goptlib"
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -54,6 +55,10 @@ const (
 	// dialLimit is how long a SOCKS client waits for the server's answer. Tor
 	// gives up after two minutes, and should get its answer before that.
 	dialLimit = 100 * time.Second
+
+	// refusedInterval is the least time between two log lines about clients that have
+	// asked for nothing: a crowd that waited for a place in vain goes all at once.
+	refusedInterval = time.Minute
 )
 
 var (
@@ -104,8 +109,9 @@ type Config struct {
 // A Server answers requests with streams through the tunnel. Safe for concurrent use.
 type Server struct {
 	Config
-	dialers *pool
-	shaking queue
+	dialers  *pool
+	shaking  queue
+	refusing rate.Sometimes // tells of those that asked for nothing
 }
 
 // NewServer returns a Server. The caller closes it.
@@ -113,7 +119,12 @@ func NewServer(c Config) *Server {
 	if c.Status == nil {
 		c.Status = func(...string) {}
 	}
-	return &Server{Config: c, dialers: newPool(c.Open), shaking: queue{many: c.Places / silentPart}}
+	return &Server{
+		Config:   c,
+		dialers:  newPool(c.Open),
+		shaking:  queue{many: c.Places / silentPart},
+		refusing: rate.Sometimes{Interval: refusedInterval},
+	}
 }
 
 // Close closes all dialers, which ends their streams, and returns when that is done.
@@ -128,7 +139,7 @@ func (s *Server) Handle(local net.Conn) {
 	req, err := s.handshake(conn)
 	if err != nil {
 		if s.Stopping.Err() == nil {
-			s.Log.Warn("refused a SOCKS client", "err", err)
+			s.refusing.Do(func() { s.Log.Warn("refused a SOCKS client", "err", err) })
 		}
 		return
 	}
