@@ -211,7 +211,7 @@ func writeTemporary(dir string, text []byte) (path string, err error) {
 	}
 	_, err = f.Write(text)
 	if err == nil {
-		err = f.Sync()
+		err = syncDown(f)
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
@@ -229,13 +229,22 @@ func syncDir(dir string) error {
 		return nil // folders cannot be opened there
 	}
 	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil // files may be written there, and nobody may look at the folder
+	}
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	err = d.Sync()
+	return syncDown(d)
+}
+
+// syncDown has what was written to f reach the disk, where there is such a thing: some
+// file systems do not know it for folders, or at all.
+func syncDown(f *os.File) error {
+	err := f.Sync()
 	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
-		return nil // some file systems have no such thing
+		return nil
 	}
 	return err
 }

@@ -161,6 +161,32 @@ func TestKeyWithoutLinks(t *testing.T) {
 	}
 }
 
+// There are file systems that cannot be told to write down what they have, and folders
+// that nobody may look at.
+func TestKeyWhereNothingIsSynced(t *testing.T) {
+	r, w, err := os.Pipe() // which is such a file
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := syncDown(w); err != nil {
+		t.Error(err)
+	}
+	w.Close()
+	if syncDown(w) == nil {
+		t.Error("another error is none")
+	}
+
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o300); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Chmod(dir, 0o700)
+	if _, err := loadKey(dir); err != nil { // root may look at everything
+		t.Error(err)
+	}
+}
+
 // What a killed start has left goes, and nothing else; not while somebody writes.
 func TestLeftoversAreRemoved(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "[odd]*")
