@@ -37,7 +37,7 @@ func (s *service) register() *prometheus.Registry {
 	counter("sessions_expired_total", "Sessions whose client was not heard of any more.", nil, func() float64 { return float64(stats().Expired) })
 	counter("sessions_crowded_total", "Sessions ended because they held too much memory.", nil, func() float64 { return float64(stats().Crowded) })
 	counter("sessions_evicted_total", "Sessions that went for new ones because there were too many.", nil, func() float64 { return float64(stats().Evicted) })
-	counter("sessions_untimely_total", "First messages that came at a wrong time, and were told the right one.", nil, func() float64 { return float64(stats().Untimely) })
+	counter("sessions_untimely_total", "First messages that came at a wrong time, and were told the right one; or on a wrong day.", nil, func() float64 { return float64(stats().Untimely) })
 	counter("first_messages_forgotten_total", "First messages that were forgotten before their time because more came than can be remembered: others of that time need a round trip more.", nil, func() float64 { return float64(stats().Forgotten) })
 	counter("first_messages_refused_total", "First messages that were refused because more came than can be remembered.", nil, func() float64 { return float64(stats().Excess) })
 	counter("streams_accepted_total", "Streams that clients have opened.", nil, func() float64 { return float64(stats().Accepted) })

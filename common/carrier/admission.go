@@ -7,14 +7,21 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"turbotunnel/common/handshake"
 	"turbotunnel/common/wire"
+
+	"golang.org/x/time/rate"
 )
 
 // maxAnswerPad is what message 2 is padded by at most, in bytes: who sees where it
 // ends, because its repetition begins with the same bytes, finds no length of ours.
 const maxAnswerPad = 200
+
+// learnInterval is how often the day of an ID is looked for that is not of these days,
+// at most: it takes a 500th of a core.
+const learnInterval = 5 * time.Second
 
 // An admission is what a Server makes of first messages: which are for it, which are
 // let through, and what each is answered. It knows nothing of sessions. Safe for
@@ -28,6 +35,7 @@ type admission struct {
 	engines []string
 	seldom  *seldom
 
+	learning  rate.Sometimes
 	untimely  atomic.Uint64 // as in Stats, like excess
 	excess    atomic.Uint64
 	forgotten atomic.Uint64 // as in Stats, when it was looked at last
@@ -43,6 +51,8 @@ func newAdmission(cfg *ServerConfig, log *slog.Logger, seldom *seldom, above *ac
 		held:    account{above: above},
 		engines: cfg.Engines,
 		seldom:  seldom,
+
+		learning: rate.Sometimes{Interval: learnInterval},
 	}
 	var err error
 	if a.guard, err = handshake.NewGuard(cfg.Marks, nil); err != nil {
@@ -63,7 +73,24 @@ type welcome struct {
 }
 
 // expects tells whether a session of that ID may begin now.
-func (a *admission) expects(id handshake.ID) bool { return a.guard.Expects(id, a.public) }
+func (a *admission) expects(id handshake.ID) bool {
+	if a.guard.Expects(id, a.public) {
+		return true
+	}
+	// Beside the request, so that its answer shows nothing; and seldom, because whoever
+	// comes can have it done.
+	a.learning.Do(func() { go a.learn(id) })
+	return false
+}
+
+// learn finds out whether an ID is of another day. Behind a proxy that writes its own
+// Date a server whose clock is wrong by days would refuse everybody, and say nothing.
+func (a *admission) learn(id handshake.ID) {
+	if days := a.guard.Learn(id, a.public); days != 0 {
+		a.seldom.warn(a.log, "a client came on a wrong day: the clock of this computer or of a client is wrong, or was set, or somebody repeats old paths",
+			"days ahead", days, "so far", a.untimely.Add(1))
+	}
+}
 
 // welcome says what msg comes to as the first message of session id: nil, if it is
 // none for this server, or none that may be let through or answered. It must be called

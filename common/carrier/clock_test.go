@@ -113,6 +113,44 @@ func TestWrongClock(t *testing.T) {
 	}
 }
 
+// A server whose clock is behind by days, or began in 1970, is found by its clients,
+// though a proxy writes the right Date into its answers, and says that something is
+// wrong with a clock.
+func TestServerBehindByDays(t *testing.T) {
+	for _, off := range []time.Duration{
+		-72 * time.Hour, -10_000 * time.Hour,
+		time.Unix(1000, 0).Sub(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)), // of a bubble
+	} {
+		t.Run(off.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				time.Sleep(time.Hour)
+				w.setClock(off)
+				w.datedDecoy(0)
+				var known Path
+				share := func(c *ClientConfig) { c.Path, c.Transport = &known, connecting{w.net} }
+				client := w.dial(Poll, share)
+				for refused := false; ; refused = true {
+					select {
+					case <-client.Ready():
+					case <-client.Done():
+						if refused {
+							t.Fatal(client.Err())
+						}
+						client = w.dial(Poll, share)
+						continue
+					}
+					break
+				}
+				session := <-w.accepted
+				say(t, session.Conn(), client.Conn(), "welcome")
+				if n := w.server.Stats().Untimely; n == 0 {
+					t.Error("nothing was counted")
+				}
+			})
+		})
+	}
+}
+
 // A client with the right time says something with its first message.
 func TestRightClockLosesNothing(t *testing.T) {
 	for _, off := range []time.Duration{0, -handshake.Skew + time.Second, handshake.Skew - time.Second} {

@@ -137,7 +137,7 @@ type Stats struct {
 	Expired  uint64
 	Crowded  uint64 // sessions that were ended because they, or all, held too much
 	Evicted  uint64 // sessions that went for new ones because there were too many
-	Untimely uint64 // first messages that came at a wrong time, and were told the right one
+	Untimely uint64 // first messages that came at a wrong time, and were told the right one; or on a wrong day
 
 	// Of first messages, when more come than can be remembered:
 	Forgotten uint64 // those that were before their time, which is over for others, too

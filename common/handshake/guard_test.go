@@ -422,6 +422,34 @@ func TestExpects(t *testing.T) {
 	}
 }
 
+// A tag of a day to come says that the clock is behind, and is expected from then on;
+// one of a day that has been may be from a log.
+func TestLearn(t *testing.T) {
+	key := GenerateKey()
+	pub, today := key.Public(), DayOf(noon)
+	for _, off := range []time.Duration{time.Unix(30, 0).Sub(noon), -1000 * time.Hour, -10 * 24 * time.Hour} {
+		g := newGuard(t, nil, &fakeClock{wall: noon.Add(off)})
+		if id := NewID(GenerateKey().Public(), today); g.Learn(id, pub) != 0 || g.Expects(id, pub) {
+			t.Errorf("off by %v: another server's tag is expected", off)
+		}
+		if days := g.Learn(NewID(pub, today), pub); days != int(today-DayOf(noon.Add(off))) {
+			t.Errorf("off by %v: %d days ahead", off, days)
+		}
+		for ahead, want := range map[Day]bool{0: true, 1: true, 2: false} {
+			if g.Expects(NewID(pub, today+ahead), pub) != want || g.Expects(NewID(pub, today-ahead), pub) != want {
+				t.Errorf("off by %v: expected within %d days: %v", off, ahead, !want)
+			}
+		}
+	}
+	g := newGuard(t, nil, &fakeClock{wall: noon})
+	if id := NewID(pub, today-2); g.Learn(id, pub) != -2 || g.Expects(id, pub) {
+		t.Error("a tag that may be from a log is expected")
+	}
+	if g.Learn(NewID(pub, lastDay), pub) != 0 {
+		t.Error("a day is found that is not looked for")
+	}
+}
+
 // A message is refused a second time for as long as its time would let it in,
 // and what the Guard remembers does not grow.
 func TestGuardForgetsNothingTooEarly(t *testing.T) {

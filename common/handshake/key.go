@@ -113,13 +113,30 @@ func (h tagger) tag(id *ID, day Day) [idTag]byte {
 // IsFor tells whether id has the tag of the server with key pub and of one of the
 // days: the one on which t is, the one before and the one after it. It takes the
 // same time whatever the answer is.
-func (id ID) IsFor(pub PublicKey, t time.Time) bool {
-	h, today, found := newTagger(pub), DayOf(t), 0
+func (id ID) IsFor(pub PublicKey, t time.Time) bool { return id.isFor(pub, DayOf(t)) }
+
+func (id ID) isFor(pub PublicKey, today Day) bool {
+	h, found := newTagger(pub), 0
 	for _, day := range [...]Day{today - 1, today, today + 1} {
 		tag := h.tag(&id, day)
 		found |= subtle.ConstantTimeCompare(id[idRandom:], tag[:])
 	}
 	return found == 1
+}
+
+// lastDay is in 2070. No tag is looked for that is of a later one.
+const lastDay Day = 100 * 365
+
+// day returns the day of the tag, if it is one of the server with key pub. It takes
+// some ten milliseconds.
+func (id ID) day(pub PublicKey) (day Day, ok bool) {
+	h := newTagger(pub)
+	for day = range lastDay {
+		if h.tag(&id, day) == [idTag]byte(id[idRandom:]) {
+			return day, true
+		}
+	}
+	return 0, false
 }
 
 // idText is the number of characters of an ID, and maxTail how many may follow
