@@ -3,6 +3,7 @@ package ptproc
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"turbotunnel/common/proxy"
@@ -77,8 +78,12 @@ func (p *Process) checkEnvironment() error {
 // write nowhere else. Whether they can is not asked here: one that finds its key
 // in the folder needs to write nothing.
 func MakeStateDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("cannot make the state directory: %w", err)
+	err := os.MkdirAll(dir, 0o700)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrExist): // what would lead to a file is another error
+		return fmt.Errorf("cannot make the state directory: it is a link that leads nowhere; see whether that has to be mounted first: %w", err)
 	}
-	return nil
+	return fmt.Errorf("cannot make the state directory: %w", err)
 }

@@ -144,4 +144,11 @@ func TestMakeStateDir(t *testing.T) {
 	if err := MakeStateDir(file); err == nil || !strings.Contains(err.Error(), file) {
 		t.Errorf("a file as directory: %v; want an error that names it", err)
 	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink("gone", link); err != nil {
+		t.Fatal(err)
+	}
+	if err := MakeStateDir(link); err == nil || !strings.Contains(err.Error(), "mounted") || !strings.Contains(err.Error(), link) {
+		t.Errorf("a link that leads nowhere: %v", err)
+	}
 }
