@@ -2,6 +2,7 @@ package carrier
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -59,6 +60,7 @@ func TestHandshakeFailures(t *testing.T) {
 	}{
 		{"refused connections", fate{refuse: true}, nil, ErrUnreachable, "connection refused", 3, 3},
 		{"silence", fate{vanish: true}, nil, ErrUnreachable, "no answer within", 3, 3},
+		{"a silent proxy", fate{}, func(c *ClientConfig) { c.Transport = stranded{c.Transport.(*network)} }, ErrUnreachable, "the proxy is silent: no answer within", 0, 0},
 		{"a gateway in trouble", fate{instead: page(http.StatusBadGateway)}, nil, ErrUnreachable, "status 502", 3, 3},
 		{"a page", fate{instead: page(http.StatusOK)}, nil, ErrNotServer, `"text/html"`, 3, 3},
 		{"a page before the request is read", fate{instead: page(http.StatusOK), readHeaders: true}, nil, ErrNotServer, `"text/html"`, 3, 3},
@@ -185,6 +187,15 @@ type connecting struct{ *network }
 func (c connecting) RoundTrip(req *http.Request) (*http.Response, error) {
 	sleep(req.Context(), 10*ms)
 	return c.network.RoundTrip(req)
+}
+
+// stranded is a network to which there is no connection yet.
+type stranded struct{ *network }
+
+func (s stranded) RoundTrip(req *http.Request) (*http.Response, error) {
+	<-req.Context().Done()
+	req.Body.Close()
+	return nil, fmt.Errorf("the proxy is silent: %w", context.Cause(req.Context()))
 }
 
 // What is written before the first connection is there travels in the first

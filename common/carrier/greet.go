@@ -286,8 +286,9 @@ func (c *Client) greet(a *attempt) error {
 	}}), int64(a.size))
 	if err != nil {
 		watchdog.Stop()
-		if f.ctx.Err() != nil {
-			err = context.Cause(f.ctx)
+		// The transport's error may name the step that took so long.
+		if cause := context.Cause(f.ctx); cause != nil && !errors.Is(err, cause) {
+			err = cause
 		}
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
