@@ -379,6 +379,7 @@ func (r *results) verdicts(s *strings.Builder) {
 	}
 	if f, ok := byName[bareName]; ok {
 		add(bareName+": at least 443 MB/s down and 329 up", fmt.Sprintf("%.0f down, %.0f up", f.Down, f.Up), f.Down >= 443 && f.Up >= 329)
+		within(bareName+": ping beside a download", f.Loaded, 15*time.Millisecond)
 	}
 	ratio(fastName, 0.97)
 	ratio(fatName, 0.97)

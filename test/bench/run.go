@@ -48,7 +48,7 @@ const (
 
 // loopbackRate is about what loopback carries here, in bytes a second. It only
 // sets how much is moved there.
-const loopbackRate = 128e6
+const loopbackRate = 300e6
 
 // maxTransfers is how long the scenarios of a run may take together; those that
 // have not begun by then are failures; twice as long where they are compared with
