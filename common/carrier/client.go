@@ -497,7 +497,9 @@ func (c *Client) observe(res *result) {
 		c.flights.cancel(stream) // what the server says on them would come when they end
 	}
 	c.polling.observe(res)
-	way.observe(now, res)
+	if !c.carrying.failing() {
+		way.observe(now, res) // what ends where nothing comes through was not cut for its silence
+	}
 	if s, shows := res.request(c.up.limit); shows {
 		s.full = s.full && (c.up.limit < MaxBody || uploads >= most)
 		if c.up.observe(now, f.started, s, &way.up) {

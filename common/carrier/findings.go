@@ -2,8 +2,7 @@ package carrier
 
 import "time"
 
-// Silence is how long an answer may be silent at most, unless a path has shown that it
-// allows less.
+// Silence is how long an answer may be silent at most while nothing is known of a path.
 const Silence = defaultQuiet
 
 // Findings are what a Path has learned of the way through one front, for people.

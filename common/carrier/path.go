@@ -21,7 +21,7 @@ const (
 	// than that was not cut for its length.
 	minLearned = 4 * time.Second
 
-	// longSilence and longAge are the most that is asked for, once the defaults have been
+	// longSilence and longAge are the most that is asked for once the defaults have been
 	// seen to pass: each exchange of a session at rest costs the server a request and
 	// wakes a phone's radio. Many gateways cut at 60 s, and the longer an answer may be
 	// silent the later it shows that a path is dead.
@@ -58,10 +58,10 @@ type way struct {
 	mu         sync.Mutex
 	serialTill time.Time // until then it is taken to let one exchange through at a time; guarded by mu, like what follows
 	serialFor  time.Duration
-	hold       time.Duration
-	quiet      time.Duration
-	longest    time.Duration // that hold and quiet may become
+	hold       lifetime      // of answers of which nothing has come
+	quiet      lifetime      // of the silences of streams
 	cutAfter   time.Duration // the shortest silence that was cut; 0: none was
+	cutLast    time.Time     // when an answer was cut last
 	passes     time.Duration // the longest silence after which an answer went on
 	age        lifetime      // of streams
 	feedAge    lifetime
@@ -73,10 +73,10 @@ type way struct {
 	feed     sizes // of the bodies of feeds
 }
 
-// A lifetime is how long something may stay open.
+// A lifetime is how long something may stay open, or silent.
 type lifetime struct {
 	most  time.Duration
-	cutAt time.Duration // the age at which one was cut last; 0: none was
+	cutAt time.Duration // the age at which one was cut last, and none nearly as old has lasted since; 0: none was
 	ruled bool          // most is what the path allows
 }
 
@@ -93,9 +93,21 @@ func (l *lifetime) cut(age time.Duration) (rule bool) {
 	return rule
 }
 
-// lasted notes that one has stayed open for as long as it was to.
-func (l *lifetime) lasted(most time.Duration) {
-	if !l.ruled {
+// lost notes that one was never heard of again, nobody knows since when: twice is a rule.
+func (l *lifetime) lost() {
+	if l.cutAt == 0 {
+		l.cutAt = l.most
+		return
+	}
+	l.most, l.cutAt, l.ruled = max(l.most/2, share(0)), 0, true
+}
+
+// lasted notes that one has come to an age, and may come to most.
+func (l *lifetime) lasted(age, most time.Duration) {
+	if age >= l.cutAt*3/4 { // as lengths are drawn
+		l.cutAt = 0 // that was chance
+	}
+	if !l.ruled && age >= l.most*3/4 {
 		l.most = max(l.most, min(2*l.most, most))
 	}
 }
@@ -164,11 +176,12 @@ func (p *Path) way(front string) *way {
 	w := p.ways[front]
 	if w == nil {
 		w = &way{
-			hold: defaultHold, quiet: defaultQuiet, longest: longSilence,
+			hold: lifetime{most: defaultHold}, quiet: lifetime{most: defaultQuiet},
 			age: lifetime{most: defaultAge}, feedAge: lifetime{most: defaultFeed}, feedLimit: MaxBody,
 		}
 		if p.reach > 0 {
-			w.hold, w.quiet, w.longest, w.age.most = p.reach, p.reach, p.reach, maxAge
+			w.hold = lifetime{most: p.reach, ruled: true}
+			w.quiet, w.age.most = w.hold, maxAge
 		}
 		if p.ways == nil {
 			p.ways = make(map[string]*way)
@@ -184,7 +197,7 @@ func (p *Path) way(front string) *way {
 func (w *way) lengths() (hold, quiet, age time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return below(w.hold, w.hold/4), w.quiet, w.age.draw()
+	return w.hold.draw(), w.quiet.most, w.age.draw()
 }
 
 // feedBounds are how large and how long open the body of the next feed may be.
@@ -261,37 +274,37 @@ func (w *way) observe(now time.Time, res *result) {
 	f := res.flight
 	age := now.Sub(f.started)
 	unneeded := errors.Is(res.err, errUnneeded)
-	if max(f.asked.Hold, f.asked.Quiet) > defaultQuiet && errors.Is(res.err, os.ErrDeadlineExceeded) {
-		w.unanswered()
-	}
 	switch {
-	case f.kind == poll && res.err != nil && !res.good && !unneeded:
-		w.cut(false, age, age)
+	case f.kind == poll && res.err != nil && !res.good && !unneeded && f.asked.Hold >= minLearned:
+		w.cut(now, res, &w.hold, age)
 	case f.kind == stream && !f.probe && res.err == nil && age >= f.asked.Stream*9/10:
-		w.lasted()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.age.lasted(age, longAge)
 	case f.kind == stream && !f.probe && res.good && !unneeded && age < f.asked.Stream*9/10 && res.received < maxStream/2:
-		w.cut(true, age, age-time.Duration(f.heard.Load()))
+		w.cut(now, res, &w.quiet, age-time.Duration(f.heard.Load()))
 	}
 }
 
-// cut notes that an answer ended before its time, age after it was asked for
-// and silence after it last said something.
-func (w *way) cut(streamed bool, age, silence time.Duration) {
+// cut notes that an answer ended before its time, silence after it last said something,
+// which is a matter of that or of its age. Of those that end together the first counts.
+func (w *way) cut(now time.Time, res *result, silent *lifetime, silence time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if silence >= minLearned && (w.cutAfter == 0 || silence < w.cutAfter) {
 		w.cutAfter = silence
 	}
-	switch {
-	case silence < minLearned && streamed:
-		w.age.cut(age)
-	case silence < minLearned:
-	case streamed:
-		w.quiet = min(w.quiet, share(silence))
-		w.longest = w.quiet
-	default:
-		w.hold = min(w.hold, share(silence))
-		w.longest = w.hold
+	if res.flight.started.Before(w.cutLast) {
+		return
+	}
+	w.cutLast = now
+	if errors.Is(res.err, os.ErrDeadlineExceeded) {
+		silent.lost() // something on the way may have forgotten a connection for its silence
+		return
+	}
+	silent.cut(silence)
+	if age := now.Sub(res.flight.started); silence < age*9/10 {
+		w.age.cut(age) // else there was nothing but silence
 	}
 }
 
@@ -300,29 +313,11 @@ func (w *way) passed(k kind, silence time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.passes = max(w.passes, silence)
-	asked := &w.hold
 	if k == stream {
-		asked = &w.quiet
+		w.quiet.lasted(silence, longSilence)
+	} else {
+		w.hold.lasted(silence, longSilence)
 	}
-	if silence >= *asked*3/4 { // as lengths are drawn
-		*asked = max(*asked, min(2**asked, w.longest))
-	}
-}
-
-// lasted notes that a stream has stayed open for as long as it was to.
-func (w *way) lasted() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.age.lasted(longAge)
-}
-
-// unanswered notes that an answer was never heard of again: something on the way may
-// have forgotten a connection for its silence.
-func (w *way) unanswered() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.longest = min(w.longest, defaultQuiet)
-	w.hold, w.quiet = min(w.hold, w.longest), min(w.quiet, w.longest)
 }
 
 // share is how much of a length that was cut is asked for.
