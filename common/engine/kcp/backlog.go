@@ -5,9 +5,18 @@ import "time"
 const (
 	// minBacklog and maxBacklog bound the bytes taken from the stream that the carrier
 	// has not taken yet. KCP works through all that is in flight for each flush: with
-	// 256 KB at most, a transfer without delay takes a tenth more of the processor.
+	// 256 KB at most, a transfer with 200 ms and 500 Mbit/s takes a twentieth more of the
+	// processors.
 	minBacklog = 32 << 10
 	maxBacklog = 1 << 20
+
+	// freeBacklog is the bound where the carrier lets nothing wait, so that the
+	// processors are the limit. What waits goes on in lumps of half of it, and behind
+	// each stage after KCP, on both sides, stand as many bytes as the one before it
+	// makes at a time. With 1 MB a ping beside a download on loopback takes 26 ms, with
+	// 512 KB 22, with 256 KB 14, and with 128 KB 10, but then a download loses 7 % of
+	// its rate.
+	freeBacklog = 256 << 10
 
 	// backlogTime is how long what is said next waits behind the backlog where the
 	// carrier is the limit.
@@ -37,10 +46,10 @@ type backlog struct {
 }
 
 // grow has more wait before a flush, of which each takes its time, when the carrier
-// has been waiting for us.
+// has been waiting for us, up to freeBacklog.
 func (b *backlog) grow(now time.Time) {
 	if b.limited && now.Sub(b.waited) > backlogTime {
-		b.limit = min(2*b.limit, maxBacklog)
+		b.limit = min(2*b.limit, freeBacklog)
 	}
 	b.limited = false
 }

@@ -30,16 +30,22 @@ func TestBacklogOfLumps(t *testing.T) {
 	}
 }
 
-// TestBacklogGrows: as much as may waits for a carrier that takes all at once.
+// TestBacklogGrows: what waits for a carrier that takes all at once is what two
+// processors carry in a millisecond at most, however much it was before, and not much
+// less.
 func TestBacklogGrows(t *testing.T) {
-	b, now := backlog{limit: minBacklog}, time.Now()
-	for range 10 {
-		b.limited = true
-		b.grow(now)
-		now = now.Add(100 * time.Microsecond)
-		b.left(b.limit, 0, now)
-	}
-	if b.limit != maxBacklog {
-		t.Errorf("%d bytes may wait, and not %d", b.limit, maxBacklog)
+	const fast = 300e6 // bytes a second
+	for _, limit := range []int{minBacklog, maxBacklog} {
+		b, now := backlog{limit: limit}, time.Now()
+		for range 10 {
+			b.limited = true
+			b.grow(now)
+			now = now.Add(100 * time.Microsecond)
+			b.left(b.limit, 0, now)
+		}
+		wait := time.Duration(float64(b.limit) / fast * float64(time.Second))
+		if wait > time.Millisecond || wait < time.Millisecond/2 {
+			t.Errorf("from %d on: %d bytes may wait, which take %v", limit, b.limit, wait)
+		}
 	}
 }
