@@ -36,7 +36,8 @@ type admission struct {
 	seldom  *seldom
 
 	learning  rate.Sometimes
-	untimely  atomic.Uint64 // as in Stats, like excess
+	strange   chan handshake.ID // one, for the janitor to learn of
+	untimely  atomic.Uint64     // as in Stats, like excess
 	excess    atomic.Uint64
 	forgotten atomic.Uint64 // as in Stats, when it was looked at last
 }
@@ -53,6 +54,7 @@ func newAdmission(cfg *ServerConfig, log *slog.Logger, seldom *seldom, above *ac
 		seldom:  seldom,
 
 		learning: rate.Sometimes{Interval: learnInterval},
+		strange:  make(chan handshake.ID, 1),
 	}
 	var err error
 	if a.guard, err = handshake.NewGuard(cfg.Marks, nil); err != nil {
@@ -79,7 +81,12 @@ func (a *admission) expects(id handshake.ID) bool {
 	}
 	// Beside the request, so that its answer shows nothing; and seldom, because whoever
 	// comes can have it done.
-	a.learning.Do(func() { go a.learn(id) })
+	a.learning.Do(func() {
+		select {
+		case a.strange <- id:
+		default:
+		}
+	})
 	return false
 }
 

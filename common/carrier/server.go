@@ -276,8 +276,8 @@ func (s *Server) settle(sess *Session) {
 	s.credit.settle(sess.link) // recall
 }
 
-// janitor forgets sessions whose time has come, and ends those that hold too much
-// as soon as they do.
+// janitor forgets sessions whose time has come, ends those that hold too much as soon
+// as they do, and learns of days that are not of these.
 func (s *Server) janitor() {
 	ticker := time.NewTicker(janitorEvery)
 	defer ticker.Stop()
@@ -289,6 +289,8 @@ func (s *Server) janitor() {
 			s.sweep(time.Now())
 		case <-s.budget.over:
 			s.makeRoom()
+		case id := <-s.admission.strange:
+			s.admission.learn(id)
 		}
 	}
 }
