@@ -24,14 +24,12 @@ const (
 	freePart = 4
 	mostFree = 64 << 20
 
-	// muchMemory is from how many bytes on that are held Go's collector leaves less
-	// garbage: usualGarbage in percent of what is in use below, as Go does by
-	// itself, and lessGarbage above. A process that holds a gigabyte would take two
-	// else, and memory_bytes would say half of what it takes. On loopback 25
-	// percent cost a third more time of the processor where little is held (9.0 s
-	// a gigabyte for 6.6), and nothing that shows where much is: with 200 ms and 500
-	// Mbit/s a client takes 95 MB so and 105 else, on loopback 101 and 115.
-	muchMemory   = 8 << 20
+	// garbageRoom is how many bytes of garbage Go's collector leaves, where besides
+	// what is held ownMemory is in use: usualGarbage at most, in percent of both, as Go
+	// does by itself, and lessGarbage at least. A process that holds a gigabyte would
+	// take two else, and memory_bytes would say half of what it takes.
+	garbageRoom  = 32 << 20
+	ownMemory    = 8 << 20
 	usualGarbage = 100
 	lessGarbage  = 25
 
@@ -111,13 +109,10 @@ func CollectGarbage(ctx context.Context, limit int64, held func() int64) {
 
 // garbage is how much the collector shall leave, in percent of what is in use.
 func garbage(held, limit int64) int {
-	switch {
-	case held <= muchMemory:
-		return usualGarbage
-	case held <= limit/nearPart:
-		return lessGarbage
+	if held > limit/nearPart {
+		return leastGarbage
 	}
-	return leastGarbage
+	return int(min(max(100*garbageRoom/(held+ownMemory), lessGarbage), usualGarbage))
 }
 
 // groupMemory is the least of the limits of the control groups that the process

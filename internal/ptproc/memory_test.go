@@ -72,7 +72,7 @@ func TestCollect(t *testing.T) {
 		for _, c := range []struct {
 			held int64
 			want int
-		}{{0, usualGarbage}, {muchMemory + 1, lessGarbage}, {muchMemory, usualGarbage}, {1<<29 + 1, leastGarbage}} {
+		}{{0, usualGarbage}, {2*garbageRoom - ownMemory, 50}, {0, usualGarbage}, {8 * garbageRoom, lessGarbage}, {1<<29 + 1, leastGarbage}} {
 			held.Store(c.held)
 			time.Sleep(2 * collectEvery)
 			synctest.Wait()
