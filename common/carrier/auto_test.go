@@ -378,9 +378,7 @@ func TestSilencesByChance(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
 				w.net.set(always(near()))
-				client := w.dial(mode)
-				<-client.Ready()
-				session := <-w.accepted
+				client, session := w.pair(mode)
 				both(t, client, session, 10)
 				random := rand.New(rand.NewPCG(1, 2))
 				for i := range 50 {

@@ -274,12 +274,12 @@ func (w *way) observe(now time.Time, res *result) {
 	f := res.flight
 	age := now.Sub(f.started)
 	unneeded := errors.Is(res.err, errUnneeded)
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	switch {
 	case f.kind == poll && res.err != nil && !res.good && !unneeded && f.asked.Hold >= minLearned:
 		w.cut(now, res, &w.hold, age)
 	case f.kind == stream && !f.probe && res.err == nil && age >= f.asked.Stream*9/10:
-		w.mu.Lock()
-		defer w.mu.Unlock()
 		w.age.lasted(age, longAge)
 	case f.kind == stream && !f.probe && res.good && !unneeded && age < f.asked.Stream*9/10 && res.received < maxStream/2:
 		w.cut(now, res, &w.quiet, age-time.Duration(f.heard.Load()))
@@ -288,9 +288,8 @@ func (w *way) observe(now time.Time, res *result) {
 
 // cut notes that an answer ended before its time, silence after it last said something,
 // which is a matter of that or of its age. Of those that end together the first counts.
+// mu is held.
 func (w *way) cut(now time.Time, res *result, silent *lifetime, silence time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	if silence >= minLearned && (w.cutAfter == 0 || silence < w.cutAfter) {
 		w.cutAfter = silence
 	}

@@ -57,7 +57,8 @@ func (b *bench) startRaw(cfg netpath.Config, bare bool) (*raw, error) {
 		addr = r.netpath.Addr()
 	}
 	protocols := new(http.Protocols)
-	if protocols.SetHTTP2(true); bare {
+	protocols.SetHTTP2(true)
+	if bare {
 		protocols.SetUnencryptedHTTP2(true)
 		r.server.Protocols, r.url = protocols, "http://"+cdn.Front+"/"
 		go r.server.Serve(ln) //nolint:errcheck // close ends it

@@ -46,7 +46,7 @@ type backlog struct {
 }
 
 // grow has more wait before a flush, of which each takes its time, when the carrier
-// has been waiting for us, up to freeBacklog.
+// has been waiting for us: up to freeBacklog, and no more than that from then on.
 func (b *backlog) grow(now time.Time) {
 	if b.limited && now.Sub(b.waited) > backlogTime {
 		b.limit = min(2*b.limit, freeBacklog)
