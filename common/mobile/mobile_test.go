@@ -156,12 +156,12 @@ func TestFullTunnelHasOthersWait(t *testing.T) {
 		io.WriteString(conn, "x")
 		conns = append(conns, conn)
 	}
-	for _, conn := range conns[:4] { // the last one waits when the tunnel is stopped
+	for i, conn := range conns[:4] { // the last one waits when the tunnel is stopped
+		if i >= 2 {
+			conns[i-2].Close() // not before both have had an answer: two were open at once
+		}
 		if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
 			t.Fatal(err)
-		}
-		if conn != conns[3] {
-			conn.Close()
 		}
 	}
 	tun.Stop()
