@@ -371,6 +371,28 @@ func TestSilences(t *testing.T) {
 	}
 }
 
+// So does one on a path that lets one exchange through at a time.
+func TestSilencesOneAtATime(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.net.set(always(near()))
+		w.net.atMost(1)
+		var failed atomic.Int64
+		client := w.dial(Auto, func(cfg *ClientConfig) {
+			cfg.Transport = narrow{counting{cutter{w.net, 40 * time.Second, 0}, &failed}}
+		})
+		<-client.Ready()
+		session := <-w.accepted
+		for range 60 {
+			client.way().setSerial(time.Now())
+			time.Sleep(time.Minute)
+		}
+		if n := failed.Load(); n > 6 {
+			t.Errorf("%d exchanges have failed", n)
+		}
+		say(t, session.Conn(), client.Conn(), "news")
+	})
+}
+
 // Connections that end now and then, whatever is said on them, as when a phone changes
 // its network, and outages say nothing of how long answers may be silent.
 func TestSilencesByChance(t *testing.T) {
@@ -402,6 +424,85 @@ func TestSilencesByChance(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A dying network is one whose connections die now and then: of answers that are open
+// then nothing more is heard.
+type dying struct {
+	*network
+	deaths *atomic.Int64
+}
+
+func (n dying) RoundTrip(req *http.Request) (*http.Response, error) {
+	lives := n.deaths.Load()
+	resp, err := n.network.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	body := &dyingBody{resp.Body, req.Context(), n.deaths, lives}
+	if err := body.alive(); err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	resp.Body = body
+	return resp, nil
+}
+
+type dyingBody struct {
+	io.ReadCloser
+	ctx    context.Context
+	deaths *atomic.Int64
+	before int64 // deaths before it began
+}
+
+func (b *dyingBody) alive() error {
+	if b.deaths.Load() == b.before {
+		return nil
+	}
+	<-b.ctx.Done()
+	return context.Cause(b.ctx)
+}
+
+func (b *dyingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err := b.alive(); err != nil {
+		return 0, err
+	}
+	return n, err
+}
+
+// Neither do outages of a session that is in use, whose silences are too short to show
+// that longer ones pass.
+func TestSilencesOfTheBusy(t *testing.T) {
+	for _, mode := range []Mode{Poll, Stream} {
+		for _, every := range []time.Duration{2 * time.Second, 10 * time.Second} {
+			t.Run(fmt.Sprint(mode, " every ", every), func(t *testing.T) {
+				bubble(t, func(t *testing.T, w *world) {
+					w.net.set(always(near()))
+					var deaths atomic.Int64
+					client := w.dial(mode, func(cfg *ClientConfig) { cfg.Transport = dying{w.net, &deaths} })
+					<-client.Ready()
+					session := <-w.accepted
+					for range 12 {
+						for range 5 * time.Minute / every {
+							time.Sleep(every)
+							say(t, session.Conn(), client.Conn(), "news")
+						}
+						deaths.Add(1)
+						w.net.set(always(fate{vanish: true}))
+						time.Sleep(30 * time.Second)
+						w.net.set(always(near()))
+					}
+					way := client.way()
+					way.mu.Lock()
+					defer way.mu.Unlock()
+					if hold, quiet := way.hold.most, way.quiet.most; hold < defaultHold || quiet < defaultQuiet {
+						t.Errorf("answers may be silent for %v, streams for %v", hold, quiet)
+					}
+				})
+			})
+		}
 	}
 }
 
@@ -551,7 +652,7 @@ func (b *countingBody) Read(p []byte) (int, error) {
 }
 
 // narrow does not say how many exchanges it lets through.
-type narrow struct{ *network }
+type narrow struct{ Transport }
 
 func (narrow) Slots() (n int, crowded bool) { return 100, false }
 

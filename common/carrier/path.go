@@ -28,6 +28,10 @@ const (
 	longSilence = 2 * defaultQuiet
 	longAge     = 2 * defaultAge
 
+	// leastKept is for how long whatever keeps account of connections remembers one at
+	// least on which nothing is said.
+	leastKept = defaultQuiet / 2
+
 	// cutShare is what is asked for of a length that was cut.
 	cutShare = 0.8
 
@@ -77,6 +81,7 @@ type way struct {
 type lifetime struct {
 	most  time.Duration
 	cutAt time.Duration // the age at which one was cut last, and none nearly as old has lasted since; 0: none was
+	gone  bool          // one was never heard of again, and none has come to its end since
 	ruled bool          // most is what the path allows
 }
 
@@ -93,13 +98,13 @@ func (l *lifetime) cut(age time.Duration) (rule bool) {
 	return rule
 }
 
-// lost notes that one was never heard of again, nobody knows since when: twice is a rule.
+// lost notes that one was never heard of again, nobody knows since when. An outage does
+// that, too: it is a rule if the next one is lost as well.
 func (l *lifetime) lost() {
-	if l.cutAt == 0 {
-		l.cutAt = l.most
+	if l.gone = !l.gone; l.gone {
 		return
 	}
-	l.most, l.cutAt, l.ruled = max(l.most/2, share(0)), 0, true
+	l.most, l.ruled = min(l.most, max(l.most/2, leastKept)), true
 }
 
 // lasted notes that one has come to an age, and may come to most.
@@ -107,7 +112,11 @@ func (l *lifetime) lasted(age, most time.Duration) {
 	if age >= l.cutAt*3/4 { // as lengths are drawn
 		l.cutAt = 0 // that was chance
 	}
-	if !l.ruled && age >= l.most*3/4 {
+	if age < l.most*3/4 {
+		return
+	}
+	l.gone = false
+	if !l.ruled {
 		l.most = max(l.most, min(2*l.most, most))
 	}
 }
@@ -277,12 +286,16 @@ func (w *way) observe(now time.Time, res *result) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
-	case f.kind == poll && res.err != nil && !res.good && !unneeded && f.asked.Hold >= minLearned:
-		w.cut(now, res, &w.hold, age)
-	case f.kind == stream && !f.probe && res.err == nil && age >= f.asked.Stream*9/10:
-		w.age.lasted(age, longAge)
 	case f.kind == stream && !f.probe && res.good && !unneeded && age < f.asked.Stream*9/10 && res.received < maxStream/2:
 		w.cut(now, res, &w.quiet, age-time.Duration(f.heard.Load()))
+	case f.kind == stream && !f.probe && res.err == nil:
+		w.quiet.gone = false
+		w.age.lasted(age, longAge)
+	case f.asked.Hold < minLearned || unneeded: // it shows nothing
+	case res.err == nil:
+		w.hold.gone = false
+	case !res.good && f.size <= smallBody: // a large request may be to blame
+		w.cut(now, res, &w.hold, age)
 	}
 }
 
