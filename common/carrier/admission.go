@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -20,7 +21,7 @@ import (
 const maxAnswerPad = 200
 
 // learnInterval is how often the day of an ID is looked for that is not of these days,
-// at most: it takes a 500th of a core.
+// at most: it takes a 500th of a processor.
 const learnInterval = 5 * time.Second
 
 // An admission is what a Server makes of first messages: which are for it, which are
@@ -36,7 +37,7 @@ type admission struct {
 	seldom  *seldom
 
 	learning  rate.Sometimes
-	strange   chan handshake.ID // one, for the janitor to learn of
+	strange   chan handshake.ID // one, of which learn has not heard
 	untimely  atomic.Uint64     // as in Stats, like excess
 	excess    atomic.Uint64
 	forgotten atomic.Uint64 // as in Stats, when it was looked at last
@@ -90,12 +91,20 @@ func (a *admission) expects(id handshake.ID) bool {
 	return false
 }
 
-// learn finds out whether an ID is of another day. Behind a proxy that writes its own
-// Date a server whose clock is wrong by days would refuse everybody, and say nothing.
-func (a *admission) learn(id handshake.ID) {
-	if days := a.guard.Learn(id, a.public); days != 0 {
-		a.seldom.warn(a.log, "a client came on a wrong day: the clock of this computer or of a client is wrong, or was set, or somebody repeats old paths",
-			"days ahead", days, "so far", a.untimely.Add(1))
+// learn finds out of which days strange IDs are until ctx ends. Behind a proxy that
+// writes its own Date a server whose clock is wrong by days would refuse everybody, and
+// say nothing.
+func (a *admission) learn(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case id := <-a.strange:
+			if days := a.guard.Learn(ctx, id, a.public); days != 0 {
+				a.seldom.warn(a.log, "a client came on a wrong day: it goes on with a session that is forgotten here, or the clock of this computer or of a client is wrong, or was set, or somebody repeats old paths",
+					"days ahead", days, "so far", a.untimely.Add(1))
+			}
+		}
 	}
 }
 

@@ -136,6 +136,7 @@ func TestServerBehindByDays(t *testing.T) {
 						if refused {
 							t.Fatal(client.Err())
 						}
+						time.Sleep(time.Second) // which the server takes to learn of it
 						client = w.dial(Poll, share)
 						continue
 					}

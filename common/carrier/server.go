@@ -79,7 +79,7 @@ type Server struct {
 	seldom    seldom
 	ctx       context.Context
 	cancel    context.CancelFunc
-	wg        sync.WaitGroup // Serve and the janitor
+	wg        sync.WaitGroup // Serve, the janitor, and who learns of days
 
 	mu          sync.Mutex
 	sessions    table  // guarded by mu, like what follows
@@ -125,6 +125,7 @@ func newServer(cfg ServerConfig, most limits) *Server {
 	s.admission = newAdmission(&s.cfg, s.log, &s.seldom, &s.budget.held, most.memory)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.wg.Go(s.janitor)
+	s.wg.Go(func() { s.admission.learn(s.ctx) })
 	return s
 }
 
@@ -276,8 +277,8 @@ func (s *Server) settle(sess *Session) {
 	s.credit.settle(sess.link) // recall
 }
 
-// janitor forgets sessions whose time has come, ends those that hold too much as soon
-// as they do, and learns of days that are not of these.
+// janitor forgets sessions whose time has come, and ends those that hold too much
+// as soon as they do.
 func (s *Server) janitor() {
 	ticker := time.NewTicker(janitorEvery)
 	defer ticker.Stop()
@@ -289,8 +290,6 @@ func (s *Server) janitor() {
 			s.sweep(time.Now())
 		case <-s.budget.over:
 			s.makeRoom()
-		case id := <-s.admission.strange:
-			s.admission.learn(id)
 		}
 	}
 }

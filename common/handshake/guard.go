@@ -2,6 +2,7 @@ package handshake
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"errors"
 	"sync"
@@ -221,16 +222,16 @@ func (g *Guard) Expects(id ID, pub PublicKey) bool {
 	return id.IsFor(pub, wall) || DayOf(wall) != DayOf(count) && id.IsFor(pub, count) || ahead != 0 && id.isFor(pub, ahead)
 }
 
-// Learn looks for the day of an ID that is not expected, which takes some ten
-// milliseconds, and returns how many days ahead of the clock it is: 0, if it has none.
+// Learn looks for the day of an ID that is not expected, which takes half a second, and
+// returns how many days ahead of the clock it is: 0, if it has none, or ctx has ended.
 //
 // A tag of a day that is still to come was made by who has the key, and is in no log
 // that is old: it is expected from then on, with the days beside it. So a server whose
 // clock is behind by days, or began in 1970, is found by clients who cannot know that,
 // because a proxy answers by its own clock. What is behind the clock is what somebody
 // may have found in a log.
-func (g *Guard) Learn(id ID, pub PublicKey) (days int) {
-	day, ok := id.day(pub)
+func (g *Guard) Learn(ctx context.Context, id ID, pub PublicKey) (days int) {
+	day, ok := id.day(ctx, pub)
 	if !ok {
 		return 0
 	}

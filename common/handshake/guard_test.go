@@ -1,6 +1,7 @@
 package handshake
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -425,29 +427,50 @@ func TestExpects(t *testing.T) {
 // A tag of a day to come says that the clock is behind, and is expected from then on;
 // one of a day that has been may be from a log.
 func TestLearn(t *testing.T) {
-	key := GenerateKey()
-	pub, today := key.Public(), DayOf(noon)
-	for _, off := range []time.Duration{time.Unix(30, 0).Sub(noon), -1000 * time.Hour, -10 * 24 * time.Hour} {
-		g := newGuard(t, nil, &fakeClock{wall: noon.Add(off)})
-		if id := NewID(GenerateKey().Public(), today); g.Learn(id, pub) != 0 || g.Expects(id, pub) {
-			t.Errorf("off by %v: another server's tag is expected", off)
-		}
-		if days := g.Learn(NewID(pub, today), pub); days != int(today-DayOf(noon.Add(off))) {
-			t.Errorf("off by %v: %d days ahead", off, days)
-		}
-		for ahead, want := range map[Day]bool{0: true, 1: true, 2: false} {
-			if g.Expects(NewID(pub, today+ahead), pub) != want || g.Expects(NewID(pub, today-ahead), pub) != want {
-				t.Errorf("off by %v: expected within %d days: %v", off, ahead, !want)
+	synctest.Test(t, func(t *testing.T) {
+		key := GenerateKey()
+		pub, today := key.Public(), DayOf(noon)
+		for _, off := range []time.Duration{time.Unix(30, 0).Sub(noon), -1000 * time.Hour, -10 * 24 * time.Hour} {
+			g := newGuard(t, nil, &fakeClock{wall: noon.Add(off)})
+			if id := NewID(GenerateKey().Public(), today); g.Learn(t.Context(), id, pub) != 0 || g.Expects(id, pub) {
+				t.Errorf("off by %v: another server's tag is expected", off)
+			}
+			if days := g.Learn(t.Context(), NewID(pub, today), pub); days != int(today-DayOf(noon.Add(off))) {
+				t.Errorf("off by %v: %d days ahead", off, days)
+			}
+			for ahead, want := range map[Day]bool{0: true, 1: true, 2: false} {
+				if g.Expects(NewID(pub, today+ahead), pub) != want || g.Expects(NewID(pub, today-ahead), pub) != want {
+					t.Errorf("off by %v: expected within %d days: %v", off, ahead, !want)
+				}
 			}
 		}
-	}
-	g := newGuard(t, nil, &fakeClock{wall: noon})
-	if id := NewID(pub, today-2); g.Learn(id, pub) != -2 || g.Expects(id, pub) {
-		t.Error("a tag that may be from a log is expected")
-	}
-	if g.Learn(NewID(pub, lastDay), pub) != 0 {
-		t.Error("a day is found that is not looked for")
-	}
+		g := newGuard(t, nil, &fakeClock{wall: noon})
+		if id := NewID(pub, today-2); g.Learn(t.Context(), id, pub) != -2 || g.Expects(id, pub) {
+			t.Error("a tag that may be from a log is expected")
+		}
+		if g.Learn(t.Context(), NewID(pub, lastDay+1), pub) != 0 {
+			t.Error("a day is found that is not looked for")
+		}
+	})
+}
+
+// Days are looked at a few at a time, so that nobody is answered later for it, and no
+// further when the server ends.
+func TestLearnRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pub := GenerateKey().Public()
+		g := newGuard(t, nil, &fakeClock{wall: noon})
+		start := time.Now()
+		g.Learn(t.Context(), NewID(pub, lastDay), pub)
+		if rested := time.Since(start); rested != dayRest*time.Duration(lastDay/restEvery) {
+			t.Errorf("it rested for %v", rested)
+		}
+		ended, end := context.WithCancel(t.Context())
+		end()
+		if days := g.Learn(ended, NewID(pub, lastDay), pub); days != 0 {
+			t.Errorf("%d days ahead were found when the server had ended", days)
+		}
+	})
 }
 
 // A message is refused a second time for as long as its time would let it in,
