@@ -210,6 +210,7 @@ func run(args []string) int {
 		p.SetDrainTime(*s.drain)
 	}
 	ptproc.FitMemory()
+	ptproc.RelaxTimers()
 	memory := tunnel.NewMemory(s.memory)
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()

@@ -253,6 +253,7 @@ func newService(set settings, dial dialFunc, p *ptproc.Process) (made *service, 
 	}
 	s.memory = memory
 	ptproc.FitMemory()
+	ptproc.RelaxTimers()
 	// The placeholder page is as old as the server's key: neither the same on
 	// every server nor new at every start.
 	born := time.Now()

@@ -26,8 +26,9 @@ const (
 	// key, get one when they are confirmed.
 	maxUnconfirmed = 512
 
-	// janitorEvery is how often the janitor looks for sessions whose time has come.
-	janitorEvery = time.Second
+	// janitorEvery is how often the janitor looks for sessions whose time has come: with
+	// 10 000 of them a look takes 4 ms.
+	janitorEvery = 5 * time.Second
 
 	// drainTime is how long nothing must be on its way before a Shutdown: a
 	// few of the engines' delays of acknowledgement.
