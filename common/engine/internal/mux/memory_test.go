@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"runtime"
 	"testing"
+	"testing/synctest"
 )
 
 // TestHeldIsMemory: what the account says is what is held, within a quarter, and
@@ -38,39 +39,38 @@ func TestHeldIsMemory(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			a, b := connect(1 << 20)
-			server := start(t, b, false)
-			a.Write(frame(cmdSYN, 3))
-			st := accept(t, server)
-			drained := func() {
-				for a.Waiting() > 0 {
-					runtime.Gosched()
+			bubble(t, func(t *testing.T) {
+				a, b := connect(1 << 20)
+				server := start(t, b, false)
+				a.Write(frame(cmdSYN, 3))
+				st := accept(t, server)
+				drained := func() {
+					synctest.Wait() // smux has taken in all
+					a.out.Clear()
+					a.in.Clear()
 				}
-				server.smux.NumStreams() // has the lock that smux has to the end of a frame
-				a.out.Clear()
-				a.in.Clear()
-			}
-			drained()
-			idle, before := b.held.Load(), heap()
-			test.fill(a)
-			drained()
-			grown, held := heap()-before, b.held.Load()-idle
-			t.Logf("%d held, the heap has grown by %d", held, grown)
-			if f := float64(held) / float64(grown); f < 0.75 || f > 1.25 {
-				t.Errorf("%d held, the heap has grown by %d: %.2f", held, grown, f)
-			}
-			st.Close()
-			for len(server.arrivals) > 0 {
-				<-server.arrivals
-				st, err := server.accept()
-				if err != nil {
-					t.Fatal(err)
+				drained()
+				idle, before := b.held.Load(), heap()
+				test.fill(a)
+				drained()
+				grown, held := heap()-before, b.held.Load()-idle
+				t.Logf("%d held, the heap has grown by %d", held, grown)
+				if f := float64(held) / float64(grown); f < 0.75 || f > 1.25 {
+					t.Errorf("%d held, the heap has grown by %d: %.2f", held, grown, f)
 				}
 				st.Close()
-			}
-			if n := b.held.Load(); n != sessionCost || server.held != 0 {
-				t.Errorf("%d held when everything is closed; want %d", n, sessionCost)
-			}
+				for len(server.arrivals) > 0 {
+					<-server.arrivals
+					st, err := server.accept()
+					if err != nil {
+						t.Fatal(err)
+					}
+					st.Close()
+				}
+				if n := b.held.Load(); n != sessionCost || server.held != 0 {
+					t.Errorf("%d held when everything is closed; want %d", n, sessionCost)
+				}
+			})
 		})
 	}
 }
@@ -81,30 +81,33 @@ func TestSessionCost(t *testing.T) {
 	if bits.UintSize < 64 {
 		t.Skip("costs are those of pointers of 64 bits; others take less")
 	}
-	const sessions = 100
-	const stack = 2 << 10 // of a goroutine that waits; the runtime's own count is of spans, which others leave behind half empty
-	memory := func() int64 { return heap() + int64(runtime.NumGoroutine())*stack }
-	before := memory()
-	var all []*Session
-	for range sessions {
-		a, b := connect(1 << 20)
-		all = append(all, start(t, b, false))
-		a.Write(frame(cmdNOP, 0))
-	}
-	expect := func(what string, cost float64) {
-		each := (memory() - before) / sessions
-		t.Logf("%d bytes for each of %d %s sessions", each, sessions, what)
-		if f := float64(each) / cost; f < 0.75 || f > 1.25 {
-			t.Errorf("%d bytes for each %s session; want %.0f", each, what, cost)
+	bubble(t, func(t *testing.T) {
+		const sessions = 100
+		const stack = 2 << 10 // of a goroutine that waits; the runtime's own count is of spans, which others leave behind half empty
+		memory := func() int64 { return heap() + int64(runtime.NumGoroutine())*stack }
+		before := memory()
+		var all []*Session
+		for range sessions {
+			a, b := connect(1 << 20)
+			all = append(all, start(t, b, false))
+			a.Write(frame(cmdNOP, 0))
 		}
-	}
-	expect("idle", sessionCost)
-	for _, s := range all {
-		for !isResting(s) {
-			s.rest()
+		expect := func(what string, cost float64) {
+			each := (memory() - before) / sessions
+			t.Logf("%d bytes for each of %d %s sessions", each, sessions, what)
+			if f := float64(each) / cost; f < 0.75 || f > 1.25 {
+				t.Errorf("%d bytes for each %s session; want %.0f", each, what, cost)
+			}
 		}
-	}
-	expect("resting", restCost)
+		synctest.Wait()
+		expect("idle", sessionCost)
+		for _, s := range all {
+			for !isResting(s) {
+				s.rest()
+			}
+		}
+		expect("resting", restCost)
+	})
 }
 
 // heap is what the heap holds, but for pools.
