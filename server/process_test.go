@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"crypto/tls"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -241,17 +240,12 @@ func TestFirstStartTogether(t *testing.T) {
 
 // Nobody has to read stdout and stderr for the program to serve and to end.
 func TestNobodyReads(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	ln.Close()
+	socket, addr := socketFile(t) // nobody reads which one it is
 	reader, writer, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("turbotunnel-server", addr, "127.0.0.1:1")
+	cmd := activated([]*os.File{socket}, "systemd", "127.0.0.1:1")
 	cmd.Stdout, cmd.Stderr = writer, writer
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -266,15 +260,6 @@ func TestNobodyReads(t *testing.T) {
 		defer close(ended)
 		_ = cmd.Wait()
 	})
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		if c, err := net.Dial("tcp", addr); err == nil {
-			c.Close()
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the program does not serve")
-		}
-	}
 	if status, _ := get(t, "http://"+addr+"/"); status != 200 {
 		t.Errorf("/: status %d", status)
 	}

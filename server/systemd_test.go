@@ -13,13 +13,20 @@ import (
 	"time"
 )
 
-// startActivated starts the server as systemd does, with sockets as its
-// descriptors 3 and up. LISTEN_PID is the program's own: the shell becomes it.
+// activated is the server as systemd starts it, with sockets as its descriptors 3 and
+// up. LISTEN_PID is the program's own: the shell becomes it.
+func activated(sockets []*os.File, args ...string) *exec.Cmd {
+	cmd := exec.Command("sh", append([]string{"-c", `LISTEN_PID=$$ exec turbotunnel-server "$@"`, "sh"}, args...)...)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("LISTEN_FDS=%d", len(sockets)))
+	cmd.ExtraFiles = sockets
+	return cmd
+}
+
+// startActivated starts it so.
 func startActivated(t *testing.T, env []string, sockets []*os.File, args ...string) *program {
 	t.Helper()
-	cmd := exec.Command("sh", append([]string{"-c", `LISTEN_PID=$$ exec turbotunnel-server "$@"`, "sh"}, args...)...)
-	cmd.Env = append(append(os.Environ(), fmt.Sprintf("LISTEN_FDS=%d", len(sockets))), env...)
-	cmd.ExtraFiles = sockets
+	cmd := activated(sockets, args...)
+	cmd.Env = append(cmd.Env, env...)
 	return launch(t, cmd)
 }
 

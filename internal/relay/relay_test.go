@@ -243,25 +243,28 @@ func TestBuffers(t *testing.T) {
 // Where there are as many large buffers as there may be, the small one has to do until
 // one is given back; and all are.
 func TestLargeBuffersAreBounded(t *testing.T) {
-	outer, inner := net.Pipe()
-	from, to := &spy{Conn: inner}, new(spy)
-	ended := make(chan error, 1)
-	go func() { ended <- copyThrough(to, from) }()
-	for _, c := range []struct{ others, room int64 }{{mostLarge, smallBuffer}, {mostLarge - 1, largeBuffer}} {
-		largeInUse.Add(c.others)
-		outer.Write(make([]byte, 3*smallBuffer)) // the last part is read with what it has by then
-		if got := from.room.Load(); got != c.room {
-			t.Errorf("beside %d large buffers a read has room for %d bytes, want %d", c.others, got, c.room)
+	synctest.Test(t, func(t *testing.T) {
+		outer, inner := net.Pipe()
+		from, to := &spy{Conn: inner}, new(spy)
+		ended := make(chan error, 1)
+		go func() { ended <- copyThrough(to, from) }()
+		for _, c := range []struct{ others, room int64 }{{mostLarge, smallBuffer}, {mostLarge - 1, largeBuffer}} {
+			largeInUse.Add(c.others)
+			outer.Write(make([]byte, 3*smallBuffer)) // the last part is read with what it has by then
+			synctest.Wait()
+			if got := from.room.Load(); got != c.room {
+				t.Errorf("beside %d large buffers a read has room for %d bytes, want %d", c.others, got, c.room)
+			}
+			largeInUse.Add(-c.others)
 		}
-		largeInUse.Add(-c.others)
-	}
-	outer.Close()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	if n := largeInUse.Load(); n != 0 {
-		t.Errorf("%d large buffers are still in use", n)
-	}
+		outer.Close()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if n := largeInUse.Load(); n != 0 {
+			t.Errorf("%d large buffers are still in use", n)
+		}
+	})
 }
 
 // A late is a stream whose Read, when its deadline has passed, may return bytes
