@@ -26,7 +26,7 @@ const (
 
 	// maxHold and maxAge bound what a client may ask for: how long an answer may wait
 	// or be silent, and stay open: for less than a session lives of which only that is
-	// heard. Clients ask for a minute.
+	// heard. Clients ask for up to half of that.
 	maxHold = 2 * time.Minute
 	maxAge  = 4 * time.Minute
 

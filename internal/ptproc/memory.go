@@ -15,7 +15,7 @@ import (
 
 const (
 	// defaultMemory is how many bytes sessions may hold together where there is
-	// memory enough; the process takes up to twice as many (Go's collector).
+	// memory enough. Garbage comes on top of that: see garbageRoom.
 	defaultMemory = 1 << 30
 
 	// freePart of what a group of processes may have, one in so many and mostFree
@@ -24,10 +24,11 @@ const (
 	freePart = 4
 	mostFree = 64 << 20
 
-	// garbageRoom is how many bytes of garbage Go's collector leaves, where besides
-	// what is held ownMemory is in use: usualGarbage at most, in percent of both, as Go
-	// does by itself, and lessGarbage at least. A process that holds a gigabyte would
-	// take two else, and memory_bytes would say half of what it takes.
+	// garbageRoom is how many bytes of garbage Go's collector is to leave. It is told
+	// in percent of what is in use, which is what is held and ownMemory:
+	// usualGarbage at most, as Go does by itself, and lessGarbage at least. A
+	// process that holds a gigabyte would take two else, and memory_bytes would say
+	// half of what it takes.
 	garbageRoom  = 32 << 20
 	ownMemory    = 8 << 20
 	usualGarbage = 100

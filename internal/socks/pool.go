@@ -13,7 +13,7 @@ const (
 	maxEntries = 32
 
 	// idleTime is how long a dialer without a stream is kept. Its session
-	// costs three requests a minute, which also show an observer that
+	// costs a request or two a minute, which also show an observer that
 	// somebody is there; a new one costs no extra round trip. Tor opens its
 	// next connection within this time when it wants one soon. What was written before
 	// the last stream was closed may take longer: while it may be on its way it is
