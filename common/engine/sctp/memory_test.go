@@ -67,22 +67,24 @@ func TestHeldIsMemory(t *testing.T) {
 		"out of order, 1000":   {1, 1, 1000},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-			server := newEnd(t, b, false)
-			go drain(a)
-			time.Sleep(10 * time.Millisecond)
-			before, idle := memory(), b.Held()
-			sent := 0
-			message := strings.Repeat("x", test.size)
-			for i := test.first; i < maxOutstanding && sent < 24<<20; i += test.step {
-				p := packet(data(firstTSN+uint32(i), message))
-				sent += len(p)
-				a.WriteTo(p, a.RemoteAddr())
-			}
-			settled(server, sent)
-			time.Sleep(10 * time.Millisecond)
-			expectCost(t, int64(b.Held()-idle), memory()-before)
-			a.Close()
+			enginetest.Bubble(t, func(t *testing.T) {
+				a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+				server := newEnd(t, b, false)
+				go drain(a)
+				time.Sleep(10 * time.Millisecond)
+				before, idle := memory(), b.Held()
+				sent := 0
+				message := strings.Repeat("x", test.size)
+				for i := test.first; i < maxOutstanding && sent < 24<<20; i += test.step {
+					p := packet(data(firstTSN+uint32(i), message))
+					sent += len(p)
+					a.WriteTo(p, a.RemoteAddr())
+				}
+				settled(server, sent)
+				time.Sleep(10 * time.Millisecond)
+				expectCost(t, int64(b.Held()-idle), memory()-before)
+				a.Close()
+			})
 		})
 	}
 }
@@ -90,24 +92,26 @@ func TestHeldIsMemory(t *testing.T) {
 // TestHeldScattered: a byte far ahead does not keep the packet that it came in,
 // but for those that the library forgets late, see inCost.
 func TestHeldScattered(t *testing.T) {
-	a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-	server := newEnd(t, b, false)
-	go drain(a)
-	message := strings.Repeat("x", maxMessage-100)
-	before, idle := memory(), b.Held()
-	const packets = 2000
-	for i := range packets {
-		far := data(firstTSN+uint32(packets+1+i), "x")
-		a.WriteTo(packet(data(firstTSN+uint32(i), message), far), a.RemoteAddr())
-		receive(t, server, len(message))
-	}
-	held, grown := int64(b.Held()-idle), memory()-before
-	late := int64(packets/4+192) * mtu
-	t.Logf("%d held, memory has grown by %d", held, grown)
-	if held != packets*int64(inCost(1)) || grown > held+late {
-		t.Errorf("%d held, memory has grown by %d", held, grown)
-	}
-	a.Close()
+	enginetest.Bubble(t, func(t *testing.T) {
+		a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		server := newEnd(t, b, false)
+		go drain(a)
+		message := strings.Repeat("x", maxMessage-100)
+		before, idle := memory(), b.Held()
+		const packets = 2000
+		for i := range packets {
+			far := data(firstTSN+uint32(packets+1+i), "x")
+			a.WriteTo(packet(data(firstTSN+uint32(i), message), far), a.RemoteAddr())
+			receive(t, server, len(message))
+		}
+		held, grown := int64(b.Held()-idle), memory()-before
+		late := int64(packets/4+192) * mtu
+		t.Logf("%d held, memory has grown by %d", held, grown)
+		if held != packets*int64(inCost(1)) || grown > held+late {
+			t.Errorf("%d held, memory has grown by %d", held, grown)
+		}
+		a.Close()
+	})
 }
 
 // say has c send messages of size bytes, one in a packet, which a takes and does not
@@ -128,19 +132,21 @@ func TestHeldUnacknowledged(t *testing.T) {
 	if bits.UintSize < 64 {
 		t.Skip("costs are those of pointers of 64 bits; others take less")
 	}
-	for _, size := range []int{1, 1000, maxMessage} {
-		a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		server := newEnd(t, b, false)
-		time.Sleep(10 * time.Millisecond)
-		before, idle := memory(), b.Held()
-		say(server, a, 1000, size)
-		expectCost(t, int64(b.Held()-idle), memory()-before)
-		a.WriteTo(packet(sack(1000)), a.RemoteAddr())
-		for b.Held() != idle {
-			time.Sleep(time.Millisecond)
+	enginetest.Bubble(t, func(t *testing.T) {
+		for _, size := range []int{1, 1000, maxMessage} {
+			a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+			server := newEnd(t, b, false)
+			time.Sleep(10 * time.Millisecond)
+			before, idle := memory(), b.Held()
+			say(server, a, 1000, size)
+			expectCost(t, int64(b.Held()-idle), memory()-before)
+			a.WriteTo(packet(sack(1000)), a.RemoteAddr())
+			for b.Held() != idle {
+				time.Sleep(time.Millisecond)
+			}
+			a.Close()
 		}
-		a.Close()
-	}
+	})
 }
 
 // TestSessionCost: what an idle session takes is what its price says.
@@ -148,14 +154,16 @@ func TestSessionCost(t *testing.T) {
 	if bits.UintSize < 64 {
 		t.Skip("costs are those of pointers of 64 bits; others take less")
 	}
-	const sessions = 50
-	before := memory()
-	for range sessions {
-		_, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		newEnd(t, b, false)
-	}
-	time.Sleep(10 * time.Millisecond)
-	expectCost(t, sessions*sessionCost, memory()-before)
+	enginetest.Bubble(t, func(t *testing.T) {
+		const sessions = 50
+		before := memory()
+		for range sessions {
+			_, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+			newEnd(t, b, false)
+		}
+		time.Sleep(10 * time.Millisecond)
+		expectCost(t, sessions*sessionCost, memory()-before)
+	})
 }
 
 // TestHeldBehindGap: what the other side has before its turn is held as well, until
@@ -164,25 +172,27 @@ func TestHeldBehindGap(t *testing.T) {
 	if bits.UintSize < 64 {
 		t.Skip("costs are those of pointers of 64 bits; others take less")
 	}
-	a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-	server := newEnd(t, b, false)
-	time.Sleep(10 * time.Millisecond)
-	before, idle := memory(), b.Held()
-	say(server, a, 1000, maxMessage)
-	go drain(a)
-	a.WriteTo(packet(sack(firstTSN-1, 2, 1000)), a.RemoteAddr())
-	for reported := false; !reported; time.Sleep(time.Millisecond) {
-		server.mu.Lock()
-		reported = server.out.reported != 0
-		server.mu.Unlock()
-	}
-	for memory()-before < 900*maxMessage { // until the library has taken them in
-		time.Sleep(time.Millisecond)
-	}
-	held, grown := int64(b.Held()-idle), memory()-before
-	t.Logf("%d held, memory has grown by %d", held, grown)
-	if 4*held < 3*grown {
-		t.Errorf("%d held, memory has grown by %d", held, grown)
-	}
-	a.Close()
+	enginetest.Bubble(t, func(t *testing.T) {
+		a, b := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		server := newEnd(t, b, false)
+		time.Sleep(10 * time.Millisecond)
+		before, idle := memory(), b.Held()
+		say(server, a, 1000, maxMessage)
+		go drain(a)
+		a.WriteTo(packet(sack(firstTSN-1, 2, 1000)), a.RemoteAddr())
+		for reported := false; !reported; time.Sleep(time.Millisecond) {
+			server.mu.Lock()
+			reported = server.out.reported != 0
+			server.mu.Unlock()
+		}
+		for memory()-before < 900*maxMessage { // until the library has taken them in
+			time.Sleep(time.Millisecond)
+		}
+		held, grown := int64(b.Held()-idle), memory()-before
+		t.Logf("%d held, memory has grown by %d", held, grown)
+		if 4*held < 3*grown {
+			t.Errorf("%d held, memory has grown by %d", held, grown)
+		}
+		a.Close()
+	})
 }
