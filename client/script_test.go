@@ -71,12 +71,8 @@ func TestScripts(t *testing.T) {
 	bench := echoServer(t, nil)
 	web := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(web.Close)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed := ln.Addr().String()
-	ln.Close()
+	busy := strings.TrimPrefix(web.URL, "http://")
+	closed := dialTCP(t, busy).LocalAddr().String() // nobody else can take it meanwhile
 	// The subtests are parallel: what they share must outlive this function.
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -86,7 +82,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("KEY", key.Public())
 			env.Setenv("WEB", web.URL)
 			env.Setenv("CLOSED", closed)
-			env.Setenv("BUSY", strings.TrimPrefix(web.URL, "http://"))
+			env.Setenv("BUSY", busy)
 			s := &session{}
 			env.Values["session"] = s
 			env.Defer(s.kill)

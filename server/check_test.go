@@ -87,14 +87,11 @@ func (r *checkRig) run() (*serverReport, string) {
 	return report, out.String()
 }
 
-// closedAddress is one where nobody listens.
+// closedAddress is one where nobody listens, nor can begin to: it is a connection's.
 func closedAddress(t *testing.T) string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
+	t.Helper()
+	conn, _ := tcpPair(t)
+	return conn.LocalAddr().String()
 }
 
 // certificateFiles writes a certificate for a name, which is valid until a time.

@@ -204,13 +204,8 @@ func TestForwardPassesReset(t *testing.T) {
 // A destination that refuses costs that stream, and the next one is tried.
 func TestForwardRefused(t *testing.T) {
 	good := destination(t, func(c *net.TCPConn) { io.Copy(c, c) })
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.Close() // nobody listens there now
 	var works atomic.Bool
-	bad, fine := dialForward(ln.Addr().String()), dialForward(good)
+	bad, fine := dialForward(closedAddress(t)), dialForward(good)
 	f := newFakeTunnel(t, func(ctx context.Context, a netip.Addr) (relay.Conn, error) {
 		if works.Load() {
 			return fine(ctx, a)

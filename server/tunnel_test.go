@@ -144,12 +144,7 @@ func TestStopWaitsForStreams(t *testing.T) {
 
 // FORWARD that refuses resets the stream; the server goes on.
 func TestTunnelForwardRefuses(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	forward := ln.Addr().String()
-	ln.Close()
+	forward := closedAddress(t)
 	p := start(t, nil, "-state-dir", t.TempDir(), "127.0.0.1:0", forward)
 	key := p.said(`clients need -key (\S+)`)
 	d := dialer(t, p.said(`serving on (127\.0\.0\.1:\d+)`), key)
