@@ -313,7 +313,8 @@ func (s *serial) observe(now time.Time, res *result, w *way) (report string) {
 //	  |  full ones pass: twice         v
 //	  +----------------------- half of what has failed
 //
-// How many some are says enough. Several that fail together count once. What has failed is tried again after a while, which grows.
+// The method enough says how many are some. Several that fail together count once. What
+// has failed is tried again after a while, which grows.
 //
 // An answer that says that there is no room now (503, 429) may mean what it says, and
 // what is for its rate or for others does not look at sizes. So there large ones have to

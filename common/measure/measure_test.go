@@ -77,7 +77,6 @@ func TestMeasure(t *testing.T) {
 	}
 }
 
-// Nobody gets more out of it than Most, whatever he asks for.
 // What comes in a burst, and then nothing, is not as fast as the burst.
 func TestBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -90,6 +89,7 @@ func TestBurst(t *testing.T) {
 	})
 }
 
+// Nobody gets more out of it than Most, whatever he asks for.
 func TestMostIsTheMost(t *testing.T) {
 	a, b := pair()
 	ended := serve(t, b)
