@@ -55,7 +55,8 @@ func TestGroupMemory(t *testing.T) {
 	}
 }
 
-// The collector leaves less garbage while much is held, and as usual afterwards.
+// The collector leaves less garbage while much is held, or while the processor is not
+// busy, and as usual afterwards.
 func TestCollect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		percent := func() int {
@@ -66,18 +67,36 @@ func TestCollect(t *testing.T) {
 		before := percent()
 		defer debug.SetGCPercent(before)
 		var held atomic.Int64
+		var millicores, used atomic.Int64
 		ctx, stop := context.WithCancel(t.Context())
 		var running sync.WaitGroup
-		running.Go(func() { CollectGarbage(ctx, 1<<30, held.Load) })
+		running.Go(func() {
+			collectGarbage(ctx, 1<<30, held.Load, func() time.Duration {
+				return time.Duration(used.Add(millicores.Load() * int64(collectEvery) / 1000))
+			})
+		})
+		const calm, between, busy = 350, 450, 500
 		for _, c := range []struct {
-			held int64
-			want int
-		}{{0, usualGarbage}, {2*garbageRoom - ownMemory, 50}, {0, usualGarbage}, {8 * garbageRoom, lessGarbage}, {1<<29 + 1, leastGarbage}} {
+			held       int64
+			millicores int64
+			want       int
+		}{
+			{0, calm, 50},
+			{0, between, 50},
+			{0, busy, usualGarbage},
+			{0, between, usualGarbage},
+			{2*garbageRoom - ownMemory, between, 50},
+			{8 * garbageRoom, busy, lessGarbage},
+			{1<<29 + 1, busy, leastGarbage},
+			{2 * scarceRoom, calm, lessGarbage},
+			{1<<29 + 1, calm, leastGarbage},
+		} {
 			held.Store(c.held)
-			time.Sleep(2 * collectEvery)
+			millicores.Store(c.millicores)
+			time.Sleep(3 * collectEvery)
 			synctest.Wait()
 			if got := percent(); got != c.want {
-				t.Errorf("%d held: %d percent, want %d", c.held, got, c.want)
+				t.Errorf("%d held, %d millicores: %d percent, want %d", c.held, c.millicores, got, c.want)
 			}
 		}
 		stop()
