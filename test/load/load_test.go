@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"turbotunnel/common/engines"
 	"turbotunnel/test/programs"
@@ -41,5 +42,24 @@ func TestLoads(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A plain server answers as often as it is asked to, and what it takes can be seen.
+func TestPlain(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{dir: t.TempDir(), self: self}
+	defer func() {
+		for _, p := range r.helpers {
+			p.Kill() //nolint:errcheck // nothing is to be kept
+		}
+	}()
+	// 2000 requests in a second: so many cost more than the kernel's unit of time.
+	cores, err := r.plain(t.Context(), 2*plainStreams, 200*time.Millisecond, time.Second)
+	if err != nil || cores <= 0 {
+		t.Errorf("%v cores, %v", cores, err)
 	}
 }

@@ -66,6 +66,8 @@ func runHelper(args []string) (code int, ok bool) {
 		err = runClients(os.Stdin, os.Stdout)
 	case len(args) > 0 && args[0] == frontCommand:
 		err = runFront(args[1:], os.Stdin)
+	case len(args) > 0 && args[0] == plainCommand:
+		err = runPlain(args[1:], os.Stdin)
 	default:
 		return 0, false
 	}
@@ -139,10 +141,17 @@ func loads(s size) []load {
 	many := (s.idle + 4999) / 5000
 	return []load{
 		{"idle", setup{fronts: many, clients: many}, func(ctx context.Context, r *rig) ([]row, error) {
-			return idle(ctx, r, s, s.idle, fmt.Sprintf("%d at rest, through fronts", s.idle), s.memory)
+			rows, every, err := idle(ctx, r, s, s.idle, fmt.Sprintf("%d at rest, through fronts", s.idle), s.memory)
+			if err != nil || s.processor == 0 {
+				return rows, err
+			}
+			// What is left where all that is ours is left out, in the same minutes.
+			cores, err := r.plain(ctx, s.idle, every, s.watch)
+			return append(rows, told("  processor of net/http alone, as many requests", "cores", cores)), err
 		}},
 		{"direct", setup{clients: 1}, func(ctx context.Context, r *rig) ([]row, error) {
-			return idle(ctx, r, s, s.direct, fmt.Sprintf("%d at rest, each over TLS", s.direct), 0)
+			rows, _, err := idle(ctx, r, s, s.direct, fmt.Sprintf("%d at rest, each over TLS", s.direct), 0)
+			return rows, err
 		}},
 		{"busy", setup{clients: 1, path: netpath.Config{RTT: 50 * time.Millisecond, Rate: s.rate}}, func(ctx context.Context, r *rig) ([]row, error) {
 			down, err := busy(ctx, r, s, askSource, "down")
@@ -214,59 +223,60 @@ func (r row) line() string {
 	return fmt.Sprintf(lineFormat, r.name, fmt.Sprintf("%.4g %s", r.value, r.unit), limit, verdict)
 }
 
-// idle opens n sessions and looks what they cost when they do nothing.
-func idle(ctx context.Context, r *rig, s size, n int, name string, memory float64) ([]row, error) {
+// idle opens n sessions and looks what they cost when they do nothing. Each makes a
+// request every so often then.
+func idle(ctx context.Context, r *rig, s size, n int, name string, memory float64) (rows []row, every time.Duration, err error) {
 	empty, err := r.held(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	begun, err := r.server.Usage()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	start := time.Now()
 	opened, err := r.order(ctx, order{Do: orderOpen, What: askEcho}, n)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	took := time.Since(start)
 	if err := sleep(ctx, s.settle); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	asked, err := r.scrape(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	before, err := r.server.Usage()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := sleep(ctx, s.watch); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	after, err := r.server.Usage()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	answered, err := r.scrape(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	const requests = "turbotunnel_http_requests_total"
 	full, err := r.held(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	m, err := r.scrape(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	alive, err := r.order(ctx, order{Do: orderPing}, n)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	each := func(x float64) float64 { return x / float64(n) }
-	rows := []row{
+	rows = []row{
 		least(name+": sessions that opened", "", float64(len(opened.Took)), float64(n)),
 		told("  in", "s", took.Seconds()),
 		most("  heap and stacks each, after a collection", "KB", each(full-empty)/1e3, memory/1e3),
@@ -277,7 +287,8 @@ func idle(ctx context.Context, r *rig, s size, n int, name string, memory float6
 		told("  requests a minute, each", "", each(answered[requests]-asked[requests])/s.watch.Minutes()),
 		least("  sessions that answer afterwards", "", float64(len(alive.Took)), float64(n)),
 	}
-	return rows, errors.Join(why(opened), why(alive))
+	every = time.Duration(float64(s.watch) / each(answered[requests]-asked[requests]))
+	return rows, every, errors.Join(why(opened), why(alive))
 }
 
 // busyLimit is how long it may take until they have carried enough.

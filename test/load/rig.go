@@ -49,6 +49,7 @@ type setup struct {
 // A rig is a server, what it forwards to, and who loads it.
 type rig struct {
 	dir, ca string
+	self    string // this program
 	engine  string
 	target  *target
 	server  *proc.Process
@@ -70,7 +71,7 @@ func newRig(ctx context.Context, bin binaries, engine string, how setup) (*rig, 
 	if err != nil {
 		return nil, err
 	}
-	r := &rig{dir: dir, engine: engine, ca: filepath.Join(dir, "ca.pem")}
+	r := &rig{dir: dir, self: bin.self, engine: engine, ca: filepath.Join(dir, "ca.pem")}
 	if err := r.start(ctx, bin, how); err != nil {
 		return nil, errors.Join(err, r.close())
 	}
