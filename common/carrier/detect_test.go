@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"turbotunnel/common/wire"
 )
 
 // ended is how an exchange ended that was started ago before now.
@@ -372,6 +374,40 @@ func TestSizes(t *testing.T) {
 	}
 	if w.refuses(now, 8<<10, 4<<10); w.takesLarge() || w.known(1) != smallBody {
 		t.Error("large ones do not pass any more")
+	}
+}
+
+// Streams that end because they are full say nothing of how long one may stay open,
+// where they are small, either; those that are cut do, whatever has been full meanwhile.
+func TestAgesOfStreams(t *testing.T) {
+	type step struct {
+		age      time.Duration
+		received int
+	}
+	const limit = 64 << 10
+	for name, c := range map[string]struct {
+		steps []step
+		want  time.Duration
+	}{
+		"full":                    {[]step{{6 * time.Second, limit * 9 / 10}, {6 * time.Second, limit * 9 / 10}}, defaultAge},
+		"cut":                     {[]step{{40 * time.Second, 100}, {40 * time.Second, 100}}, share(40 * time.Second)},
+		"cut, and full meanwhile": {[]step{{40 * time.Second, 100}, {35 * time.Second, limit * 9 / 10}, {40 * time.Second, 100}}, share(40 * time.Second)},
+		"cut, and not meanwhile":  {[]step{{40 * time.Second, 100}, {50 * time.Second, 100}, {40 * time.Second, 100}}, longAge},
+	} {
+		t.Run(name, func(t *testing.T) {
+			now, w := time.Now(), new(Path).way("")
+			for _, s := range c.steps {
+				now = now.Add(s.age)
+				w.observe(now, ended(now, stream, s.age, func(r *result) {
+					r.flight.asked = wire.Head{Limit: limit, Stream: 55 * time.Second, Quiet: defaultQuiet}
+					r.flight.heard.Store(int64(s.age))
+					r.good, r.received = true, s.received
+				}))
+			}
+			if got := w.age.most; got != c.want {
+				t.Errorf("streams may stay open for %v, want %v", got, c.want)
+			}
+		})
 	}
 }
 

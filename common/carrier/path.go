@@ -283,14 +283,16 @@ func (w *way) observe(now time.Time, res *result) {
 	f := res.flight
 	age := now.Sub(f.started)
 	unneeded := errors.Is(res.err, errUnneeded)
+	early := age < f.asked.Stream*9/10
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
-	case f.kind == stream && !f.probe && res.good && !unneeded && age < f.asked.Stream*9/10 && res.received < maxStream/2:
+	case f.kind == stream && !f.probe && res.good && !unneeded && early && res.received < f.asked.Limit/2:
 		w.cut(now, res, &w.quiet, age-time.Duration(f.heard.Load()))
 	case f.kind == stream && !f.probe && res.err == nil:
-		w.quiet.gone = false
-		w.age.lasted(age, longAge)
+		if w.quiet.gone = false; !early { // else it was full
+			w.age.lasted(age, longAge)
+		}
 	case f.asked.Hold < minLearned || unneeded: // it shows nothing
 	case res.err == nil:
 		w.hold.gone = false
