@@ -38,8 +38,9 @@ const (
 	usualGarbage = 100
 	lessGarbage  = 25
 
-	// busyCores is from how many cores on that the program uses the processor is busy,
-	// and calmCores up to how many it is not. Between them it stays what it is.
+	// busyCores is from how many cores on that the program itself uses the processor is
+	// taken for busy, and calmCores up to how many it is not. Between them it stays what
+	// it is. Where less than that is left for it, it collects more than it had to.
 	busyCores = 0.5
 	calmCores = 0.35
 
@@ -107,25 +108,25 @@ func collectGarbage(ctx context.Context, limit int64, held func() int64, used fu
 	ticker := time.NewTicker(collectEvery)
 	defer ticker.Stop()
 	defer debug.SetGCPercent(usualGarbage)
-	busy, last := false, used()
+	busy, looked, before := false, time.Now(), used()
 	for now := usualGarbage; ; {
 		if next := garbage(held(), limit, busy); next != now {
 			debug.SetGCPercent(next)
 			now = next
 		}
 		select {
-		case <-ticker.C:
+		case <-ticker.C: // late, where the machine is busy
 		case <-ctx.Done():
 			return
 		}
-		t := used()
-		switch cores := float64(t-last) / float64(collectEvery); {
+		t, sum := time.Now(), used()
+		switch cores := float64(sum-before) / float64(t.Sub(looked)); {
 		case cores >= busyCores:
 			busy = true
 		case cores <= calmCores:
 			busy = false
 		}
-		last = t
+		looked, before = t, sum
 	}
 }
 

@@ -1,8 +1,8 @@
-//go:build !unix
+//go:build !unix && !windows
 
 package ptproc
 
 import "time"
 
-// processorTime is not known: the program seems to rest.
+// processorTime is not known, and the program seems to rest.
 func processorTime() time.Duration { return 0 }
