@@ -490,7 +490,12 @@ func (s *scene) judge(r row) {
 	wire := float64(line.moved()-before) / float64(r.bytes())
 	stop := make(chan struct{})
 	delay := make(chan time.Duration)
-	go func() { delay <- s.ping(stop) }()
+	go func() {
+		// Of what is known of the path each session of kcp begins with what those before
+		// it have left: the transfer's comes first.
+		time.Sleep(2 * r.rtt)
+		delay <- s.ping(stop)
+	}()
 	second := s.share(r, r.kind)
 	close(stop)
 	ping := <-delay
