@@ -30,8 +30,8 @@ const (
 	// and lessGarbage at least. A process that holds a gigabyte would take two else,
 	// and memory_bytes would say half of what it takes. On loopback a collection for
 	// each few megabytes costs a twentieth of the rate. With 200 ms and 500 Mbit/s,
-	// where a program takes a quarter of a core, it costs a fifteenth of that, and
-	// saves a quarter of the memory.
+	// where a program takes a quarter of a core, it costs nothing that shows, and saves a
+	// quarter of the memory.
 	garbageRoom  = 32 << 20
 	scarceRoom   = 4 << 20
 	ownMemory    = 8 << 20

@@ -39,16 +39,25 @@ func runFront(args []string, in io.Reader) error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp4", args[0])
+	return serve(newFront(args[1], cert, first), args[0], in)
+}
+
+// serve has s serve at addr until in ends, by TLS if it has a configuration of that.
+func serve(s *http.Server, addr string, in io.Reader) error {
+	l, err := net.Listen("tcp4", addr)
 	if err != nil {
 		return err
 	}
-	s := newFront(args[1], cert, first)
 	go func() {
 		io.Copy(io.Discard, in) //nolint:errcheck // its end is what is waited for
 		s.Close()
 	}()
-	if err := s.ServeTLS(l, "", ""); err != http.ErrServerClosed {
+	if s.TLSConfig != nil {
+		err = s.ServeTLS(l, "", "")
+	} else {
+		err = s.Serve(l)
+	}
+	if err != http.ErrServerClosed {
 		return err
 	}
 	return nil

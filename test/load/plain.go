@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os/exec"
 	"sync"
@@ -40,10 +39,6 @@ func runPlain(args []string, in io.Reader) error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp4", args[0])
-	if err != nil {
-		return err
-	}
 	ptproc.RelaxTimers() // like turbotunnel-server
 	s := &http.Server{Protocols: new(http.Protocols), ReadHeaderTimeout: headTimeout, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body) //nolint:errcheck // the next write says so, too
@@ -57,14 +52,7 @@ func runPlain(args []string, in io.Reader) error {
 		}
 	})}
 	s.Protocols.SetUnencryptedHTTP2(true)
-	go func() {
-		io.Copy(io.Discard, in) //nolint:errcheck // its end is what is waited for
-		s.Close()
-	}()
-	if err := s.Serve(l); err != http.ErrServerClosed {
-		return err
-	}
-	return nil
+	return serve(s, args[0], in)
 }
 
 // plain is how many cores a plain server takes for n requests at a time, each of which it
