@@ -119,8 +119,9 @@ type Carrier interface {
 // The client opens streams, the server accepts them. All methods may be called
 // concurrently.
 type Session interface {
-	// Open returns a new stream without waiting for the other side. The
-	// server's Accept returns its end even when no byte is ever written to it.
+	// Open returns a new stream. It may wait until the session's two ends have
+	// spoken, not longer than ctx and the session last. The server's Accept
+	// returns its end even when no byte is ever written to it.
 	Open(ctx context.Context) (Stream, error)
 
 	// Accept waits for a stream opened by the other side.

@@ -248,7 +248,9 @@ func (d *Dialer) Dial(ctx context.Context) (Stream, error) {
 // with the session's first message, and when that fails Read and Write return the
 // error that Dial would have returned. If it is only the clocks that differ, a
 // stream that has said nothing goes on in the next session, and one that has returns
-// ErrClock: what it said is not said twice.
+// ErrClock: what it said is not said twice. The engine quic has to hear from the
+// server first: with it DialEarly is Dial, but that an error does not say
+// ErrUnreachable because ctx has ended.
 func (d *Dialer) DialEarly(ctx context.Context) (Stream, error) {
 	s, err := d.session(ctx)
 	if err != nil {
@@ -320,10 +322,7 @@ func (d *Dialer) openIn(ctx context.Context, s *session) (engine.Stream, *sessio
 		case errors.Is(err, engine.ErrTooMany):
 			d.fills(s)
 		case tries == clockTries || !s.untimely():
-			if cause := s.client.Err(); cause != nil {
-				err = cause
-			}
-			return nil, nil, err
+			return nil, nil, s.explain(err)
 		default:
 			tries++
 		}
@@ -336,6 +335,17 @@ func (d *Dialer) openIn(ctx context.Context, s *session) (engine.Stream, *sessio
 // untimely tells whether the session has ended because the clocks differ: the next
 // one knows that.
 func (s *session) untimely() bool { return errors.Is(s.client.Err(), ErrClock) }
+
+// explain turns the error of an engine whose session has ended into the reason for that.
+func (s *session) explain(err error) error {
+	if why := s.replaced.Load(); why != nil {
+		return *why
+	}
+	if cause := s.client.Err(); cause != nil {
+		return cause
+	}
+	return err
+}
 
 // failure is why the session ended.
 func (s *session) failure() error {

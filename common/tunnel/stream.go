@@ -102,13 +102,7 @@ func (s *clientStream) explain(session *session, err error) error {
 	if err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || s.closed.Load() {
 		return err
 	}
-	if why := session.replaced.Load(); why != nil {
-		return *why
-	}
-	if cause := session.client.Err(); cause != nil {
-		return cause
-	}
-	return err
+	return session.explain(err)
 }
 
 func (s *clientStream) Read(p []byte) (int, error) {

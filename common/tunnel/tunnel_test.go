@@ -432,7 +432,8 @@ func testDialEarly(t *testing.T, name string) {
 	<-served
 }
 
-// Dial says why there is no server, and the streams of DialEarly say the same.
+// Dial says why there is no server, and the streams of DialEarly say the same, or
+// DialEarly itself where it waits.
 func TestErrors(t *testing.T) {
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -473,18 +474,23 @@ func TestErrors(t *testing.T) {
 				}
 			}
 			early, err := d.DialEarly(t.Context())
-			if err != nil {
+			if cfg.Engine == "quic" {
+				check("DialEarly", err)
+			} else if err != nil {
 				t.Fatal(err)
+			} else {
+				early.Write([]byte("early"))
 			}
-			early.Write([]byte("early"))
 			_, err = d.Dial(t.Context())
 			check("Dial", err)
-			_, err = early.Read(make([]byte, 1))
-			check("Read", err)
-			for err = nil; err == nil; {
-				_, err = early.Write(make([]byte, 1000))
+			if early != nil {
+				_, err = early.Read(make([]byte, 1))
+				check("Read", err)
+				for err = nil; err == nil; {
+					_, err = early.Write(make([]byte, 1000))
+				}
+				check("Write", err)
 			}
-			check("Write", err)
 			if n := s.server.Load().Stats().Opened; n != 0 {
 				t.Errorf("%d sessions were opened", n)
 			}
@@ -511,24 +517,27 @@ func TestDialEnds(t *testing.T) {
 		if _, err := d.Dial(ctx); !errors.Is(err, ErrUnreachable) || !errors.Is(err, why) {
 			t.Errorf("%s: %v", name, err)
 		}
-		early, err := d.DialEarly(t.Context())
-		if err != nil {
-			t.Fatal(err)
+		early := func(ctx context.Context, by time.Time) error {
+			st, err := d.DialEarly(ctx) // that of quic waits for the server
+			if err == nil {
+				st.SetReadDeadline(by)
+				_, err = st.Read(make([]byte, 1))
+			}
+			return err
 		}
-		early.SetReadDeadline(time.Now())
-		if _, err := early.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%s: Read after the deadline: %v", name, err)
+		within, want := t.Context(), os.ErrDeadlineExceeded
+		if name == "quic" {
+			within, want = ctx, context.Canceled
 		}
-		early.SetReadDeadline(time.Time{})
+		if err := early(within, time.Now()); !errors.Is(err, want) {
+			t.Errorf("%s: an early stream: %v; want %v", name, err, want)
+		}
 		failed := make(chan error, 2)
 		go func() {
 			_, err := d.Dial(context.Background())
 			failed <- err
 		}()
-		go func() {
-			_, err := early.Read(make([]byte, 1))
-			failed <- err
-		}()
+		go func() { failed <- early(context.Background(), time.Time{}) }()
 		d.Close()
 		for range 2 {
 			if err := <-failed; err == nil {

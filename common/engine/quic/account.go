@@ -26,32 +26,29 @@ const (
 
 	// sentCost is for a packet that is not acknowledged, or lost and not sent again.
 	sentCost = 1850
-)
 
-// region is the size in bytes of the pieces of a stream by which an account knows
-// what is not read.
-const region = 16 << 10
+	// region is the size of the pieces of a stream by which it is known what is not read.
+	region = 16 << 10
+)
 
 // account tells the carrier what the library holds for the other side. A server
 // learns that from the library's log of events (qlog), the only place where it says
-// what packets contain: 1 MB of packets with 200 frames of a byte each takes 25 MB
-// here. That costs a tenth of the library's time, and a client, whose server is its
-// operator's choice, counts sessions and streams only.
+// what packets contain. That costs a tenth of the library's time, and a client, whose
+// server is its operator's choice, counts sessions and streams only.
 type account struct {
 	carrier engine.Carrier
 
 	mu      sync.Mutex // guards what follows
 	inboxes map[quic.StreamID]*inbox
-	next    quic.StreamID // the first that no frame was of
+	next    quic.StreamID // the first that was not heard of
 	flight  int           // packets not acknowledged
 	lost    int           // packets to be sent again
 }
 
 // inbox is what is not read of a stream that this side has not closed.
 type inbox struct {
-	read, end int64 // bytes read; the end of the last frame
-	regions   map[int64]int
-	held      int // the sum of regions
+	read, end int64         // bytes read; the end of the last frame
+	regions   map[int64]int // what each takes
 }
 
 func newAccount(carrier engine.Carrier) *account {
@@ -69,6 +66,7 @@ func (a *account) Close() error                                                 
 func (a *account) RecordEvent(e qlogwriter.Event) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	unacknowledged := a.flight + a.lost
 	switch e := e.(type) {
 	case qlog.PacketReceived:
 		for _, frame := range e.Frames {
@@ -81,15 +79,19 @@ func (a *account) RecordEvent(e qlogwriter.Event) {
 		}
 	case qlog.PacketSent:
 		for _, frame := range e.Frames {
-			if _, ok := frame.Frame.(*qlog.StreamFrame); ok && a.lost > 0 {
-				a.sent(a.flight, a.lost-1) // what is lost goes before what is new
+			if _, ok := frame.Frame.(*qlog.StreamFrame); ok {
+				a.lost = max(a.lost-1, 0) // what is lost goes before what is new
 			}
 		}
 	case qlog.PacketLost:
-		a.sent(a.flight, a.lost+1)
+		a.lost++
 	case qlog.MetricsUpdated:
-		a.sent(e.PacketsInFlight, a.lost)
+		a.flight = e.PacketsInFlight
 	}
+	if len(a.inboxes) == 0 {
+		a.lost = 0 // those of a stream that was reset are not sent again
+	}
+	a.carrier.Hold((a.flight + a.lost - unacknowledged) * sentCost)
 }
 
 func costOf(frame int64) int {
@@ -97,15 +99,6 @@ func costOf(frame int64) int {
 		return smallFrameCost + int(frame)
 	}
 	return frameCost
-}
-
-// sent says how many packets are in flight and lost. mu is held.
-func (a *account) sent(flight, lost int) {
-	if len(a.inboxes) == 0 {
-		lost = 0 // those of a stream that was reset are not sent again
-	}
-	a.carrier.Hold((flight + lost - a.flight - a.lost) * sentCost)
-	a.flight, a.lost = flight, lost
 }
 
 // inbox returns that of a stream, or nil if it was closed. A stream that is opened
@@ -119,10 +112,10 @@ func (a *account) inbox(id quic.StreamID) *inbox {
 }
 
 // opened counts a stream of which nothing may have come.
-func (a *account) opened(id quic.StreamID) {
+func (a *account) opened(id quic.StreamID) *inbox {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.inbox(id)
+	return a.inbox(id)
 }
 
 // received counts a frame, which the library has taken. One that has come before is
@@ -132,48 +125,32 @@ func (a *account) received(f *qlog.StreamFrame) {
 	if in == nil || end <= in.read || f.Length == 0 {
 		return
 	}
-	cost := costOf(f.Length)
-	in.regions[f.Offset/region] += cost
-	in.held += cost
+	in.regions[max(f.Offset, in.read)/region] += costOf(f.Length)
 	in.end = max(in.end, end)
-	a.carrier.Hold(cost)
+	a.carrier.Hold(costOf(f.Length))
 }
 
 // read says that n bytes of a stream were read. It may come before received.
-func (a *account) read(id quic.StreamID, n int) {
+func (a *account) read(in *inbox, n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	in := a.inbox(id)
-	if in == nil {
-		return
-	}
-	before := in.read / region
+	r := in.read / region
 	in.read += int64(n)
-	given := 0
-	for r := before; r < in.read/region; r++ {
-		given += in.regions[r]
+	for ; r < in.read/region || r == in.read/region && in.read >= in.end; r++ {
+		a.carrier.Hold(-in.regions[r])
 		delete(in.regions, r)
 	}
-	if in.read >= in.end {
-		given = in.held
-		clear(in.regions)
-	}
-	in.held -= given
-	a.carrier.Hold(-given)
 }
 
 // closed says that this side has closed a stream. What the library has of it and was
 // not read stays until the library forgets the stream, which depends on the client.
-func (a *account) closed(str *quic.Stream) {
+func (a *account) closed(in *inbox, str *quic.Stream) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	in := a.inbox(str.StreamID())
-	if in == nil {
-		return
-	}
 	delete(a.inboxes, str.StreamID())
 	a.carrier.Hold(-streamCost)
-	if in.held > 0 {
-		runtime.AddCleanup(str, a.carrier.Hold, -in.held)
+	for _, cost := range in.regions {
+		runtime.AddCleanup(str, a.carrier.Hold, -cost)
 	}
+	in.regions = nil
 }

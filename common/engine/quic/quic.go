@@ -9,16 +9,12 @@
 // nothing of the stream again that was lost, as RFC 9000 (sections 3.1 and 3.2)
 // allows.
 //
-// # TLS, and what it is worth here
-//
-// QUIC cannot be had without TLS. The carrier has sealed the session already: TLS
-// must not weaken that, and need not add to it, so nothing here asks a person, reads
-// a file, or looks at a clock. From the carrier's Binding both sides derive the same
-// Ed25519 key and prove by a certificate each that they hold it: QUIC's two ends are
-// then the sealed session's two ends. Everything else in a certificate is ignored.
-// Without a binding the key is the same for everybody, and TLS authenticates nobody:
-// that is safe only over a carrier that authenticates its datagrams by itself, and on
-// a test bench.
+// QUIC cannot be had without TLS, and the carrier has sealed the session already. So
+// TLS proves one thing: both sides derive the same Ed25519 key from the carrier's
+// Binding, and QUIC's two ends are then the sealed session's two ends. Without a
+// binding the key is the same for everybody, and TLS authenticates nobody: that is
+// safe only over a carrier that authenticates its datagrams by itself, and on a test
+// bench.
 package quic
 
 import (
@@ -31,15 +27,12 @@ import (
 
 const (
 	// never is longer than every session: it is the carrier that knows whether
-	// the other side is alive. The library's own limits, 5 s for the handshake
-	// and 30 s without a packet, would end sessions that only wait for a tunnel
-	// to pass. Twice this must fit into a time.Duration.
+	// the other side is alive. Twice this must fit into a time.Duration.
 	never = 10 * 365 * 24 * time.Hour
 
 	// packetSize is the size in bytes of a full packet. The library's buffers hold
 	// 1452, but its pacer counts in packets of 1280 whatever it is told
-	// (newPacer in its internal/congestion): with larger ones it spins between
-	// two packets until the clock has moved.
+	// (newPacer in its internal/congestion), and spins between two larger ones.
 	packetSize = 1280
 
 	// initialWindow is the receive window of every stream in bytes before its
@@ -102,4 +95,4 @@ type Engine struct{}
 func (Engine) Name() string                                     { return "quic" }
 func (Engine) Multiplexes() bool                                { return true }
 func (Engine) Client(pc engine.Carrier) (engine.Session, error) { return newClient(pc), nil }
-func (Engine) Server(pc engine.Carrier) (engine.Session, error) { return newServer(pc) }
+func (Engine) Server(pc engine.Carrier) (engine.Session, error) { return newServer(pc), nil }

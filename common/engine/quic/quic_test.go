@@ -3,7 +3,6 @@ package quic
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"io"
 	"net"
@@ -109,19 +108,12 @@ func TestBinding(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				x, y := bind(test.client, test.server)
 				client, server := start(t, x, y)
-				c := open(t, client)
-				if _, err := c.Write([]byte("hello")); err != nil {
-					t.Fatal(err)
-				}
 				if test.good {
-					if _, err := io.ReadFull(accept(t, server), make([]byte, 5)); err != nil {
-						t.Error(err)
-					}
+					exchange(t, client, server)
 					return
 				}
-				<-client.Done()
-				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, errCertificate) || !errors.Is(err, engine.ErrReset) {
-					t.Errorf("the client's stream: %v; want %v", err, errCertificate)
+				if _, err := client.Open(context.Background()); !errors.Is(err, errCertificate) || !errors.Is(err, engine.ErrReset) {
+					t.Errorf("the client's Open: %v; want %v", err, errCertificate)
 				}
 				if _, err := server.Accept(context.Background()); err == nil {
 					t.Error("the server accepted a stream")
@@ -164,10 +156,6 @@ func TestBindingComesLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := bind("", "secret")
 		client, server := start(t, x, y)
-		c := open(t, client)
-		if _, err := c.Write([]byte("early")); err != nil {
-			t.Fatal(err)
-		}
 		time.Sleep(delay)
 		synctest.Wait()
 		if n := x.asked.Load(); n > 0 {
@@ -177,16 +165,13 @@ func TestBindingComesLate(t *testing.T) {
 			t.Errorf("the first flight is %+v; want one datagram", sent)
 		}
 		x.set("secret")
-		if _, err := io.ReadFull(accept(t, server), make([]byte, 5)); err != nil {
-			t.Error(err)
-		}
+		exchange(t, client, server)
 	})
 }
 
-// TestEarlyData: what is written before the handshake is done arrives one and
-// a half round trips after the session began, whether the stream is still open
-// then or not.
-func TestEarlyData(t *testing.T) {
+// TestFirstBytes: what is written first arrives one and a half round trips after
+// the session began, whether the stream is still open then or not.
+func TestFirstBytes(t *testing.T) {
 	for _, end := range []struct {
 		name string
 		end  func(engine.Stream) error
@@ -200,7 +185,7 @@ func TestEarlyData(t *testing.T) {
 				client, server := start(t, x, y)
 				begin := time.Now()
 				c := open(t, client)
-				text := bytes.Repeat([]byte("x"), earlyLimit-1)
+				text := bytes.Repeat([]byte("x"), packetSize)
 				if n, err := c.Write(text); n != len(text) || err != nil {
 					t.Fatalf("Write: %d, %v", n, err)
 				}
@@ -209,9 +194,6 @@ func TestEarlyData(t *testing.T) {
 				}
 				if _, err := c.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
 					t.Errorf("Write after the end: %v", err)
-				}
-				if d := time.Since(begin); d > 0 {
-					t.Errorf("that took %v", d)
 				}
 				got, err := io.ReadAll(accept(t, server))
 				if err != nil || !bytes.Equal(got, text) {
@@ -359,44 +341,27 @@ func TestResetDropsUnread(t *testing.T) {
 }
 
 // TestResetEarly: a stream that is reset before the other side has heard of it
-// comes to exist there, reset; a Write that waits for the handshake ends.
+// comes to exist there, reset.
 func TestResetEarly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := bind("", "")
 		client, server := start(t, x, y)
-		silent, writing, next := open(t, client), open(t, client), open(t, client)
-		ended := make(chan error, 1)
-		go func() {
-			_, err := writing.Write(make([]byte, 2*earlyLimit))
-			ended <- err
-		}()
-		synctest.Wait()
+		silent, next := open(t, client), open(t, client)
 		silent.Reset()
-		writing.Reset()
-		if err := <-ended; !errors.Is(err, engine.ErrClosed) {
-			t.Errorf("Write in progress: %v", err)
-		}
-		expectEnd(t, "before the handshake", silent, engine.ErrClosed)
 		next.Write([]byte("next"))
-		for range 2 {
-			st := accept(t, server)
-			expectEnd(t, "the server", st, engine.ErrReset)
-			st.Close()
-		}
+		st := accept(t, server)
+		expectEnd(t, "the server", st, engine.ErrReset)
+		st.Close()
 		got := make([]byte, 4)
 		if _, err := io.ReadFull(accept(t, server), got); err != nil || string(got) != "next" {
-			t.Errorf("the stream after them: %q, %v", got, err)
+			t.Errorf("the stream after it: %q, %v", got, err)
 		}
-		expectEnd(t, "after the handshake", silent, engine.ErrClosed)
-
-		open(t, client).Reset() // its opening waits for the first bytes
-		time.Sleep(time.Minute)
-		expectEnd(t, "the server, later", accept(t, server), engine.ErrReset)
+		expectEnd(t, "the client", silent, engine.ErrClosed)
 	})
 }
 
 // TestResetAfterClose: what was written before a Close arrives with its end,
-// whatever follows the Close, before the handshake and after it.
+// whatever follows the Close.
 func TestResetAfterClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := bind("", "")
@@ -450,55 +415,55 @@ func TestResetMakesRoom(t *testing.T) {
 	})
 }
 
-// TestEarlyWriteWaits: a long Write begins before the handshake is done and
-// ends after it; one that has to give up says what it has written.
-func TestEarlyWriteWaits(t *testing.T) {
+// TestOpenWaits: until the handshake is done Open waits, but not longer than its
+// context and the session last.
+func TestOpenWaits(t *testing.T) {
+	for _, end := range []func(x *bound, s *session) error{
+		func(_ *bound, s *session) error { s.Close(); return engine.ErrClosed },
+		func(x *bound, _ *session) error { x.Break(io.ErrNoProgress); return io.ErrNoProgress },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			x, y := bind("", "")
+			defer y.Close()
+			s := newClient(x)
+			defer s.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			if _, err := s.Open(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Open: %v; want %v", err, context.DeadlineExceeded)
+			}
+			opened := make(chan error, 1)
+			go func() {
+				_, err := s.Open(context.Background())
+				opened <- err
+			}()
+			synctest.Wait()
+			want := end(x, s)
+			if err := <-opened; !errors.Is(err, want) {
+				t.Errorf("Open on a session that ends: %v; want %v", err, want)
+			}
+		})
+	}
+}
+
+// TestOpening: a stream is known to the server as soon as a datagram can be there,
+// and what is written to it at once as well.
+func TestOpening(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := bind("", "")
 		client, server := start(t, x, y)
-		c := open(t, client)
-		c.SetDeadline(time.Now().Add(delay))
-		text := make([]byte, 100<<10)
-		rand.Read(text)
-		n, err := c.Write(text)
-		if n != earlyLimit-1 || !errors.Is(err, context.DeadlineExceeded) && !isTimeout(err) {
-			t.Errorf("Write: %d, %v", n, err)
-		}
-		if _, err := c.Read(make([]byte, 1)); !isTimeout(err) {
-			t.Errorf("Read: %v", err)
-		}
-		c.SetDeadline(time.Time{})
-		done := make(chan error, 1)
-		go func() {
-			_, err := c.Write(text[n:])
-			done <- errors.Join(err, c.CloseWrite())
-		}()
-		got, err := io.ReadAll(accept(t, server))
-		if err != nil || !bytes.Equal(got, text) {
-			t.Errorf("%d bytes arrived of %d: %v", len(got), len(text), err)
-		}
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func isTimeout(err error) bool {
-	var timeout net.Error
-	return errors.As(err, &timeout) && timeout.Timeout()
-}
-
-// TestOpeningTravelsWithData: a stream that is opened and written to at once
-// costs one datagram, and one that nobody writes to is known after engine.OpenDelay.
-func TestOpeningTravelsWithData(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		x, y := bind("", "")
-		client, server := start(t, x, y)
+		exchange(t, client, server)
+		time.Sleep(time.Minute)
+		begin := time.Now()
 		open(t, client)
 		accept(t, server)
-		time.Sleep(time.Minute)
+		if d := time.Since(begin); d != delay {
+			t.Errorf("the server knew of a stream after %v", d)
+		}
 
+		time.Sleep(time.Minute)
 		before := x.Sent().Datagrams
+		begin = time.Now()
 		c := open(t, client)
 		if _, err := c.Write([]byte("at once")); err != nil {
 			t.Fatal(err)
@@ -506,22 +471,14 @@ func TestOpeningTravelsWithData(t *testing.T) {
 		if _, err := io.ReadFull(accept(t, server), make([]byte, 7)); err != nil {
 			t.Fatal(err)
 		}
-		if n := x.Sent().Datagrams - before; n != 1 {
-			t.Errorf("opening with data took %d datagrams", n)
-		}
-
-		time.Sleep(time.Minute)
-		begin := time.Now()
-		open(t, client)
-		accept(t, server)
-		if d := time.Since(begin); d != delay+engine.OpenDelay {
-			t.Errorf("the server knew of a stream after %v", d)
+		if d, n := time.Since(begin), x.Sent().Datagrams-before; d != delay || n > 2 {
+			t.Errorf("opening with data took %v and %d datagrams", d, n)
 		}
 	})
 }
 
-// TestTooManyStreams: the limit is the same before and after the handshake, and
-// Open waits there until a stream is over, its context ends, or the session.
+// TestTooManyStreams: where there are as many streams as there may be, Open waits
+// until one is over, its context ends, or the session.
 func TestTooManyStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := bind("", "")
@@ -530,12 +487,10 @@ func TestTooManyStreams(t *testing.T) {
 		for range engine.MaxStreams {
 			streams = append(streams, open(t, client))
 		}
-		for range 2 { // before the handshake, and after it
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
-			if _, err := client.Open(ctx); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("Open: %v; want %v", err, context.DeadlineExceeded)
-			}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := client.Open(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Open: %v; want %v", err, context.DeadlineExceeded)
 		}
 		accepted := accept(t, server)
 		opened := make(chan error, 1)
@@ -579,10 +534,7 @@ func TestOneConnection(t *testing.T) {
 			y.Close()
 		}
 		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		server, err := newServer(y)
-		if err != nil {
-			t.Fatal(err)
-		}
+		server := newServer(y)
 		x.WriteTo(packets[0], x.RemoteAddr())
 		synctest.Wait()
 		before := runtime.NumGoroutine()
@@ -605,10 +557,12 @@ func TestNoOpening(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, y := bind("", "")
 		client, server := start(t, x, y)
-		c := open(t, client).(*stream)
-		c.mu.Lock()
-		c.early[0] = 'x'
-		c.mu.Unlock()
+		<-client.ready
+		str, err := client.conn.OpenStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		str.Write([]byte("x"))
 		s := accept(t, server)
 		for range 2 {
 			if n, err := s.Read(make([]byte, 10)); n != 0 || !errors.Is(err, errOpening) {
@@ -626,7 +580,7 @@ func TestCloseTogether(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			x, y := bind("", "")
 			client, server := start(t, x, y)
-			open(t, client)
+			go client.Open(t.Context())
 			time.Sleep(after)
 			done := make(chan error)
 			for range 3 {
@@ -648,13 +602,7 @@ func TestClock(t *testing.T) {
 		time.Sleep(50 * 365 * 24 * time.Hour) // the bubble's clock begins in their year
 		x, y := bind("", "")
 		client, server := start(t, x, y)
-		c := open(t, client)
-		if _, err := c.Write([]byte("hello")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(accept(t, server), make([]byte, 5)); err != nil {
-			t.Error(err)
-		}
+		exchange(t, client, server)
 	})
 }
 

@@ -1,4 +1,4 @@
-// Package half has what the two directions of every stream have in common: one
+// Package half has what the two directions of a stream have in common: one
 // Read and one Write at a time, which wait for a change or for a deadline that may
 // be moved meanwhile.
 package half
@@ -35,12 +35,6 @@ func (h *Half) Leave() { <-h.turn }
 // moved, of which Wait is told.
 func (h *Half) Passed() <-chan struct{} { return h.by.Done() }
 
-// By is the deadline, zero if there is none.
-func (h *Half) By() time.Time {
-	by, _ := h.by.Deadline()
-	return by
-}
-
 // Wait waits for a change or the deadline.
 func (h *Half) Wait(passed <-chan struct{}) {
 	select {
@@ -53,7 +47,6 @@ func (h *Half) Wait(passed <-chan struct{}) {
 type Both struct {
 	Addresses
 	Reads, Writes Half
-	Moved         func() // constant; called, with no lock held, when a deadline was moved; nil: nobody asks
 	forgotten     atomic.Bool
 }
 
@@ -86,9 +79,6 @@ func (b *Both) set(h *Half, t time.Time) error {
 	}
 	h.by.Set(t)
 	Signal(h.Changed)
-	if b.Moved != nil {
-		b.Moved()
-	}
 	return nil
 }
 
