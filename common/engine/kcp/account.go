@@ -3,6 +3,8 @@ package kcp
 import (
 	"sync"
 
+	"github.com/xtaci/kcp-go/v5"
+
 	"turbotunnel/common/engine"
 )
 
@@ -11,11 +13,10 @@ const (
 	// bufferCost is a buffer of kcp-go's for a segment, however short that is: the
 	// runtime rounds 1472 up. placeCost is a segment's place in one of KCP's queues
 	// (64 bytes), which grow by a tenth or a quarter, and do not shrink until the
-	// conversation rests. segmentCost is both, and a place in its map of what came early
-	// and in ours.
+	// conversation rests. segmentCost is both, and a place in its map of what came early.
 	bufferCost  = 1536
 	placeCost   = 64 + 64/4
-	segmentCost = bufferCost + placeCost + 12 + 16
+	segmentCost = bufferCost + placeCost + 12
 
 	// restCost and sessionCost are what a session takes that holds nothing, at rest
 	// and else (TestSessionCost): the stack of its goroutine, a datagram to read into,
@@ -27,6 +28,16 @@ const (
 	datagramCost = 9472
 )
 
+// A conversation is promised one openPart of what is left for all at first, and one
+// growPart more each time that updateEvery segments were read, or half of a smaller
+// window. So those that nobody reads leave something to those that come after them.
+const (
+	openPart    = 13
+	growPart    = 4
+	updateEvery = 1 << 20 / SegmentSize
+	leastWindow = 32 << 10 / SegmentSize // is promised in any case
+)
+
 // datagram is one packet to be written, or that was read: then it has room for
 // the segment that input adds.
 type datagram struct {
@@ -36,7 +47,7 @@ type datagram struct {
 
 var datagrams = sync.Pool{New: func() any { return new(datagram) }}
 
-// packed is what waits for the carrier. The driver's mutex guards it.
+// packed is what waits for the carrier. The Conn's mutex guards it.
 type packed struct {
 	list   []*datagram
 	bytes  int  // in list and in the datagram that is being written
@@ -45,7 +56,7 @@ type packed struct {
 }
 
 // add packs a segment.
-func (o *packed) add(s []byte, ack bool) {
+func (o *packed) add(s segment) {
 	last := len(o.list) - 1
 	if last < 0 || o.list[last].n+len(s) > engine.MaxDatagram {
 		d := datagrams.Get().(*datagram)
@@ -56,7 +67,7 @@ func (o *packed) add(s []byte, ack bool) {
 	d := o.list[last]
 	d.n += copy(d.data[d.n:], s)
 	o.bytes += len(s)
-	if ack {
+	if s[cmdAt] == kcp.IKCP_CMD_ACK {
 		d.acks++
 		o.acks++
 	} else {
@@ -64,67 +75,52 @@ func (o *packed) add(s []byte, ack bool) {
 	}
 }
 
-// next takes the first datagram; when it is written, written must be called.
-func (o *packed) next() *datagram {
-	d := o.list[0]
-	o.list[0], o.list = nil, o.list[1:]
-	o.acks -= d.acks
-	o.urgent = len(o.list) > 0
-	return d
-}
-
-// written takes note that a datagram has left.
-func (o *packed) written(d *datagram) {
-	o.bytes -= d.n
-	datagrams.Put(d)
-}
-
-// received is KCP's receiving side as seen from outside: which segments it holds.
-// It does what kcp-go's parse_data and Recv do with their numbers.
+// received is what is known of KCP's receiving side. What it holds is at most what has
+// come and was not read, and at most the numbers between what was read and the highest
+// that has come: less only if something is missing or came twice.
 type received struct {
-	next   uint32              // the number that KCP waits for
-	queued int                 // segments in order that were not read; KCP takes Window of them
-	early  map[uint32]struct{} // segments behind those; nil: there are none
+	read  uint32 // segments
+	top   uint32 // one more than the highest number
+	count int    // of segments that came, since nothing was held
 }
 
-// push notes that segment sn has come, and tells whether KCP acknowledges it.
-func (r *received) push(sn uint32) bool {
-	switch {
-	case int32(sn-r.next-Window) >= 0: // what is half of all numbers away is ahead, as for KCP
-		return false
-	case sn == r.next && len(r.early) == 0 && r.queued < Window:
-		r.next++
-		r.queued++
-	case int32(sn-r.next) >= 0:
-		if r.early == nil {
-			r.early = make(map[uint32]struct{})
-		}
-		r.early[sn] = struct{}{}
-		r.advance()
+// held is how many segments KCP holds, at most.
+func (r *received) held() int { return min(r.count, int(r.top-r.read)) }
+
+// add takes note of the segments of a datagram.
+func (r *received) add(sum summary) {
+	r.count += sum.pushes
+	r.top = r.read + max(r.top-r.read, sum.top)
+}
+
+// take takes note that one was read.
+func (r *received) take() {
+	r.read++
+	if r.count--; r.read == r.top {
+		r.count = 0
 	}
-	return true
 }
 
-// read notes that a segment was read, and tells whether KCP will say that its
-// window has opened.
-func (r *received) read() bool {
-	full := r.queued == Window
-	r.queued--
-	r.advance()
-	return full && r.queued < Window
+// promise has the other side send more, but no more than a part of what the carrier has
+// left. KCP tells it with the next acknowledgement.
+func (c *Conn) promise(part int) {
+	now := c.window
+	c.window = min(max(now+c.pc.Promise(0)/segmentCost/part, leastWindow), Window)
+	c.pc.Promise((c.window - now) * segmentCost)
+	c.kcp.WndSize(Window, c.window)
+	c.grown = c.came.read
 }
 
-// advance puts into the queue what has its turn.
-func (r *received) advance() {
-	for r.queued < Window {
-		if _, ok := r.early[r.next]; !ok {
-			break
-		}
-		delete(r.early, r.next)
-		r.queued++
-		r.next++
+// count tells the carrier what KCP and this package hold now.
+func (c *Conn) count() {
+	held := restCost
+	if c.kcp != resting {
+		segments := c.kcp.WaitSnd() + c.came.held()
+		c.most = max(c.most, segments)
+		held = sessionCost + segments*segmentCost + (c.most-segments)*placeCost
 	}
-	if len(r.early) == 0 {
-		r.early = nil // a map does not shrink
+	if held += len(c.packed.list) * datagramCost; held != c.held {
+		c.pc.Hold(held - c.held)
+		c.held = held
 	}
 }

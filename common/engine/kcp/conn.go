@@ -1,9 +1,12 @@
 package kcp
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"turbotunnel/common/engine"
@@ -43,25 +46,32 @@ var (
 )
 
 // A Conn is one conversation of KCP: a stream of bytes in each direction, over
-// the driver that carries it. It owns its engine.Carrier. Read is for one caller
-// at a time; the other methods are safe for concurrent use.
+// the engine.Carrier that it owns. It is safe for concurrent use.
 type Conn struct {
-	driver
+	half.Both // never changes, like what follows
+	pc        engine.Carrier
+	client    bool
+	opened    chan struct{}   // closed when the client's OPEN has come
+	ctx       context.Context // ends with the session; its cause is why
+	cancel    context.CancelCauseFunc
+	group     sync.WaitGroup
 
-	client   bool          // never changes, like what follows
-	opened   chan struct{} // closed when the client's OPEN has come
-	readable chan struct{} // has room for one token: there is something for Read to look at
-	writable chan struct{} // the same for who waits for room
-
+	mu  sync.Mutex // guards what follows
 	in  incoming
 	out outgoing
+	block
+	packed  packed
+	backlog backlog
+	owes    time.Time // since when there is something to answer; zero: there is not
+	flushed time.Time // when KCP was flushed last
+	runs    bool      // there is a goroutine that writes
+	sleepTo time.Time // if not: when the timer starts one
+	timer   *time.Timer
 }
 
-// incoming is what is known of the direction towards this side. The driver's
-// mutex guards it.
+// incoming is what is known of the direction towards this side.
 type incoming struct {
-	buf     []byte // for a message that Read has begun; nil: there was none
-	rest    []byte // what is left of its content
+	rest    []byte // of the content of a message that Read has begun
 	began   bool   // the first message has been read
 	end     error  // what Read returns after the last byte; nil: more may come
 	closed  bool   // Close or Reset was called: nobody reads
@@ -70,11 +80,11 @@ type incoming struct {
 	ate     bool   // Read has returned the end of file: that no failure undoes
 }
 
-// outgoing is the direction away from this side. The driver's mutex guards it.
+// outgoing is the direction away from this side.
 type outgoing struct {
 	stage []byte // the content of the message that is being filled
 	marks byte   // that go with the next message
-	began bool   // the stream was opened, if that is this side's to do
+	began bool   // there is a message; before it a client's mark OPEN waits
 	ended bool   // nothing more will be written
 }
 
@@ -88,13 +98,22 @@ func NewConn(pc engine.Carrier, client bool) *Conn {
 
 // prepare makes a Conn that has not started yet.
 func prepare(pc engine.Carrier, client bool) *Conn {
-	c := &Conn{
-		client:   client,
-		opened:   make(chan struct{}),
-		readable: make(chan struct{}, 1),
-		writable: make(chan struct{}, 1),
+	c := &Conn{pc: pc, client: client, opened: make(chan struct{})}
+	c.Both = half.Both{Addresses: pc, Reads: half.New(make(chan struct{}, 1)), Writes: half.New(make(chan struct{}, 1))}
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	c.block = block{kcp: resting, output: c.output, flight: flight{wnd: Window, patience: minTimeout}, window: Window}
+	c.backlog.limit = minBacklog
+	c.flushed, c.runs = time.Now(), true
+	c.timer = time.AfterFunc(never, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.wake()
+	})
+	if client {
+		c.out.marks = markOpen
 	}
-	c.init(c, pc)
+	c.control()
+	c.count()
 	return c
 }
 
@@ -104,30 +123,22 @@ func (c *Conn) start() {
 }
 
 // Done is closed when the session has ended.
-func (c *Conn) Done() <-chan struct{} { return c.done }
+func (c *Conn) Done() <-chan struct{} { return c.ctx.Done() }
 
 // Err is nil while the session lives, then engine.ErrClosed if this side has
 // ended it, else an error that matches engine.ErrReset.
-func (c *Conn) Err() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.err
-}
+func (c *Conn) Err() error { return context.Cause(c.ctx) }
 
 // Read is that of engine.Stream.
-func (c *Conn) Read(p []byte) (int, error) { return c.read(p, func() <-chan struct{} { return nil }) }
-
-// read is Read with a deadline.
-func (c *Conn) read(p []byte, passes func() <-chan struct{}) (int, error) {
+func (c *Conn) Read(p []byte) (int, error) {
+	c.Reads.Enter()
+	defer c.Reads.Leave()
 	for {
-		passed := passes()
+		passed := c.Reads.Passed()
 		if n, err := c.recv(p, passed); n > 0 || err != nil || len(p) == 0 {
 			return n, err
 		}
-		select {
-		case <-c.readable:
-		case <-passed:
-		}
+		c.Reads.Wait(passed)
 	}
 }
 
@@ -136,14 +147,13 @@ func (c *Conn) read(p []byte, passes func() <-chan struct{}) (int, error) {
 func (c *Conn) Comes() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.readable, c.err != nil || c.in.closed || c.in.end != nil || len(c.in.rest) > 0 || c.ready() >= 0
+	return c.Reads.Changed, c.Err() != nil || c.in.closed || c.in.end != nil || len(c.in.rest) > 0 || c.kcp.PeekSize() >= 0
 }
 
 // recv moves what has arrived into p.
 func (c *Conn) recv(p []byte, passed <-chan struct{}) (n int, err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	defer c.count()
+	defer c.unlock()
 	switch {
 	case c.in.closed:
 		return 0, engine.ErrClosed
@@ -155,14 +165,14 @@ func (c *Conn) recv(p []byte, passed <-chan struct{}) (n int, err error) {
 			m := copy(p[n:], c.in.rest)
 			c.in.rest = c.in.rest[m:]
 			n += m
-		} else if size := c.ready(); size < 0 {
+		} else if size := c.kcp.PeekSize(); size < 0 {
 			break
 		} else if size <= len(p)-n {
 			c.take(p[n:])
 			n += len(c.message(p[n:][:size]))
 		} else {
-			c.take(c.buffer())
-			c.in.rest = c.message(c.in.buf[:size])
+			c.take(c.buf)
+			c.in.rest = c.message(c.buf[:size])
 		}
 	}
 	switch {
@@ -174,55 +184,28 @@ func (c *Conn) recv(p []byte, passed <-chan struct{}) (n int, err error) {
 		c.in.ate = c.in.end == io.EOF
 		return 0, c.in.end
 	}
-	return 0, c.err
-}
-
-// buffer is where a message goes that the caller has no room for.
-func (c *Conn) buffer() []byte {
-	if c.in.buf == nil {
-		c.in.buf = make([]byte, SegmentSize)
-	}
-	return c.in.buf
-}
-
-// message heeds the last byte of a message and returns the content before it.
-func (c *Conn) message(p []byte) []byte {
-	content, mark := p[:len(p)-1], p[len(p)-1]
-	opens := !c.client && !c.in.began
-	c.in.began = true
-	switch {
-	case mark&^marks != 0 || (mark&markOpen != 0) != opens:
-		c.in.end = c.fail(errFormat)
-		return nil
-	case c.in.end != nil:
-		return nil
-	case mark&markReset != 0:
-		c.in.end = engine.ErrReset
-	case mark&markEnd != 0:
-		c.in.end = io.EOF
-	}
-	if c.in.end != nil {
-		c.poke() // the session may be over
-	}
-	return content
+	return 0, c.Err()
 }
 
 // Append writes parts one after the other, whether there is room or not, and
 // does not keep them. The first one opens the stream, even without a byte.
 func (c *Conn) Append(parts ...[]byte) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if err := c.writeErr(); err != nil {
 		return err
 	}
-	c.begin()
+	c.out.began = true
 	for _, p := range parts {
 		for len(p) > 0 {
-			p = p[c.stage(p):]
+			n := min(SegmentSize-1-len(c.out.stage), len(p))
+			c.out.stage = append(c.out.stage, p[:n]...)
+			p = p[n:]
+			if len(c.out.stage) == SegmentSize-1 {
+				c.push()
+			}
 		}
 	}
-	c.poke()
-	c.count()
 	return nil
 }
 
@@ -231,7 +214,7 @@ func (c *Conn) Append(parts ...[]byte) error {
 func (c *Conn) Room() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.writable, c.writeErr() != nil || !c.refuses()
+	return c.Writes.Changed, c.writeErr() != nil || c.waiting()+c.packed.bytes < c.backlog.limit
 }
 
 // Waiting is how many bytes KCP has not sent for the first time.
@@ -255,6 +238,7 @@ func (c *Conn) Close() error {
 	c.in.closed = true
 	c.finish(engine.ErrClosed)
 	c.mu.Unlock()
+	c.Forget()
 	c.pc.SetWriteDeadline(time.Now().Add(engine.FarewellTime))
 	c.group.Wait()
 	return nil
@@ -265,82 +249,55 @@ func (c *Conn) Close() error {
 // engine.ErrClosed if that was closed before.
 func (c *Conn) end(mark byte) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.in.closed {
 		return engine.ErrClosed
 	}
-	came := c.in.end != nil
+	if c.out.ended && c.in.end != nil {
+		mark &= markReset // nothing else is news
+	}
 	if mark != markEnd {
 		c.in.closed = true
 		c.discard()
 	}
-	c.begin()
-	if c.out.ended {
-		mark &^= markEnd
-	}
-	if came && mark&markReset == 0 {
-		mark &^= markStop
-	}
-	c.out.ended = true
-	if c.err == nil {
+	c.out.began, c.out.ended = true, true
+	if c.Err() == nil {
 		c.out.marks |= mark
 	}
-	c.ended()
-	c.poke()
-	c.count()
+	half.Signal(c.Writes.Changed)
 	return nil
 }
 
-// isClosed tells whether Close or Reset was called on the stream.
-func (c *Conn) isClosed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.in.closed
-}
+// What follows needs the mutex held.
 
-// What follows needs the driver's mutex held.
+// unlock has a goroutine write if something is due before it would do so by itself,
+// tells the carrier what is held, and releases the mutex.
+func (c *Conn) unlock() {
+	c.poke()
+	c.count()
+	c.mu.Unlock()
+}
 
 // writeErr is why nothing can be written.
 func (c *Conn) writeErr() error {
 	switch {
 	case c.in.closed || c.out.ended:
 		return engine.ErrClosed
-	case c.err != nil:
-		return c.err
+	case c.ctx.Err() != nil:
+		return c.Err()
 	case c.in.stopped:
 		return engine.ErrReset
 	}
 	return nil
 }
 
-// stage moves the beginning of p into the message that is being filled, and
-// gives that to KCP when it is full. It returns how much it has taken.
-func (c *Conn) stage(p []byte) int {
-	if c.out.stage == nil {
-		c.out.stage = make([]byte, 0, SegmentSize)
-	}
-	n := min(SegmentSize-1-len(c.out.stage), len(p))
-	if c.out.stage = append(c.out.stage, p[:n]...); len(c.out.stage) == SegmentSize-1 {
-		c.push()
-	}
-	return n
-}
-
 // staged tells whether something waits to be given to KCP.
-func (c *Conn) staged() bool { return len(c.out.stage) > 0 || c.out.marks != 0 }
-
-// begin has the first message of a client open the stream.
-func (c *Conn) begin() {
-	if c.client && !c.out.began {
-		c.out.marks |= markOpen
-	}
-	c.out.began = true
-}
+func (c *Conn) staged() bool { return c.out.began && len(c.out.stage)+int(c.out.marks) > 0 }
 
 // push gives what is staged to KCP, with the marks that are due.
 func (c *Conn) push() {
 	if c.staged() {
-		c.send(append(c.out.stage, c.out.marks))
+		c.control().Send(append(c.out.stage, c.out.marks))
 		c.out.stage, c.out.marks = c.out.stage[:0], 0
 	}
 }
@@ -354,34 +311,57 @@ func (c *Conn) arrived(marks byte) {
 	c.in.reset = c.in.reset || marks&markReset != 0
 	if marks&(markStop|markReset) != 0 && !c.in.stopped {
 		c.in.stopped = true
-		half.Signal(c.writable)
+		half.Signal(c.Writes.Changed)
 	}
 	if c.in.closed {
 		c.discard()
 	}
-	half.Signal(c.readable)
+	half.Signal(c.Reads.Changed)
+}
+
+// message heeds the last byte of a message and returns the content before it.
+func (c *Conn) message(p []byte) []byte {
+	content, mark := p[:len(p)-1], p[len(p)-1]
+	opens := !c.client && !c.in.began
+	c.in.began = true
+	switch {
+	case mark&^marks != 0 || (mark&markOpen != 0) != opens:
+		c.fail(errFormat)
+		c.in.end = c.Err()
+		return nil
+	case c.in.end != nil:
+		return nil
+	case mark&markReset != 0:
+		c.in.end = engine.ErrReset
+	case mark&markEnd != 0:
+		c.in.end = io.EOF
+	}
+	return content
 }
 
 // discard throws away what has arrived and nobody reads, so that the other side's
 // window stays open until it has stopped.
 func (c *Conn) discard() {
 	c.in.rest = nil
-	for c.ready() >= 0 {
-		c.take(c.buffer())
+	for c.kcp.PeekSize() >= 0 {
+		c.take(c.buf)
 	}
 }
-
-// isStill tells whether nothing waits to be sent or to be read.
-func (c *Conn) isStill() bool { return !c.staged() && len(c.in.rest) == 0 }
 
 // over tells whether the stream is: each direction has ended, and all of it has
 // come or is not wanted.
 func (c *Conn) over() bool {
-	return (c.out.ended || c.in.stopped) && (c.in.end != nil || c.in.closed) && c.out.marks == 0
+	return (c.out.ended || c.in.stopped) && (c.in.end != nil || c.in.closed)
 }
 
-// ended wakes all who wait, as the stream or the session has.
-func (c *Conn) ended() {
-	half.Signal(c.readable)
-	half.Signal(c.writable)
+// fail ends the session because of err.
+func (c *Conn) fail(err error) { c.finish(fmt.Errorf("%w: %w", engine.ErrReset, err)) }
+
+// finish ends the session; only the first reason counts. What has arrived can
+// still be read unless this side has closed the session.
+func (c *Conn) finish(err error) {
+	c.cancel(err)
+	c.wake()
+	half.Signal(c.Reads.Changed)
+	half.Signal(c.Writes.Changed)
 }

@@ -17,13 +17,12 @@
 // queue that grows faster than that looks like a loss to it. The carrier below
 // repairs losses itself. So KCP is told that the round trip takes a minute, and
 // sends again by itself only what was overtaken. A flight looks after the rest:
-// if what is oldest was lost again, or was waited for as long as a second and
-// three round trips while the carrier had taken everything, some of it is sent
-// again, and as that arrives, more.
+// what was lost twice, or with all that came after it.
 package kcp
 
 import (
 	"context"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -41,46 +40,46 @@ func (Engine) Server(pc engine.Carrier) (engine.Session, error) { return newSess
 
 // session implements engine.Session. It is safe for concurrent use.
 type session struct {
-	conn   *Conn
-	stream *stream
-	given  atomic.Bool // the stream is somebody's, or an Accept waits for it
+	*Conn
+	given atomic.Bool // the stream is somebody's, or an Accept waits for it
 }
 
 func newSession(pc engine.Carrier, client bool) *session {
 	c := prepare(pc, client)
-	c.bind()
+	c.window = 0
+	c.promise(openPart)
 	c.start()
-	return &session{conn: c, stream: newStream(c)}
+	return &session{Conn: c}
 }
 
 func (s *session) Open(ctx context.Context) (engine.Stream, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	if err := s.conn.Err(); err != nil {
+	if err := s.Err(); err != nil {
 		return nil, err
 	}
-	if !s.conn.client || s.given.Swap(true) {
+	if !s.client || s.given.Swap(true) {
 		return nil, engine.ErrSingleStream
 	}
-	time.AfterFunc(engine.OpenDelay, func() { s.conn.Append() }) // if nothing was said by then
-	return s.stream, nil
+	time.AfterFunc(engine.OpenDelay, func() { s.Append() }) // if nothing was said by then
+	return stream{s.Conn}, nil
 }
 
 // Accept returns as well a stream that was opened before the other side ended the
 // session.
 func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
-	if s.conn.client || s.given.Swap(true) {
+	if s.client || s.given.Swap(true) {
 		return nil, engine.ErrSingleStream
 	}
 	select {
-	case <-s.conn.opened:
-	case <-s.conn.done:
+	case <-s.opened:
+	case <-s.Done():
 	case <-ctx.Done():
 	}
-	err := s.conn.Err()
-	if half.IsClosed(s.conn.opened) && err != engine.ErrClosed {
-		return s.stream, nil
+	err := s.Err()
+	if half.IsClosed(s.opened) && err != engine.ErrClosed {
+		return stream{s.Conn}, nil
 	}
 	s.given.Store(false)
 	if err == nil {
@@ -89,5 +88,41 @@ func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 	return nil, err
 }
 
-func (s *session) Done() <-chan struct{} { return s.conn.Done() }
-func (s *session) Close() error          { return s.conn.Close() }
+// stream is a Conn as an application sees it: with half-close, a Write that waits, and
+// a Close that lets what was written arrive. It is safe for concurrent use.
+type stream struct{ *Conn }
+
+// Write implements net.Conn. It returns when the Conn has taken all of p, a part
+// at a time as it has room.
+func (s stream) Write(p []byte) (int, error) {
+	s.Writes.Enter()
+	defer s.Writes.Leave()
+	for total := 0; ; {
+		passed := s.Writes.Passed()
+		if half.IsClosed(passed) {
+			return total, os.ErrDeadlineExceeded
+		}
+		if _, ok := s.Room(); !ok {
+			s.Writes.Wait(passed)
+			continue
+		}
+		part := p[total:min(total+minBacklog, len(p))]
+		if err := s.Append(part); err != nil {
+			return total, err
+		}
+		if total += len(part); total == len(p) {
+			return total, nil
+		}
+	}
+}
+
+func (s stream) CloseWrite() error { return s.end(markEnd) }
+func (s stream) Close() error      { return s.close(markEnd | markStop) }
+func (s stream) Reset() error      { return s.close(markReset) }
+
+func (s stream) close(mark byte) error {
+	if s.end(mark) == nil {
+		s.Forget()
+	}
+	return nil
+}

@@ -44,7 +44,7 @@ func TestMarks(t *testing.T) {
 		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
 		from, to := prepare(x, !test.client), prepare(y, test.client)
 		for _, m := range test.messages {
-			from.send([]byte(m))
+			from.kcp.Send([]byte(m))
 			from.flush(time.Now())
 		}
 		for _, d := range from.packed.list {
@@ -86,10 +86,10 @@ func TestMalformedEndsSession(t *testing.T) {
 		}
 		io.WriteString(c, "good")
 		time.Sleep(time.Second)
-		client.conn.mu.Lock()
-		client.conn.out.marks = markOpen // once more: malformed
-		client.conn.poke()
-		client.conn.mu.Unlock()
+		client.mu.Lock()
+		client.out.marks = markOpen // once more: malformed
+		client.poke()
+		client.mu.Unlock()
 		s, err := server.Accept(context.Background())
 		if err != nil {
 			t.Fatal(err)

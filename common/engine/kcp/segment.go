@@ -9,84 +9,101 @@ import (
 // headerSize is the size of a segment without content.
 const headerSize = kcp.IKCP_OVERHEAD
 
-// A segment is one of KCP's as it stands in a datagram.
-type segment struct {
-	cmd, frg    byte
-	wnd         uint16
-	ts, sn, una uint32
-	content     []byte
+// A segment is one of KCP's as it stands in a datagram. Numbers are at:
+type segment []byte
+
+const (
+	cmdAt = 4
+	frgAt = 5
+	wndAt = 6
+	tsAt  = 8
+	snAt  = 12
+	unaAt = 16
+	lenAt = 20
+)
+
+// cut takes the first segment off p. If there is none it is nil.
+func cut(p []byte) (s segment, rest []byte) {
+	if len(p) < headerSize || binary.LittleEndian.Uint32(p) != conversation {
+		return nil, nil
+	}
+	size := headerSize + int64(binary.LittleEndian.Uint32(p[lenAt:]))
+	if size > int64(min(len(p), headerSize+SegmentSize)) {
+		return nil, nil
+	}
+	return p[:size], p[size:]
 }
 
-// cut takes the first segment off p.
-func cut(p []byte) (s segment, rest []byte, ok bool) {
-	if len(p) < headerSize || binary.LittleEndian.Uint32(p) != conversation {
-		return s, nil, false
+// at is the number at an offset.
+func (s segment) at(offset int) uint32 { return binary.LittleEndian.Uint32(s[offset:]) }
+
+// add adds to the number at an offset.
+func (s segment) add(offset int, n uint32) {
+	binary.LittleEndian.PutUint32(s[offset:], s.at(offset)+n)
+}
+
+// shift adds to the numbers of the direction in which the segment goes, and to those
+// of the other one.
+func (s segment) shift(along, against uint32) {
+	switch s[cmdAt] {
+	case kcp.IKCP_CMD_PUSH:
+		s.add(snAt, along)
+	case kcp.IKCP_CMD_ACK:
+		s.add(snAt, against)
 	}
-	size := binary.LittleEndian.Uint32(p[20:])
-	if int64(size) > int64(min(len(p)-headerSize, SegmentSize)) {
-		return s, nil, false
-	}
-	s = segment{
-		cmd: p[4], frg: p[5],
-		wnd:     binary.LittleEndian.Uint16(p[6:]),
-		ts:      binary.LittleEndian.Uint32(p[8:]),
-		sn:      binary.LittleEndian.Uint32(p[12:]),
-		una:     binary.LittleEndian.Uint32(p[16:]),
-		content: p[headerSize:][:size],
-	}
-	return s, p[headerSize+size:], true
+	s.add(unaAt, against)
 }
 
 // summary is what a datagram says to the Conn itself.
 type summary struct {
-	una     uint32
-	wnd     uint16
-	acks    bool   // ackTime and ackSN are set:
-	ackTime uint32 // the segment sent last among those acknowledged
-	ackSN   uint32
-	data    bool // there is a segment with data
-	asked   bool // the other side asks for the window
-	marks   byte // of all messages
+	wnd    uint16
+	una    uint32  // what is below was acknowledged
+	acked  uint32  // and this one, if it is not below
+	ack    segment // the last acknowledgement; nil: there is none
+	pushes int     // segments with content that are not below came.read
+	top    uint32  // one more than the highest of them, above came.read
+	marks  byte    // of all messages
+	asks   bool    // for an answer
 }
 
-// scan checks that p holds whole KCP segments that KCP can take, and sums them
-// up; what was sent is below next and acknowledged below una. kcp-go itself
-// panics on data longer than its buffers, and believes acknowledgements of what
-// was never sent.
-func scan(p []byte, una, next uint32) (sum summary, ok bool) {
-	sum.una = una
+// scan checks that p holds whole segments that KCP can take, sums them up and gives
+// them KCP's numbers. kcp-go itself panics on data longer than its buffers, and
+// believes acknowledgements of what was never sent.
+func (b *block) scan(p []byte) (sum summary, ok bool) {
+	next, read := b.flight.next, b.came.read
+	sum.una, sum.acked = b.flight.una, b.flight.una
 	for ok = len(p) > 0; ok && len(p) > 0; {
 		var s segment
-		if s, p, ok = cut(p); !ok || int32(s.una-next) > 0 {
+		if s, p = cut(p); s == nil || int32(s.at(unaAt)-next) > 0 {
 			return sum, false
 		}
-		sum.wnd = s.wnd
-		if int32(s.una-sum.una) > 0 {
-			sum.una = s.una
+		sum.wnd = binary.LittleEndian.Uint16(s[wndAt:])
+		if int32(s.at(unaAt)-sum.una) > 0 {
+			sum.una = s.at(unaAt)
 		}
-		switch s.cmd {
+		sn := s.at(snAt)
+		switch s[cmdAt] {
 		case kcp.IKCP_CMD_PUSH:
-			if ok = s.frg == 0 && len(s.content) > 0; ok {
-				sum.data = true
-				sum.marks |= s.content[len(s.content)-1]
+			ok = s[frgAt] == 0 && len(s) > headerSize
+			sum.asks = true
+			sum.marks |= s[len(s)-1]
+			if sn-read < 2*Window { // KCP takes as many at most
+				sum.pushes++
+				sum.top = max(sum.top, sn-read+1)
 			}
 		case kcp.IKCP_CMD_ACK:
-			ok = int32(s.sn-next) < 0 && len(s.content) == 0
-			if !sum.acks || later(s.ts, s.sn, sum.ackTime, sum.ackSN) {
-				sum.acks, sum.ackTime, sum.ackSN = true, s.ts, s.sn
+			ok = int32(sn-next) < 0 && len(s) == headerSize
+			sum.ack = s
+			if int32(sn-sum.acked) > 0 {
+				sum.acked = sn
 			}
 		case kcp.IKCP_CMD_WASK, kcp.IKCP_CMD_WINS:
-			ok = len(s.content) == 0
-			sum.asked = sum.asked || s.cmd == kcp.IKCP_CMD_WASK
+			ok = len(s) == headerSize
+			sum.asks = sum.asks || s[cmdAt] == kcp.IKCP_CMD_WASK
 		default:
 			ok = false
 		}
+		s.shift(-b.cameBefore, -b.sentBefore)
 	}
 	return sum, ok
-}
-
-// later tells whether the transmission of segment a at time ta came after that
-// of segment b at time tb.
-func later(ta, a, tb, b uint32) bool {
-	return int32(ta-tb) > 0 || ta == tb && int32(a-b) > 0
 }
