@@ -21,5 +21,5 @@ func (Engine) Client(pc engine.Carrier) (engine.Session, error) { return start(p
 func (Engine) Server(pc engine.Carrier) (engine.Session, error) { return start(pc, false) }
 
 func start(pc engine.Carrier, client bool) (engine.Session, error) {
-	return mux.New(pc, kcp.NewConn(pc, client), client)
+	return mux.New(pc, kcp.NewConn(pc, client), client), nil
 }

@@ -127,5 +127,5 @@ func start(pc engine.Carrier, client bool) (engine.Session, error) {
 		pc.Close()
 		return nil, fmt.Errorf("sctp: %w", err)
 	}
-	return mux.New(pc, c, client)
+	return mux.New(pc, c, client), nil
 }

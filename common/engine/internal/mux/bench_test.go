@@ -23,14 +23,7 @@ func reportCPU(b *testing.B) {
 // benchPair returns the two ends of a stream in memory.
 func benchPair(b *testing.B) (client, server *Stream) {
 	x, y := connect(256 << 10)
-	c, err := New(x, x, true)
-	if err != nil {
-		b.Fatal(err)
-	}
-	s, err := New(y, y, false)
-	if err != nil {
-		b.Fatal(err)
-	}
+	c, s := New(x, x, true), New(y, y, false)
 	b.Cleanup(func() { c.Close(); s.Close() })
 	from, err := c.Open(context.Background())
 	if err != nil {
@@ -86,14 +79,7 @@ func BenchmarkPing(b *testing.B) {
 // BenchmarkRest lets smux of a session with one stream go, and makes it again.
 func BenchmarkRest(b *testing.B) {
 	x, y := connect(64 << 10)
-	client, err := New(x, x, true)
-	if err != nil {
-		b.Fatal(err)
-	}
-	server, err := New(y, y, false)
-	if err != nil {
-		b.Fatal(err)
-	}
+	client, server := New(x, x, true), New(y, y, false)
 	if _, err := client.Open(context.Background()); err != nil {
 		b.Fatal(err)
 	}
@@ -103,9 +89,10 @@ func BenchmarkRest(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		for !isResting(server) {
-			server.rest()
+			hurry(server)
 		}
-		server.resume()
+		server.use()
+		server.life.RUnlock()
 	}
 	client.Close()
 	server.Close()

@@ -161,10 +161,7 @@ func start(t *testing.T, c interface {
 }, client bool,
 ) *Session {
 	t.Helper()
-	s, err := New(c, c, client)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := New(c, c, client)
 	t.Cleanup(func() { s.Close() })
 	return s
 }

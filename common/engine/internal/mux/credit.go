@@ -1,10 +1,8 @@
 package mux
 
 const (
-	// streamWindow is how many bytes of a stream may be on their way or unread.
-	// 500 Mbit/s with a round trip of 200 ms are 12.5 MB; half as much again
-	// waits in the bottleneck and in this machine; and the other side knows of
-	// what was read only up to updateEvery ago. 12.5 + 6.25 + 1 < 20.
+	// streamWindow is how many bytes of a stream may be on their way or unread
+	// (doc/engines.md, Windows).
 	streamWindow = 20 << 20
 
 	// updateEvery is after how many bytes that were read the other side is told, or
@@ -13,9 +11,7 @@ const (
 
 	// firstWindow is the window of a stream before the first UPD, in bytes
 	// (initialPeerWindow in smux). Neither side waits for the first Read with its
-	// UPD, as smux does: the client's follows the SYN, and the server's answers
-	// it. So a download has its window from its first byte on, and an upload
-	// after a round trip, in which 256 KB go.
+	// UPD, as smux does: the client's follows the SYN, and the server's answers it.
 	firstWindow = 256 << 10
 
 	// maxHeld is how much memory in bytes a session may take: that of a dozen streams
@@ -24,19 +20,15 @@ const (
 	// is half as many.
 	maxHeld = 13 * streamWindow
 
-	// maxPromised is how much it may promise to streams. Most of them say little and
-	// take little of it, and beside forty that say nothing one shall be fast.
+	// maxPromised is how much it may promise to streams, most of which take little of it.
 	maxPromised = 4 * maxHeld
 
 	// A new stream is promised one openPart of what is left, all of a window at
 	// first, and one that is read one growPart more each time that the other side is
 	// told. So streams that nobody reads leave something to those that come after
-	// them, however many they are: of 1 GB fifty leave 19 MB.
+	// them, however many they are.
 	openPart = 13
 	growPart = 4
-
-	// leastWindow is promised in any case, in bytes: a frame.
-	leastWindow = frameSize
 )
 
 // A credit is what the other side may send on a stream. The session's mutex guards
@@ -50,41 +42,24 @@ type credit struct {
 // room is how many bytes of a stream may be on their way or unread.
 func (c *credit) room() int { return int(c.edge - c.taken) }
 
-// promise counts n bytes more that streams may take, or fewer. The mutex is held.
-func (s *Session) promise(n int) {
+// promise counts n bytes more that streams may take, or fewer, and returns how many
+// more may be promised. The mutex is held.
+func (s *Session) promise(n int) (left int) {
 	s.promised += n
-	s.carrier.Promise(n)
+	return max(min(maxPromised-s.promised, s.carrier.Promise(n)), 0)
 }
 
-// left is how many bytes more may be promised. The mutex is held.
-func (s *Session) left() int { return max(min(maxPromised-s.promised, s.carrier.Promise(0)), 0) }
-
-// least is the smallest window: a client has that before the server's UPD comes.
-func (s *Session) least() int {
-	if s.client {
-		return leastWindow
-	}
-	return firstWindow
-}
-
-// begin gives a new stream its window. The session's mutex is held.
-func (st *Stream) begin() {
-	s := st.session
-	window := min(max(s.left()/openPart, s.least()), streamWindow)
-	st.edge = uint32(window)
-	s.promise(window)
-}
-
-// extend gives a stream more, as some of it was read, and tells whether the other
-// side shall hear of that. The session's mutex is held.
-func (st *Stream) extend() bool {
-	s := st.session
-	if read := st.taken - st.told; st.fin || read < min(updateEvery, (st.edge-st.told)/2) {
-		return false
+// grant gives a stream a part of what is left, a frame in any case, or, as a client
+// has that before the server's UPD comes, firstWindow. It returns the frame that tells
+// the other side. The session's mutex is held.
+func (st *Stream) grant(part int) []byte {
+	least := firstWindow
+	if st.session.client {
+		least = frameSize
 	}
 	now := st.room()
-	next := max(min(max(now+s.left()/growPart, s.least()), streamWindow), now) // no promise is taken back
-	s.promise(next - now)
-	st.edge, st.told = st.taken+uint32(next), st.taken
-	return true
+	window := min(max(now+st.session.promise(0)/part, least), streamWindow) // now at least: no promise is taken back
+	st.session.promise(window - now)
+	st.edge, st.told = st.taken+uint32(window), st.taken
+	return update(st.id, st.taken, window)
 }

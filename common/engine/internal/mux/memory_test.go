@@ -61,7 +61,9 @@ func TestHeldIsMemory(t *testing.T) {
 				st.Close()
 				for len(server.arrivals) > 0 {
 					<-server.arrivals
-					st, err := server.accept()
+					server.use()
+					st, err := server.next()
+					server.life.RUnlock()
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -101,10 +103,11 @@ func TestSessionCost(t *testing.T) {
 		}
 		synctest.Wait()
 		expect("idle", sessionCost)
-		for _, s := range all {
-			for !isResting(s) {
-				s.rest()
+		for range 2 { // it was busy at first
+			for _, s := range all {
+				hurry(s)
 			}
+			synctest.Wait()
 		}
 		expect("resting", restCost)
 	})

@@ -1,22 +1,15 @@
 // Package mux makes many streams of one: the library smux
 // (github.com/xtaci/smux, version 2, without keepalive) over an engine's one
 // reliable stream. What stands on the wire is smux's own, and notices that any other
-// smux ignores, because it has no word for them: doc/protocol.md, section 6.
+// smux ignores: doc/protocol.md, section 6.
 //
-// # What smux does not do
-//
-// smux waits where this package must not: Write for ever after the other side
-// has closed, or with a frame of the caller's bytes in a queue when its deadline
-// has passed; Open and Close up to 30 s for a carrier that has no room. So
-// nothing is given to smux before it can go. A tap between smux and the Channel
-// sees every frame of both directions. From what it sees a Stream knows how
-// many bytes wait to be read, what the other side's window has left, and whether
-// the stream has ended; on that it waits, with deadlines, and calls smux when
-// the call does not block. SYN, FIN and UPD never wait for room. A server's session
-// on which nothing is said lets smux go, and makes it again when it is needed; see
-// rest.go.
-//
-// # Bounds
+// smux waits where this package must not (doc/engines.md), so it is given nothing
+// before that can go. A tap between smux and the Channel sees every frame of both
+// directions. From what it sees a Stream knows how many bytes wait to be read, what the
+// other side's window has left, and whether the stream has ended; on that it waits, with
+// deadlines, and calls smux when the call does not block. SYN, FIN and UPD never wait
+// for room. A server's session on which nothing is said lets smux go, and makes it again
+// when it is needed; see rest.go.
 //
 // The windows of streams and what is unread are bounded together, as memory, see
 // credit, so that streams that nobody reads do not stop those that are read. A session
@@ -52,9 +45,7 @@ const (
 	frameCost = 24 + 44 + 3
 
 	// streamCost and sessionCost are what an open stream and a session take, in
-	// bytes (TestHeldIsMemory, TestSessionCost). Of a session's, 57 KB are smux's
-	// queue of 1024 write requests and 8 KB that of 1024 streams to accept; most of
-	// the rest are the stacks of its three goroutines.
+	// bytes (TestHeldIsMemory, TestSessionCost).
 	streamCost  = 2400
 	sessionCost = 80 << 10
 
@@ -97,17 +88,15 @@ type Channel interface {
 	Read(p []byte) (int, error)
 
 	// Comes tells whether Read would not wait, or not for long. If it would, the
-	// returned channel gets a token when that may have changed. It is for Read's one
-	// caller.
+	// channel gets a token when that may have changed. It is for Read's one caller.
 	Comes() (<-chan struct{}, bool)
 
 	// Append writes parts one after the other, whether there is room or not,
 	// and does not keep them.
 	Append(parts ...[]byte) error
 
-	// Room tells whether there is room, or the channel has ended. If not, the
-	// returned channel gets a token when that may have changed; there is one
-	// token for all who wait.
+	// Room tells whether there is room, or the channel has ended. If not, the channel
+	// gets a token when that may have changed; there is one for all who wait.
 	Room() (<-chan struct{}, bool)
 
 	// Waiting is how many appended bytes have not been sent for the first time.
@@ -131,21 +120,18 @@ type Session struct {
 	carrier  engine.Carrier // below the channel, which counts for itself; never changes, like what follows
 	channel  Channel
 	client   bool
-	timer    *time.Timer   // of rest; a client's never runs
+	timer    *time.Timer   // nudges a server's session
 	turn     chan struct{} // held by the Write whose frame goes next; who waits for it does so in order
 	arrivals chan struct{} // has a token for each stream to accept
 	drained  chan struct{} // has room for one token: unread frames were read
+	nudge    chan struct{} // the same: the session may have said nothing for long, or rests and is needed
 
-	life     sync.RWMutex  // held for reading while smux is called, which it keeps; guards what follows
-	smux     *smux.Session // nil: the session rests
-	tap      *tap
-	quit     chan struct{} // closed to end watch
-	watching chan struct{} // closed when watch does not look at the channel any more
-	seen     uint32        // frames, when rest has looked last
+	life sync.RWMutex  // held for reading while smux is called, and locked while the session rests
+	smux *smux.Session // guarded by life; nil: the session rests
 
-	frames  atomic.Uint32 // that have come or gone
-	putting sync.Mutex    // held while frames are put into the channel, one after the other
-	opening []byte        // frames that wait for others; guarded by putting
+	busy    atomic.Bool // frames have come or gone since rest has looked
+	putting sync.Mutex  // held while frames are put into the channel, one after the other
+	opening []byte      // frames that wait for others; guarded by putting
 
 	mu       sync.Mutex         // guards what follows, and in each Stream what says so
 	streams  map[uint32]*Stream // those that this side has not closed, by number
@@ -157,7 +143,7 @@ type Session struct {
 
 // New starts one side of a session over a channel, which it owns from now on. pc is
 // what the channel itself goes over.
-func New(pc engine.Carrier, c Channel, client bool) (*Session, error) {
+func New(pc engine.Carrier, c Channel, client bool) *Session {
 	s := &Session{
 		carrier:  pc,
 		channel:  c,
@@ -165,20 +151,18 @@ func New(pc engine.Carrier, c Channel, client bool) (*Session, error) {
 		turn:     make(chan struct{}, 1),
 		arrivals: make(chan struct{}, maxStreams),
 		drained:  make(chan struct{}, 1),
+		nudge:    make(chan struct{}, 1),
 		streams:  make(map[uint32]*Stream),
 	}
-	s.timer = time.AfterFunc(restAfter, s.rest)
+	s.timer = time.AfterFunc(restAfter, func() { half.Signal(s.nudge) })
 	if client {
 		s.timer.Stop()
 	}
+	pc.Hold(sessionCost)
 	s.life.Lock()
 	defer s.life.Unlock()
-	if err := s.begin(nil); err != nil {
-		c.Close()
-		return nil, err
-	}
-	pc.Hold(sessionCost)
-	return s, nil
+	s.begin(nil)
+	return s
 }
 
 // hold counts n bytes more, or less. The mutex is held.
@@ -201,17 +185,14 @@ func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
 	if err := s.channel.Err(); err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	many := len(s.streams) >= engine.MaxStreams
-	s.mu.Unlock()
-	if many {
-		return nil, engine.ErrTooMany
-	}
 	s.use()
 	defer s.life.RUnlock()
+	if s.smux.NumStreams() >= engine.MaxStreams {
+		return nil, engine.ErrTooMany
+	}
 	str, err := s.smux.OpenStream() // the tap registers it
 	if err != nil {
-		return nil, s.failure(err)
+		return nil, s.fail(err)
 	}
 	return s.attach(str), nil
 }
@@ -222,44 +203,33 @@ func (s *Session) Accept(ctx context.Context) (engine.Stream, error) {
 	if s.client {
 		return nil, engine.ErrRole
 	}
-	if s.channel.Err() == engine.ErrClosed {
-		return nil, engine.ErrClosed
-	}
 	select {
 	case <-s.arrivals:
-		return s.accept()
 	default:
-	}
-	select {
-	case <-s.arrivals:
-		return s.accept()
-	case <-s.channel.Done():
-		return nil, s.channel.Err()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// accept takes from smux a stream that has arrived: it is there, or about to be put
-// there by the goroutine that called the tap.
-func (s *Session) accept() (engine.Stream, error) {
-	s.use()
-	defer s.life.RUnlock()
-	str, err := s.next()
-	if err != nil {
-		return nil, s.failure(err)
-	}
-	return s.attach(str), nil
-}
-
-// next takes a stream from smux. life is held.
-func (s *Session) next() (str *smux.Stream, err error) {
-	for range 64 { // its select takes any of what is ready, the session's end among it
-		if str, err = s.smux.AcceptStream(); err == nil {
-			return str, nil
+		select {
+		case <-s.arrivals:
+		case <-s.channel.Done():
+			return nil, s.channel.Err()
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
-	return nil, err
+	s.use()
+	defer s.life.RUnlock()
+	return s.next()
+}
+
+// next takes from smux a stream that has arrived: it is there, or about to be put
+// there by the goroutine that called the tap. life is held.
+func (s *Session) next() (engine.Stream, error) {
+	var err error
+	for range 64 { // its select takes any of what is ready, the session's end among it
+		var str *smux.Stream
+		if str, err = s.smux.AcceptStream(); err == nil {
+			return s.attach(str), nil
+		}
+	}
+	return nil, s.fail(err)
 }
 
 // attach gives a stream that the tap has registered what smux has made for it.
@@ -271,12 +241,11 @@ func (s *Session) attach(str *smux.Stream) *Stream {
 	return st
 }
 
-// failure is the channel's reason for an error of smux.
-func (s *Session) failure(err error) error {
-	if reason := s.channel.Err(); reason != nil {
-		return reason
-	}
-	return fmt.Errorf("%w: smux: %w", engine.ErrReset, err)
+// fail ends the channel because of an error of smux, if it has not ended, and returns
+// why it has.
+func (s *Session) fail(err error) error {
+	s.channel.Fail(fmt.Errorf("smux: %w", err))
+	return s.channel.Err()
 }
 
 // Done implements engine.Session.
@@ -304,22 +273,5 @@ func (s *Session) wake() {
 	for _, st := range s.streams {
 		half.Signal(st.Reads.Changed)
 		half.Signal(st.Writes.Changed)
-	}
-	half.Signal(s.drained)
-}
-
-// comes waits until something has come or the channel has ended, and returns false if
-// quit is closed before.
-func (s *Session) comes(quit <-chan struct{}) bool {
-	for {
-		token, ok := s.channel.Comes()
-		if ok {
-			return true
-		}
-		select {
-		case <-token:
-		case <-quit:
-			return false
-		}
 	}
 }

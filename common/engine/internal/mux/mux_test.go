@@ -609,9 +609,9 @@ func FuzzTap(f *testing.F) {
 		a.Write(sent)
 		b.Fail(io.EOF)
 		s := &Session{carrier: b, channel: b, streams: make(map[uint32]*Stream), arrivals: make(chan struct{}, maxStreams), drained: make(chan struct{}, 1)}
-		s.tap = &tap{s: s}
+		peer := &tap{s: s}
 		for p := make([]byte, max(step%64, 1)); ; {
-			if _, err := s.tap.Read(p); err != nil {
+			if _, err := peer.Read(p); err != nil {
 				break
 			}
 		}

@@ -112,6 +112,20 @@ func TestCloseDuringWrite(t *testing.T) {
 	})
 }
 
+// TestDataAfterTheEnd: what a peer sends behind its end is neither read nor held.
+func TestDataAfterTheEnd(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := connect(1 << 20)
+		server := start(t, b, false)
+		a.Write(join(frame(cmdSYN, 3), frame(cmdPSH, 3, 'x'), frame(cmdFIN, 3), frame(cmdPSH, 3, 'y')))
+		synctest.Wait()
+		st := accept(t, server)
+		if got, err := io.ReadAll(st); err != nil || string(got) != "x" || server.held != streamCost {
+			t.Errorf("read %q, %v; %d bytes are held", got, err, server.held)
+		}
+	})
+}
+
 // TestHeldBySmallFrames: large frames that are read take nothing off the account of
 // the small ones behind them.
 func TestHeldBySmallFrames(t *testing.T) {
@@ -223,10 +237,8 @@ func TestNumberInUse(t *testing.T) {
 	st := accept(t, server)
 	closed := make(chan struct{})
 	go func() { st.Close(); close(closed) }()
-	for st.look(nil, 0); ; runtime.Gosched() {
-		if _, err := st.look(nil, 0); err == engine.ErrClosed {
-			break
-		}
+	for err := error(nil); err != engine.ErrClosed; _, err = st.read(nil) {
+		runtime.Gosched()
 	}
 	a.Write(frame(cmdSYN, 3))
 	<-b.Done()

@@ -32,13 +32,9 @@ type Stream struct {
 	half.Both
 	sending sync.Mutex // held while smux is given a frame, so that none follows the FIN
 
-	incoming // the session's mutex guards what follows
-	outgoing
-	closed bool // this side has closed the stream
-}
+	closed bool // this side has closed the stream; the session's mutex guards what follows
 
-// incoming is what is known of the direction towards this side.
-type incoming struct {
+	// Towards this side:
 	credit
 	unread int      // bytes that have come, and Read has not returned
 	frames []uint16 // the bodies that they came in, in bytes, what is read of the first included
@@ -47,10 +43,8 @@ type incoming struct {
 	fin    bool     // the other side has ended its direction
 	reset  bool     // the other side's end is a failure
 	ate    bool     // Read has returned the end of file: that no failure undoes
-}
 
-// outgoing is what is known of the direction away from this side.
-type outgoing struct {
+	// And away from it:
 	sent       uint32 // bytes given to smux, modulo 2^32
 	sentBefore uint32 // of them before the session's last rest
 	consumed   uint32 // of them read by the other side, as far as it has said
@@ -62,18 +56,16 @@ type outgoing struct {
 	ended      bool   // this side has ended its direction
 }
 
-// add makes a stream and returns its window. The mutex is held.
-func (s *Session) add(id uint32) (window int) {
+// add makes a stream and returns the frame that tells its window. The mutex is held.
+func (s *Session) add(id uint32) []byte {
 	s.hold(streamCost)
-	st := &Stream{
-		session:  s,
-		id:       id,
-		Both:     half.Both{Addresses: s.carrier, Reads: half.New(make(chan struct{}, 1)), Writes: half.New(make(chan struct{}, 1))},
-		outgoing: outgoing{window: firstWindow},
+	s.streams[id] = &Stream{
+		session: s,
+		id:      id,
+		Both:    half.Both{Addresses: s.carrier, Reads: half.New(make(chan struct{}, 1)), Writes: half.New(make(chan struct{}, 1))},
+		window:  firstWindow,
 	}
-	st.begin()
-	s.streams[id] = st
-	return st.room()
+	return s.streams[id].grant(openPart)
 }
 
 // Read implements net.Conn.
@@ -81,151 +73,121 @@ func (st *Stream) Read(p []byte) (int, error) {
 	st.Reads.Enter()
 	defer st.Reads.Leave()
 	for {
-		passed := st.Reads.Passed()
-		ready, err := st.look(passed, len(p))
-		if err != nil || len(p) == 0 {
-			return 0, err
+		if n, err := st.read(p); n > 0 || err != nil || len(p) == 0 {
+			return n, err
 		}
-		if ready {
-			return st.read(p)
-		}
-		st.Reads.Wait(passed)
+		st.Reads.Wait(st.Reads.Passed())
 	}
 }
 
-// look tells whether bytes wait to be read, or why none will.
-func (st *Stream) look(passed <-chan struct{}, want int) (ready bool, err error) {
-	st.session.mu.Lock()
-	defer st.session.mu.Unlock()
-	switch {
-	case st.closed:
-		return false, engine.ErrClosed
-	case half.IsClosed(passed):
-		return false, os.ErrDeadlineExceeded
-	case want == 0:
-		return false, nil
-	case st.unread > 0:
-		return true, nil
-	case st.reset && !st.ate:
-		return false, engine.ErrReset
-	case st.fin:
-		st.ate = true
-		return false, io.EOF
-	case st.session.over:
-		return false, st.session.channel.Err()
-	}
-	return false, nil
-}
-
-// read reads what has come. smux has it, or is about to: the goroutine that
-// called the tap puts it there.
+// read reads what has come, if anything has.
 func (st *Stream) read(p []byte) (int, error) {
-	s := st.session
-	s.use()
-	n, err := st.smux.Read(p)
-	s.life.RUnlock()
-	read, window, err := st.took(n, err)
-	if window > 0 {
-		s.put(update(st.id, read, window)) // fails with the session only
-	}
-	if err != nil {
-		return 0, err
-	}
-	return n, nil // an error that comes with bytes comes again
-}
-
-// took takes note of what smux has returned to a Read. It returns what Read fails
-// with, if it does, and what the other side shall hear of it, unless window is 0.
-func (st *Stream) took(n int, err error) (read uint32, window int, failure error) {
 	s := st.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case st.closed:
-		return 0, 0, engine.ErrClosed
-	case n == 0 && st.fin: // smux has dropped what a plain smux sent behind its end
-		st.dismiss()
-		return 0, 0, io.EOF
+		return 0, engine.ErrClosed
+	case half.IsClosed(st.Reads.Passed()):
+		return 0, os.ErrDeadlineExceeded
+	case len(p) == 0:
+		return 0, nil
+	case st.unread > 0:
+	case st.reset && !st.ate:
+		return 0, engine.ErrReset
+	case st.fin:
+		st.ate = true
+		return 0, io.EOF
+	case s.over:
+		return 0, s.channel.Err()
+	default:
+		return 0, nil
+	}
+	s.mu.Unlock()
+	s.use()
+	n, err := st.smux.Read(p) // has it, or is about to: the goroutine that called the tap puts it there
+	s.life.RUnlock()
+	s.mu.Lock()
+	switch {
+	case st.closed:
+		return 0, engine.ErrClosed
 	case n == 0:
-		return 0, 0, s.failure(err)
+		return 0, s.fail(err)
 	}
 	st.answers = true
 	st.unread -= n
 	st.taken += uint32(n)
-	for st.begun += n; len(st.frames) > 0 && st.begun >= int(st.frames[0]); st.frames = st.frames[1:] {
-		st.begun -= int(st.frames[0])
-		freed := cost(int(st.frames[0]))
-		st.cost -= freed
+	if st.begun += n; st.begun == int(st.frames[0]) { // smux returns no more than the rest of a frame
+		freed := cost(st.begun)
+		st.frames, st.begun, st.cost = st.frames[1:], 0, st.cost-freed
 		s.hold(-freed)
 		s.promise(-freed)
 	}
 	if len(st.frames) == 0 {
 		st.frames = nil
 	}
-	if st.extend() {
-		return st.taken, st.room(), nil
+	if read := st.taken - st.told; !st.fin && read >= min(updateEvery, (st.edge-st.told)/2) {
+		s.put(st.grant(growPart)) // fails with the session only
 	}
-	return 0, 0, nil
+	return n, nil // an error that comes with bytes comes again
 }
 
-// dismiss takes off the account what will not be read. The session's mutex is held.
-func (st *Stream) dismiss() {
-	st.session.hold(-st.cost)
-	st.session.promise(st.unread - st.room() - st.cost)
-	st.edge = st.taken
-	st.unread, st.frames, st.begun, st.cost = 0, nil, 0, 0
-}
-
-// Write implements net.Conn. What is small it leaves to flush, if there is room
-// where that gathers. Else, and if it may be an answer that somebody waits for, it
-// returns when the channel has taken all of p: a frame at a time waits for the
-// other side's window, for its turn among the session's streams, and for the
-// carrier.
-func (st *Stream) Write(p []byte) (int, error) {
+// Write implements net.Conn. What is small gathers while flush waits for its turn. Else,
+// and if it may be an answer that somebody waits for (12 µs there and back in place of
+// 22), it goes a frame at a time, and Write returns when the channel has all of it.
+func (st *Stream) Write(p []byte) (total int, err error) {
 	st.Writes.Enter()
 	defer st.Writes.Leave()
-	for total := 0; ; {
+	for {
 		passed := st.Writes.Passed()
-		taken, size, err := st.offer(passed, p[total:])
-		total += taken
-		if err != nil || total == len(p) {
-			return total, err
-		}
-		if size == 0 {
+		n, gathers, err := st.offer(passed, p[total:])
+		if n > 0 && !gathers {
+			n, err = st.send(p[total:], st.Writes.Changed, passed)
+		} else if n == 0 && total < len(p) && err == nil {
 			st.Writes.Wait(passed)
-			continue
 		}
-		n, err := st.send(p[total:total+size], st.Writes.Changed, passed)
-		total += n
-		if err != nil {
+		if total += n; err != nil || total == len(p) {
 			return total, err
 		}
 	}
 }
 
-// offer takes p if it is small and there is room for it. Else it says how many
-// bytes of p may be sent in a frame now, or why none may.
-func (st *Stream) offer(passed <-chan struct{}, p []byte) (taken, size int, err error) {
+// offer gathers the beginning of p, if p is small and there is room for it. Else it says
+// how many bytes may go in a frame.
+func (st *Stream) offer(passed <-chan struct{}, p []byte) (n int, gathers bool, err error) {
 	st.session.mu.Lock()
 	defer st.session.mu.Unlock()
-	size, err = st.allowed(passed, len(p))
-	if err != nil || size == 0 || size < len(p) || size > smallWrite || len(st.staged)+size > gatherSize {
-		return 0, size, err
-	}
-	if st.answers {
-		st.answers = false
-		return 0, size, nil // without the goroutine: 12 µs there and back in place of 22
+	n, err = st.allowed(passed, len(p))
+	if n == 0 || len(p) > smallWrite || st.answers || len(st.staged)+n > gatherSize {
+		st.answers = st.answers && n == 0
+		return n, false, err
 	}
 	if st.staged == nil {
 		st.staged = stages.Get().(*[gatherSize]byte)[:0]
 		st.session.hold(gatherSize)
 	}
-	st.staged = append(st.staged, p...)
+	st.staged = append(st.staged, p[:n]...)
 	if !st.flushing {
 		st.flushing = true
 		go st.flush()
 	}
-	return size, 0, nil
+	return n, true, nil
+}
+
+// flush sends what has gathered until nothing has: what is written meanwhile goes in
+// one frame.
+func (st *Stream) flush() {
+	for st.flushes() {
+		st.send(nil, nil, nil)
+	}
+}
+
+// flushes tells whether flush has something to do.
+func (st *Stream) flushes() bool {
+	st.session.mu.Lock()
+	defer st.session.mu.Unlock()
+	st.flushing = st.staged != nil
+	return st.flushing
 }
 
 // allowed is how many of want bytes may be sent in a frame now, or why none may.
@@ -245,25 +207,9 @@ func (st *Stream) allowed(passed <-chan struct{}, want int) (int, error) {
 	return int(max(min(room, int64(want), frameSize), 0)), nil
 }
 
-// flush gives smux what is staged until nothing is: what is written meanwhile goes
-// in one frame.
-func (st *Stream) flush() {
-	for st.flushes() {
-		st.send(nil, nil, nil)
-	}
-}
-
-// flushes tells whether flush has something to do.
-func (st *Stream) flushes() bool {
-	st.session.mu.Lock()
-	defer st.session.mu.Unlock()
-	st.flushing = len(st.staged) > 0
-	return st.flushing
-}
-
-// send gives smux what is staged, and then p in a frame, as soon as it has the turn
-// and the channel has room. It returns early, having sent nothing of p, when
-// something has changed or the deadline has passed.
+// send has smux send what has gathered, and then a frame of p, with its turn among the
+// session's streams and when the channel has room. It returns early, having sent
+// nothing, when something has changed or the deadline has passed.
 func (st *Stream) send(p []byte, changed, passed <-chan struct{}) (int, error) {
 	s := st.session
 	select {
@@ -278,104 +224,102 @@ func (st *Stream) send(p []byte, changed, passed <-chan struct{}) (int, error) {
 		select {
 		case <-room:
 		case <-changed:
+			return 0, nil
 		case <-passed:
-		}
-		if _, _, err := st.offer(passed, nil); err != nil && len(p) > 0 {
-			return 0, err
+			return 0, nil
 		}
 	}
 	st.sending.Lock()
 	defer st.sending.Unlock()
 	s.use()
 	defer s.life.RUnlock()
-	if st.push() && len(p) <= smallWrite {
-		return 0, nil // it can gather again
-	}
+	return st.give(p)
+}
+
+// give is send when it has nothing to wait for. sending and life are held.
+func (st *Stream) give(p []byte) (int, error) {
+	s := st.session
 	s.mu.Lock()
-	size, err := st.allowed(nil, len(p))
-	st.sent += uint32(size) // before the other side can have read it
-	s.mu.Unlock()
-	if err != nil || size == 0 {
-		return 0, err
+	staged := st.unstage()
+	if staged != nil && len(p) <= smallWrite {
+		p = nil // that can gather again
 	}
-	n, err := st.smux.Write(p[:size])
-	if err != nil {
-		err = s.failure(err)
+	n, err := st.allowed(nil, len(p))
+	st.sent += uint32(n) // before the other side can have read it
+	s.mu.Unlock()
+	if staged != nil {
+		if _, err := st.smux.Write(staged); err != nil {
+			s.fail(err) // it was said to be written
+		}
+		stages.Put((*[gatherSize]byte)(staged[:gatherSize]))
+	}
+	if n > 0 {
+		if n, err = st.smux.Write(p[:n]); err != nil {
+			err = s.fail(err)
+		}
 	}
 	return n, err
 }
 
-// push gives smux what is staged, if anything is. sending and life are held.
-func (st *Stream) push() bool {
-	s := st.session
-	s.mu.Lock()
+// unstage returns what has gathered. The session's mutex is held.
+func (st *Stream) unstage() []byte {
 	staged := st.staged
-	st.staged = nil
-	st.sent += uint32(len(staged))
-	s.mu.Unlock()
-	if staged == nil {
-		return false
+	if staged != nil {
+		st.staged = nil
+		st.sent += uint32(len(staged))
+		st.session.hold(-gatherSize)
 	}
-	if _, err := st.smux.Write(staged); err != nil {
-		s.channel.Fail(err) // it was said to be written
-	}
-	stages.Put((*[gatherSize]byte)(staged[:gatherSize]))
-	s.mu.Lock()
-	s.hold(-gatherSize)
-	s.mu.Unlock()
-	return true
+	return staged
 }
 
 // CloseWrite implements engine.Stream.
-func (st *Stream) CloseWrite() error {
-	st.sending.Lock()
-	defer st.sending.Unlock()
-	s := st.session
-	s.mu.Lock()
-	closed, ended := st.closed, st.ended
-	st.ended = true
-	half.Signal(st.Writes.Changed)
-	s.mu.Unlock()
-	switch {
-	case closed:
-		return engine.ErrClosed
-	case !ended:
-		s.use()
-		defer s.life.RUnlock()
-		st.push()
-		st.smux.CloseWrite() // fails with the session only
-	}
+func (st *Stream) CloseWrite() error { return st.end(noticeNone) }
+
+// Close implements engine.Stream.
+func (st *Stream) Close() error {
+	st.end(noticeStop)
 	return nil
 }
 
-// Close implements engine.Stream.
-func (st *Stream) Close() error { return st.close(noticeStop) }
-
 // Reset implements engine.Stream.
-func (st *Stream) Reset() error { return st.close(noticeReset) }
+func (st *Stream) Reset() error {
+	st.end(noticeReset)
+	return nil
+}
 
-// close ends both directions, and tells the other side how.
-func (st *Stream) close(how byte) error {
+// end ends this side's direction, and with a notice both, of which it tells the other
+// side how.
+func (st *Stream) end(how byte) error {
 	st.sending.Lock()
 	defer st.sending.Unlock()
 	s := st.session
 	s.mu.Lock()
 	if st.closed {
 		s.mu.Unlock()
-		return nil
+		return engine.ErrClosed
 	}
-	notify := how == noticeReset || !st.fin
-	if how == noticeReset && st.staged != nil {
-		st.staged = nil // to be thrown away
-		s.hold(-gatherSize)
+	ended, notify := st.ended, how == noticeReset || !st.fin
+	st.ended, st.closed = true, how != noticeNone
+	if how == noticeReset {
+		st.unstage() // to be thrown away
 	}
-	st.closed, st.ended = true, true
-	st.dismiss()
+	if st.closed {
+		s.hold(-st.cost)
+		s.promise(st.unread - st.room() - st.cost)
+		st.edge, st.unread, st.frames, st.cost = st.taken, 0, nil, 0
+	}
+	half.Signal(st.Writes.Changed)
 	s.mu.Unlock()
-	st.Forget()
 	s.use()
 	defer s.life.RUnlock()
-	st.push()
+	st.give(nil)
+	if how == noticeNone {
+		if !ended {
+			st.smux.CloseWrite() // fails with the session only
+		}
+		return nil
+	}
+	st.Forget()
 	if notify {
 		s.put(notice(how, st.id)) // before the FIN, which would be an end of file
 	}

@@ -29,6 +29,7 @@ const (
 
 	noticeStop  = 0
 	noticeReset = 1
+	noticeNone  = 2 // is not sent
 )
 
 // bodySize is the length in bytes of each frame that is not data; a PSH is a
@@ -61,17 +62,13 @@ var errRests = errors.New("smux: the session rests")
 // frame that passes. It refuses what smux would take from a peer that breaks the
 // rules, and never blocks a frame that smux sends.
 type tap struct {
-	s     *Session
-	quit  chan struct{} // closed when it is dismissed
-	ended chan struct{} // closed when its reader does not look at the channel any more
+	s         *Session
+	io.Writer // nil: smux does not call it where there is WriteBuffers
 
 	// For the one goroutine of smux that reads:
 	buf   [headerSize + updateSize]byte // a head, and the body of what is not data
-	ready []byte                        // of buf, or from resume: what smux has not read yet
+	ready []byte                        // of buf, or from watch: what smux has not read yet
 	left  int                           // bytes of data that have not come
-
-	waits     bool // for the first byte of a frame; guarded by the session's mutex, like what follows
-	dismissed bool // smux is let go
 }
 
 // Read implements io.Reader for smux, which is given no part of a head before
@@ -92,11 +89,7 @@ func (t *tap) Read(p []byte) (n int, err error) {
 			t.s.came(binary.LittleEndian.Uint32(t.buf[4:]), int(binary.LittleEndian.Uint16(t.buf[2:])))
 		}
 	}
-	switch err {
-	case nil:
-	case errRests:
-		close(t.ended)
-	default:
+	if err != nil && err != errRests {
 		t.s.channel.Fail(err)
 		t.s.wake()
 	}
@@ -105,214 +98,153 @@ func (t *tap) Read(p []byte) (n int, err error) {
 
 // next reads the next frame, but for data only its head.
 func (t *tap) next() error {
-	t.s.wait()
-	if !t.comes() {
-		return errRests
+	s := t.s
+	for s.isFull() {
+		select {
+		case <-s.drained:
+		case <-s.channel.Done():
+		}
 	}
-	t.s.frames.Add(1)
+	for !s.comes() {
+		if s.rest() {
+			return errRests
+		}
+	}
+	s.busy.Store(true)
 	head := t.buf[:headerSize]
-	if _, err := io.ReadFull(t.s.channel, head); err != nil {
+	if _, err := io.ReadFull(s.channel, head); err != nil {
 		return err
 	}
 	cmd, size, id := head[1], int(binary.LittleEndian.Uint16(head[2:])), binary.LittleEndian.Uint32(head[4:])
-	t.ready = head
-	if cmd == cmdPSH && id != 0 && head[0] == version {
-		t.left = size
-		return t.s.announced(id, size)
-	}
-	if want, ok := bodySize[cmd]; head[0] != version || !ok || size != want {
+	body := t.buf[headerSize:]
+	switch want, ok := bodySize[cmd]; {
+	case head[0] == version && cmd == cmdPSH && id != 0:
+		body, t.left = nil, size
+	case head[0] != version || !ok || size != want:
 		return errFormat
+	default:
+		body = body[:size]
 	}
-	t.ready = t.buf[:headerSize+size]
-	body := t.ready[headerSize:]
-	if _, err := io.ReadFull(t.s.channel, body); err != nil {
+	if _, err := io.ReadFull(s.channel, body); err != nil {
 		return err
 	}
-	return t.frame(cmd, id, body)
-}
-
-// comes waits for a frame, or the channel's end. It returns false when there is
-// nothing more to wait for, because smux is let go.
-func (t *tap) comes() bool {
-	t.setWaits(true)
-	t.s.comes(t.quit)
-	return t.setWaits(false)
-}
-
-// setWaits tells whether the tap is not dismissed.
-func (t *tap) setWaits(waits bool) bool {
-	t.s.mu.Lock()
-	defer t.s.mu.Unlock()
-	t.waits = waits
-	return !t.dismissed
-}
-
-// frame handles a frame that is not data.
-func (t *tap) frame(cmd byte, id uint32, body []byte) error {
-	if cmd == cmdSYN {
-		return t.open(id)
-	}
-	s := t.s
+	t.ready = t.buf[:headerSize+len(body)]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var consumed, window uint32
-	switch cmd {
-	case cmdPSH:
-		return s.noticed(body[0], binary.LittleEndian.Uint32(body[1:]))
-	case cmdUPD:
-		consumed, window = binary.LittleEndian.Uint32(body), binary.LittleEndian.Uint32(body[4:])
-		binary.LittleEndian.PutUint32(body[4:], noLimit)
-	}
-	st := s.streams[id]
-	if st == nil || st.closed {
-		return nil // it was closed here, and smux ignores the frame
-	}
-	if cmd == cmdUPD {
-		binary.LittleEndian.PutUint32(body, consumed-st.sentBefore) // as this smux counts
-	}
-	switch cmd {
-	case cmdFIN:
+	return t.look(cmd, id, body)
+}
+
+// isFull tells whether the session may not read another frame.
+func (s *Session) isFull() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held >= maxHeld && s.channel.Err() == nil
+}
+
+// look takes note of a frame, whose data have not come, and has smux not see what it
+// shall not. The Session's mutex is held.
+func (t *tap) look(cmd byte, id uint32, body []byte) error {
+	s := t.s
+	switch st := s.streams[id]; {
+	case cmd == cmdSYN:
+		return t.open(id)
+	case cmd == cmdPSH && id == 0 && body[0] > noticeReset:
+		return errFormat
+	case cmd == cmdPSH && id == 0:
+		if st := s.streams[binary.LittleEndian.Uint32(body[1:])]; st != nil {
+			st.stopped, st.reset = true, st.reset || body[0] == noticeReset
+			half.Signal(st.Reads.Changed)
+			half.Signal(st.Writes.Changed)
+		}
+	case st == nil || st.closed || st.fin && cmd == cmdPSH:
+		binary.LittleEndian.PutUint32(t.buf[4:], 0) // there is no such stream
+	case cmd == cmdPSH && st.unread+t.left > streamWindow+maxFrame: // smux tells of a Read before that has returned
+		return errWindow
+	case cmd == cmdFIN:
 		st.fin = true
 		half.Signal(st.Reads.Changed)
-	case cmdUPD:
-		if int32(consumed-st.consumed) < 0 {
-			return nil // two Reads at once on a plain smux may tell in the wrong order
-		}
-		if st.sent-consumed > st.sent-st.consumed {
-			return errWindow
-		}
-		st.consumed, st.window = consumed, min(window, math.MaxInt32)
-		half.Signal(st.Writes.Changed)
+	case cmd == cmdUPD:
+		return st.updated(body)
 	}
 	return nil
+}
+
+// updated heeds an UPD, and makes of it what this smux shall know: what it counts
+// itself, and no window.
+func (st *Stream) updated(body []byte) error {
+	consumed, window := binary.LittleEndian.Uint32(body), binary.LittleEndian.Uint32(body[4:])
+	binary.LittleEndian.PutUint32(body, consumed-st.sentBefore)
+	binary.LittleEndian.PutUint32(body[4:], noLimit)
+	if int32(consumed-st.consumed) < 0 {
+		return nil // two Reads at once on a plain smux may tell in the wrong order
+	}
+	if st.sent-consumed > st.sent-st.consumed {
+		return errWindow
+	}
+	st.consumed, st.window = consumed, min(window, math.MaxInt32)
+	half.Signal(st.Writes.Changed)
+	return nil
+}
+
+// open handles a SYN: there is a stream to accept, and its window is told; or it
+// is refused, and smux, which would take it in, reads a NOP in its place. The
+// Session's mutex is held.
+func (t *tap) open(id uint32) error {
+	s := t.s
+	switch full := len(s.streams) >= maxStreams; {
+	case s.client || id%2 == 0 || s.streams[id] != nil:
+		return errFormat
+	case full && s.refused >= maxRefused:
+		return errRefused
+	case full:
+		s.refused++
+		t.buf[1] = cmdNOP
+		return s.put(notice(noticeReset, id), frame(cmdFIN, id))
+	}
+	s.refused = 0
+	s.arrivals <- struct{}{} // there is room: it is one of maxStreams
+	return s.put(s.add(id))
 }
 
 // came takes note of data that has come whole.
 func (s *Session) came(id uint32, size int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := s.streams[id]
-	if st == nil || st.closed || size == 0 {
-		return
+	if st := s.streams[id]; st != nil && !st.closed {
+		st.unread += size
+		st.frames = append(st.frames, uint16(size))
+		st.cost += cost(size)
+		s.hold(cost(size))
+		s.promise(cost(size) - size)
+		half.Signal(st.Reads.Changed)
 	}
-	st.unread += size
-	st.frames = append(st.frames, uint16(size))
-	st.cost += cost(size)
-	s.hold(cost(size))
-	s.promise(cost(size) - size)
-	half.Signal(st.Reads.Changed)
-}
-
-// wait returns when the session may read another frame.
-func (s *Session) wait() {
-	for s.full() {
-		select {
-		case <-s.drained:
-		case <-s.channel.Done():
-			return
-		}
-	}
-}
-
-func (s *Session) full() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.held >= maxHeld
 }
 
 // cost is the memory in bytes that an unread frame takes: smux's buffers have
 // the size of a power of two.
 func cost(size int) int { return 1<<bits.Len(uint(size-1)) + frameCost }
 
-// announced tells whether a frame of size bytes may come on a stream.
-func (s *Session) announced(id uint32, size int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch st := s.streams[id]; {
-	case st == nil || st.closed:
-		return nil
-	case st.unread+size > streamWindow+maxFrame: // smux tells of a Read before that has returned
-		return errWindow
-	}
-	return nil
-}
-
-// open handles a SYN: there is a stream to accept, and its window is told; or it
-// is refused, and smux, which would take it in, reads a NOP in its place.
-func (t *tap) open(id uint32) error {
-	window, err := t.s.register(id)
-	if err != nil {
-		return err
-	}
-	if window == 0 {
-		t.buf[1] = cmdNOP
-		return t.s.put(notice(noticeReset, id), frame(cmdFIN, id))
-	}
-	t.s.arrivals <- struct{}{} // there is room: it is one of maxStreams
-	return t.s.put(update(id, 0, window))
-}
-
-// register makes the stream of a SYN and returns its window, which is 0 if there is
-// no room for it.
-func (s *Session) register(id uint32) (window int, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.client || id%2 == 0 || s.streams[id] != nil:
-		return 0, errFormat
-	case len(s.streams) >= maxStreams && s.refused >= maxRefused:
-		return 0, errRefused
-	case len(s.streams) >= maxStreams:
-		s.refused++
-		return 0, nil
-	}
-	s.refused = 0
-	return s.add(id), nil
-}
-
-// noticed handles a notice. The Session's mutex is held.
-func (s *Session) noticed(what byte, id uint32) error {
-	if what > noticeReset {
-		return errFormat
-	}
-	if st := s.streams[id]; st != nil {
-		st.stopped = true
-		st.reset = st.reset || what == noticeReset
-		half.Signal(st.Reads.Changed)
-		half.Signal(st.Writes.Changed)
-	}
-	return nil
-}
-
 // WriteBuffers implements what smux prefers to Write: v is a frame, its head
 // and its body.
 func (t *tap) WriteBuffers(v [][]byte) (int, error) {
-	head, body := v[0], v[1]
-	id := binary.LittleEndian.Uint32(head[4:])
-	t.s.frames.Add(1)
-	var err error
+	s, head := t.s, v[0]
+	s.busy.Store(true)
 	switch head[1] {
-	case cmdSYN:
-		t.s.mu.Lock()
-		window := t.s.add(id)
-		t.s.mu.Unlock()
-		t.s.open(head, update(id, 0, window))
 	case cmdUPD: // a Stream sends its own
+	case cmdSYN: // is put before what is put next, or after engine.OpenDelay
+		s.mu.Lock()
+		update := s.add(binary.LittleEndian.Uint32(head[4:]))
+		s.mu.Unlock()
+		s.putting.Lock()
+		s.opening = append(append(s.opening, head...), update...)
+		s.putting.Unlock()
+		time.AfterFunc(engine.OpenDelay, func() { s.put() })
 	default:
-		err = t.s.put(head, body)
+		if err := s.put(v...); err != nil {
+			return 0, err
+		}
 	}
-	if err != nil {
-		return 0, err
-	}
-	return len(head) + len(body), nil
-}
-
-// open puts frames before what is put next, or after engine.OpenDelay.
-func (s *Session) open(parts ...[]byte) {
-	s.putting.Lock()
-	defer s.putting.Unlock()
-	s.opening = append(s.opening, slices.Concat(parts...)...)
-	time.AfterFunc(engine.OpenDelay, func() { s.put() })
+	return headerSize + len(v[1]), nil
 }
 
 // put appends frames to the channel.
@@ -333,18 +265,5 @@ func (s *Session) put(parts ...[]byte) error {
 	return err
 }
 
-// Write implements io.Writer. smux does not call it where there is WriteBuffers.
-func (t *tap) Write(p []byte) (int, error) {
-	if err := t.s.put(p); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
-
-// Close implements io.Closer. A session at rest lives on.
-func (t *tap) Close() error {
-	if half.IsClosed(t.quit) {
-		return nil
-	}
-	return t.s.channel.Close()
-}
+// Close implements io.Closer. The channel lives longer than a smux.
+func (t *tap) Close() error { return nil }
