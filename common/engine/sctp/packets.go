@@ -13,9 +13,8 @@ import (
 const (
 	// A round trip divided by ackShare lies between two packets that only acknowledge,
 	// minAckPause at least and maxAckPause at most: far less than the two round trips
-	// after which the other side sends again. Over HTTP each is a request, and the
-	// library writes one for each second packet that arrives: in TestAcknowledgements
-	// 773 in a round trip, and now 8.
+	// after which the other side sends again. The library writes one for each second
+	// packet that arrives, which over HTTP is a request each.
 	ackShare    = 8
 	minAckPause = time.Millisecond
 	maxAckPause = 25 * time.Millisecond
@@ -29,26 +28,18 @@ type packets struct {
 	c       *conn
 	parts   []byte        // chunks that the library is to be given one by one; its reader's
 	writing chan struct{} // held while WriteTo is called, but for the farewell
-	ack     waitingAck    // the conn's mutex guards it
-}
 
-// waitingAck is an acknowledgement that was not written yet.
-type waitingAck struct {
-	packet []byte      // empty: none waits
-	last   time.Time   // when one was written last
-	timer  *time.Timer // ends the wait
+	ack   []byte      // an acknowledgement that waits; empty: none does; the conn's mutex guards it, like what follows
+	acked time.Time   // when one was written last
+	timer *time.Timer // ends the wait
 }
 
 // Read implements net.Conn. It fails when the session has ended.
 func (p *packets) Read(b []byte) (int, error) {
 	for len(p.parts) == 0 {
 		n, _, err := p.ReadFrom(b)
-		ok, err := p.arrived(b[:max(n, 0)], err)
-		if err != nil {
-			return 0, err
-		}
-		if ok && len(p.parts) == 0 {
-			return n, nil
+		if n, err = p.arrived(b[:n], err); n > 0 || err != nil {
+			return n, err
 		}
 	}
 	_, rest := nextChunk(p.parts)
@@ -63,7 +54,11 @@ func (p *packets) Write(b []byte) (int, error) {
 	if kept := p.depart(b); len(kept) > 0 {
 		p.acknowledge()
 		p.write(kept)
-		p.departed()
+		p.c.mu.Lock()
+		defer p.c.mu.Unlock()
+		p.c.out.unsent -= p.c.out.batch
+		p.c.out.batch = 0
+		p.c.pump()
 	}
 	return len(b), nil
 }
@@ -73,7 +68,7 @@ func (p *packets) Write(b []byte) (int, error) {
 func (p *packets) write(b []byte) {
 	p.writing <- struct{}{}
 	defer func() { <-p.writing }()
-	if half.IsClosed(p.c.done) {
+	if p.c.Err() != nil {
 		return
 	}
 	if _, err := p.WriteTo(b, p.RemoteAddr()); err != nil {
@@ -85,9 +80,9 @@ func (p *packets) write(b []byte) {
 // way, that is before it.
 func (p *packets) acknowledge() {
 	p.c.mu.Lock()
-	b := p.ack.packet
+	b := p.ack
 	if len(b) > 0 {
-		p.ack.packet, p.ack.last = nil, time.Now()
+		p.ack, p.acked = nil, time.Now()
 	}
 	p.c.mu.Unlock()
 	if len(b) > 0 {
@@ -95,19 +90,18 @@ func (p *packets) acknowledge() {
 	}
 }
 
-// arrived looks at what ReadFrom has returned and tells whether it is a packet
-// for the library.
-func (p *packets) arrived(b []byte, err error) (bool, error) {
+// arrived looks at what ReadFrom has returned and says how much of it is a packet
+// for the library: nothing, or nothing yet where there are parts.
+func (p *packets) arrived(b []byte, err error) (int, error) {
 	p.c.mu.Lock()
 	defer p.c.mu.Unlock()
 	if err != nil {
 		p.c.fail(fmt.Errorf("carrier: %w", err))
 	}
-	if p.c.err != nil || !p.admit(b) {
-		return false, p.c.err
+	if p.c.Err() == nil && p.admit(b) && p.file(b) {
+		return len(b), nil
 	}
-	p.file(b)
-	return true, nil
+	return 0, p.c.Err()
 }
 
 // depart takes note of what is in a packet that the library wants to write, and
@@ -115,9 +109,6 @@ func (p *packets) arrived(b []byte, err error) (bool, error) {
 func (p *packets) depart(b []byte) []byte {
 	p.c.mu.Lock()
 	defer p.c.mu.Unlock()
-	if p.c.err != nil {
-		return nil
-	}
 	kept := b[:packetHeaderSize]
 	for rest := b[packetHeaderSize:]; len(rest) > 0; {
 		chunk, after := nextChunk(rest)
@@ -130,15 +121,6 @@ func (p *packets) depart(b []byte) []byte {
 		return nil
 	}
 	return kept
-}
-
-// departed takes note of the fact that the carrier has taken a packet.
-func (p *packets) departed() {
-	p.c.mu.Lock()
-	defer p.c.mu.Unlock()
-	p.c.out.unsent -= p.c.out.batch
-	p.c.out.batch = 0
-	p.c.pump()
 }
 
 // What follows needs the conn's mutex held.
@@ -190,15 +172,15 @@ func (p *packets) admitData(chunk []byte) bool {
 		binary.BigEndian.Uint32(chunk[12:]) == 0 && int32(number-p.c.read) < maxAhead
 }
 
-// file takes note of the messages in a packet that is admitted. The library keeps
-// the whole packet until the last of them was read. So it is given them one by one,
-// or a byte far ahead would keep what was read in its place.
-func (p *packets) file(b []byte) {
+// file takes note of the messages in a packet that is admitted, and tells whether it
+// is for the library as it is. Of several messages the library would keep all until the
+// last was read, and a byte far ahead keep what was read: it is given them one by one.
+func (p *packets) file(b []byte) bool {
 	messages := 0
 	for rest := b[packetHeaderSize:]; len(rest) > 0; messages++ {
 		var chunk []byte
 		if chunk, rest = nextChunk(rest); chunk[0] != chunkData {
-			return
+			return true
 		}
 		number := binary.BigEndian.Uint32(chunk[4:]) - firstTSN
 		word, bit := &p.c.came[number%seen/64], uint64(1)<<(number%64)
@@ -211,25 +193,7 @@ func (p *packets) file(b []byte) {
 	if messages > 1 {
 		p.parts = bytes.Clone(b[packetHeaderSize:])
 	}
-}
-
-// took takes note of a message that Read has taken.
-func (c *conn) took(size int) {
-	c.came[c.read%seen/64] &^= 1 << (c.read % 64)
-	c.read++
-	c.pc.Hold(-inCost(size))
-}
-
-// acknowledged takes note of the fact that all before una have arrived.
-func (o *outgoing) acknowledged(una uint32) (freed int) {
-	n := una - o.una
-	for _, size := range o.sizes[:n] {
-		freed += outCost(int(size))
-	}
-	if o.una, o.sizes = una, o.sizes[n:]; len(o.sizes) == 0 {
-		o.sizes = nil
-	}
-	return freed
+	return messages == 1
 }
 
 // admitSack tells whether a SACK speaks of what was sent, and of each at most
@@ -259,28 +223,30 @@ func (p *packets) admitSack(chunk []byte) bool {
 	if top > 0 && int32(cumulative+top-o.reported) > 0 {
 		o.reported = cumulative + top
 	}
-	if int32(cumulative+1-o.una) > 0 {
-		p.Hold(-o.acknowledged(cumulative + 1))
-		p.c.pump()
+	freed := 0
+	for ; int32(cumulative+1-o.una) > 0; o.una++ {
+		freed += outCost(int(o.sizes[0]))
+		o.sizes = o.sizes[1:]
 	}
+	p.Hold(-freed)
+	if len(o.sizes) == 0 {
+		o.sizes = nil
+	}
+	p.c.pump()
 	return true
 }
 
-// departs takes note of a DATA chunk and tells whether it shall be sent. The
-// library wants to send all that is outstanding again when nothing was
-// acknowledged for a second or two. A carrier that repairs what it loses may take
-// longer, and then delivers everything. So a message goes again if one sent after
-// it has arrived, and the newest in any case, whose arrival is evidence for all
-// the others. In TestOutage 1 message goes in vain in place of 516.
+// departs takes note of a DATA chunk and tells whether it shall be sent. The library
+// wants to send all that is outstanding again after a second or two, in which a carrier
+// may still repair it. So a message goes again if one sent after it has arrived, and the
+// newest in any case, whose arrival is evidence for all the others (TestOutage).
 func (p *packets) departs(chunk []byte) bool {
 	o := &p.c.out
 	tsn := binary.BigEndian.Uint32(chunk[4:])
 	if tsn == o.sent {
 		o.batch += len(chunk) - dataHeaderSize
 		if o.sent++; o.sent == o.next && len(chunk) < dataHeaderSize+maxMessage {
-			// Nothing follows. An odd packet would be acknowledged after 200 ms, and
-			// sent again before: without this in 11 of 30 runs of TestNothingTwice.
-			chunk[1] |= answerAtOnce
+			chunk[1] |= answerAtOnce // or it would be acknowledged after 200 ms, and sent again before
 		}
 		return true
 	}
@@ -296,14 +262,14 @@ func (p *packets) holds(b []byte) bool {
 	}
 	now := time.Now()
 	rtt := time.Duration(p.c.assoc.SRTT() * float64(time.Millisecond)) // 0: there is none yet
-	wait := p.ack.last.Add(min(max(rtt/ackShare, minAckPause), maxAckPause)).Sub(now)
+	wait := p.acked.Add(min(max(rtt/ackShare, minAckPause), maxAckPause)).Sub(now)
 	if wait <= 0 {
-		p.ack.packet, p.ack.last = nil, now // what waits is in b, too
+		p.ack, p.acked = nil, now // what waits is in b, too
 		return false
 	}
-	if len(p.ack.packet) == 0 {
-		p.ack.timer.Reset(wait)
+	if len(p.ack) == 0 {
+		p.timer.Reset(wait)
 	}
-	p.ack.packet = append(p.ack.packet[:0], b...)
+	p.ack = append(p.ack[:0], b...)
 	return true
 }

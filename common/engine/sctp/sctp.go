@@ -22,9 +22,8 @@ import (
 )
 
 const (
-	// mtu is the largest packet in bytes. pion/sctp reads into 8192 bytes and
-	// hangs without a word on more; with 16 bytes less two packets and their
-	// lengths fit into one record of the carrier (16360 bytes).
+	// mtu is the largest packet in bytes. pion/sctp reads into 8192 bytes; with 16
+	// less two packets and their lengths fit into one record of the carrier (16360).
 	mtu        = 8176
 	maxMessage = mtu - packetHeaderSize - dataHeaderSize
 
@@ -36,7 +35,7 @@ const (
 
 	// maxAhead is how many messages the other side may be ahead of what was read: as
 	// many as a well-behaved side has on their way, full ones and others. The library
-	// counts bytes, takes 33 million messages of one byte, and sorts them all for each.
+	// counts bytes only.
 	maxAhead = 2 * maxOutstanding
 
 	// seen is a power of two above maxAhead: a bit for each message that may be held.
@@ -52,14 +51,13 @@ const (
 	sessionCost = 38 << 10
 
 	// minWindow is the floor of SCTP's congestion window in bytes: the largest there
-	// is, as congestion is the carrier's affair. Without it what remains in
-	// TestLostOutage takes 10.1 s in place of 4.9 s.
+	// is, as congestion is the carrier's affair (TestLostOutage).
 	minWindow = maxOutstanding * maxMessage
 
 	// maxTimeout is the longest time in milliseconds between two looks of SCTP
 	// at what has not been acknowledged. Two of them may pass before what a
 	// carrier has lost for good goes again: the first brings the evidence, the
-	// second uses it (see departs). With the library's 60 s it takes 23 s.
+	// second uses it (see departs).
 	maxTimeout = 2e3
 
 	// What this package knows of SCTP's format (RFC 9260, section 3).
@@ -82,9 +80,9 @@ var (
 	// farewell is the packet that ends a session.
 	farewell = []byte{0x13, 0x88, 0x13, 0x88, 0, 0, 0, 0, 0, 0, 0, 0, chunkAbort, 0, 0, 4}
 
-	// options are those of every association. The log is silent: what matters
-	// comes back as an error, and the rest would go to standard error, with bytes
-	// that the other side has chosen. Checksums would cost 1.3 s/GB of 6.0.
+	// options are those of every association. The log, which would go to standard
+	// error with bytes that the other side has chosen, is silent. Checksums would cost
+	// 1.3 s/GB of 6.0.
 	options = []sctp.ClientOption{
 		sctp.WithLoggerFactory(&logging.DefaultLoggerFactory{Writer: io.Discard, DefaultLogLevel: logging.LogLevelDisabled}),
 		sctp.WithEnableZeroChecksum(true),
