@@ -39,3 +39,10 @@ func (b *backlog) left(n int, now time.Time) {
 		b.since, b.taken = now, 0
 	}
 }
+
+// mayWait is how many bytes may wait: more if much is on its way, as each flush goes
+// through that, and takes its time (flushPause). Without this a first transfer with
+// 200 ms and 500 Mbit/s loses a fortieth of the path. The mutex is held.
+func (c *Conn) mayWait() int {
+	return min(max(c.backlog.limit, int(c.flight.next-c.flight.una)*SegmentSize/16), maxBacklog)
+}

@@ -214,7 +214,7 @@ func (c *Conn) Append(parts ...[]byte) error {
 func (c *Conn) Room() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.Writes.Changed, c.writeErr() != nil || c.waiting()+c.packed.bytes < c.backlog.limit
+	return c.Writes.Changed, c.writeErr() != nil || c.waiting()+c.packed.bytes < c.mayWait()
 }
 
 // Waiting is how many bytes KCP has not sent for the first time.

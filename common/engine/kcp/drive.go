@@ -169,7 +169,7 @@ func (c *Conn) write() {
 	o.bytes -= d.n
 	c.backlog.left(d.n, time.Now())
 	datagrams.Put(d)
-	if c.waiting()+o.bytes <= c.backlog.limit/2 {
+	if c.waiting()+o.bytes <= c.mayWait()/2 {
 		half.Signal(c.Writes.Changed)
 	}
 }
