@@ -517,6 +517,24 @@ func TestAnswerLimit(t *testing.T) {
 	}
 }
 
+// The limit is learned as fast where nothing waits at the server, since all that there is
+// to say is in answers that are refused. Until it is, each of them carries the same again.
+func TestAnswerLimitNothingWaits(t *testing.T) {
+	const sessions = 8 // which of them are lucky is chance
+	var again uint64
+	for range sessions {
+		bubble(t, func(t *testing.T, w *world) {
+			w.net.set(answersAbove(fate{there: 100 * ms, back: 100 * ms}, 8000, http.StatusServiceUnavailable))
+			client, session := w.pair(Poll)
+			both(t, client, session, 800)
+			again += session.link.out.resent.Load()
+		})
+	}
+	if again > sessions*12<<20 {
+		t.Errorf("%d bytes were sent again in each session", again/sessions)
+	}
+}
+
 // Where one exchange gets through at a time its answer measures no round trip, and an
 // upload grows all the same.
 func TestOneAtATimeGrows(t *testing.T) {

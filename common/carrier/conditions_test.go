@@ -145,7 +145,7 @@ func TestConditions(t *testing.T) {
 		}, 30 * time.Second},
 		{"answers above 8000 bytes become 503, far away", func(n *network) {
 			n.set(answersAbove(far, 8000, http.StatusServiceUnavailable))
-		}, time.Minute},
+		}, 30 * time.Second},
 		{"answers above 16000 bytes become 429", func(n *network) {
 			n.set(answersAbove(near, 16000, http.StatusTooManyRequests))
 		}, time.Minute},

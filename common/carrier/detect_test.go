@@ -303,6 +303,26 @@ func TestBusyIsADoubt(t *testing.T) {
 	}
 }
 
+// There is little to say if an answer says little, nothing waits, and little is on its way.
+func TestLittleToSay(t *testing.T) {
+	for _, c := range []struct {
+		received, backlog, owed int
+		idle                    bool
+	}{
+		{100, 0, 0, true},
+		{100, 0, minBody, true},
+		{100, 0, minBody + 1, false},
+		{100, smallBody, 0, false},
+		{smallBody + 1, 0, 0, false},
+	} {
+		res := ended(time.Now(), poll, ms, succeeds)
+		res.received, res.backlog, res.owed = c.received, c.backlog, c.owed
+		if s, shows := res.answer(time.Now()); !shows || s.idle != c.idle {
+			t.Errorf("%d bytes have come, %d wait, %d are owed: little to say: %v", c.received, c.backlog, c.owed, s.idle)
+		}
+	}
+}
+
 func TestBodies(t *testing.T) {
 	const kb = 1 << 10
 	passes := func(size int) sample { return sample{size: size, passed: true, full: true} }

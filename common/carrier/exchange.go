@@ -68,6 +68,7 @@ type result struct {
 	beside   bool // it was under way beside an answer that the server held all the time
 	closed   bool // the server has ended the session
 	lost     bool // not all that it carried is acknowledged
+	owed     int  // about how many bytes of records were missing then that exist
 	answered counter
 }
 
@@ -114,7 +115,8 @@ func (r *result) answer(now time.Time) (s sample, shows bool) {
 	if s.passed {
 		s.size = r.received
 		s.full = r.received > f.asked.Limit/2
-		s.idle = r.received+r.backlog <= smallBody
+		// What is owed may be in others that fail, which no backlog counts.
+		s.idle = r.received+r.backlog <= smallBody && r.owed <= minBody
 	}
 	switch {
 	case f.probe || f.kind == greeting || f.kind == feed || f.kind == farewell || errors.Is(r.err, errUnneeded):
@@ -200,6 +202,7 @@ func (c *Client) exchange(f *flight) {
 		// Of an upload's end the next exchange tells: were that one for this alone, they
 		// would follow each other for ever where answers are always cut after their heads.
 		res.lost = c.link.endExchange(f.number, err != nil && (f.kind == poll || f.kind == stream))
+		res.owed = c.link.owed()
 		watchdog.Stop()
 		f.cancel(nil)
 		if res.size = size; f.kind == feed {

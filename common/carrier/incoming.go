@@ -57,6 +57,7 @@ type incoming struct {
 	closed    bool               // nobody reads any more
 
 	// What is owed to this side.
+	size      int       // bytes of a record, on average of those that came of late
 	existing  uint64    // records below this exist, as the other side says
 	owedSince time.Time // since when one of them has been missing; zero: none is
 
@@ -79,7 +80,7 @@ type feeds struct {
 }
 
 func newIncoming(held *account, wake, readable chan<- struct{}) incoming {
-	return incoming{held: held, wake: wake, readable: readable, early: make(map[uint64]*buffer), granted: windowRecords, told: windowRecords, delay: ackDelay}
+	return incoming{held: held, wake: wake, readable: readable, early: make(map[uint64]*buffer), granted: windowRecords, told: windowRecords, delay: ackDelay, size: smallUnit}
 }
 
 // receive files record n, which has come in b. This half becomes an owner of b if it
@@ -97,6 +98,7 @@ func (i *incoming) receive(n uint64, b *buffer, now time.Time) bool {
 	if !isNew {
 		return false
 	}
+	i.size = (7*i.size + len(b.b)) / 8
 	kept := b.fitting(0)
 	owner := kept == nil
 	if owner {
@@ -285,6 +287,15 @@ func (i *incoming) owedFor(now time.Time) time.Duration {
 
 // complete tells whether all records have come that the other side has spoken of.
 func (i *incoming) complete() bool { return i.got.Low >= i.existing }
+
+// owed is about how many bytes of records are missing that exist: as if they were as
+// large as those that have come of late.
+func (i *incoming) owed() int {
+	if i.complete() {
+		return 0
+	}
+	return (int(min(i.existing-i.got.Low, windowRecords)) - len(i.early)) * i.size
+}
 
 // tell has the other side told soon what this one has.
 func (i *incoming) tell(now time.Time) { i.newsAt = now.Add(-rand.N(i.delay/4 + 1)) }

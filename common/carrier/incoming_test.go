@@ -149,6 +149,34 @@ func TestIncomingOwed(t *testing.T) {
 	}
 }
 
+// How much is owed is judged by the records that have come.
+func TestIncomingOwedBytes(t *testing.T) {
+	for _, c := range []struct {
+		why         string
+		do          func(r *receiver)
+		least, most int
+	}{
+		{"nobody spoke of a record", func(*receiver) {}, 0, 0},
+		{"none has come", func(r *receiver) { r.owe(10, r.now) }, 10 * smallUnit, 10 * smallUnit},
+		{"all have come", func(r *receiver) { r.come(0, 1); r.owe(2, r.now) }, 0, 0},
+		{"those that come are small", func(r *receiver) {
+			for n := range uint64(40) {
+				r.come(n)
+			}
+			r.owe(50, r.now)
+		}, 10, 10 * smallUnit / 10},
+		{"some behind a gap have come", func(r *receiver) { r.come(7, 8); r.owe(10, r.now) }, 7 * smallUnit / 2, 8*smallUnit - 1},
+		{"no more than have room", func(r *receiver) { r.owe(wire.MaxNumber, r.now) }, windowRecords * smallUnit, windowRecords * smallUnit},
+	} {
+		r := newReceiver()
+		c.do(r)
+		if got := r.owed(); got < c.least || got > c.most {
+			t.Errorf("%s: %d bytes are owed, want %d to %d", c.why, got, c.least, c.most)
+		}
+		r.drop()
+	}
+}
+
 // Datagrams whose parts stand in several records are read whole, or not at all, and
 // what is kept of them is given back.
 func TestIncomingJoins(t *testing.T) {

@@ -336,6 +336,13 @@ func (l *link) complete() bool {
 	return l.in.complete()
 }
 
+// owed is about how many bytes of records are missing that exist.
+func (l *link) owed() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.in.owed()
+}
+
 // tell has the client tell soon what it has, though nothing has come.
 func (l *link) tell() {
 	l.mu.Lock()
