@@ -14,6 +14,7 @@ import (
 	"github.com/xtaci/smux"
 
 	"turbotunnel/common/engine"
+	"turbotunnel/common/engine/internal/half"
 )
 
 // window is an UPD that tells another window than ours.
@@ -123,6 +124,30 @@ func TestDataAfterTheEnd(t *testing.T) {
 		if got, err := io.ReadAll(st); err != nil || string(got) != "x" || server.held != streamCost {
 			t.Errorf("read %q, %v; %d bytes are held", got, err, server.held)
 		}
+	})
+}
+
+// TestOldUpdate: no UPD has a Write wait in smux, where no deadline reaches it, and the
+// session's end neither.
+func TestOldUpdate(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := connect(1 << 20)
+		server := start(t, b, false)
+		a.Write(join(frame(cmdSYN, 3), update(3, 1<<31+1, firstWindow)))
+		st := accept(t, server)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if n, err := st.Write(make([]byte, smallWrite+1)); n != smallWrite+1 || err != nil {
+				t.Errorf("wrote %d bytes, %v", n, err)
+			}
+		}()
+		synctest.Wait()
+		if !half.IsClosed(done) {
+			t.Error("Write waits in smux")
+			a.Write(update(3, 0, firstWindow)) // which ends that
+		}
+		<-done
 	})
 }
 

@@ -173,16 +173,16 @@ func (t *tap) look(cmd byte, id uint32, body []byte) error {
 // itself, and no window.
 func (st *Stream) updated(body []byte) error {
 	consumed, window := binary.LittleEndian.Uint32(body), binary.LittleEndian.Uint32(body[4:])
-	binary.LittleEndian.PutUint32(body, consumed-st.sentBefore)
-	binary.LittleEndian.PutUint32(body[4:], noLimit)
-	if int32(consumed-st.consumed) < 0 {
-		return nil // two Reads at once on a plain smux may tell in the wrong order
-	}
-	if st.sent-consumed > st.sent-st.consumed {
+	switch {
+	case int32(consumed-st.consumed) < 0: // two Reads at once on a plain smux may tell in the wrong order
+	case st.sent-consumed > st.sent-st.consumed:
 		return errWindow
+	default:
+		st.consumed, st.window = consumed, min(window, math.MaxInt32)
+		half.Signal(st.Writes.Changed)
 	}
-	st.consumed, st.window = consumed, min(window, math.MaxInt32)
-	half.Signal(st.Writes.Changed)
+	binary.LittleEndian.PutUint32(body, st.consumed-st.sentBefore) // never less than before: smux would wait
+	binary.LittleEndian.PutUint32(body[4:], noLimit)
 	return nil
 }
 
