@@ -39,8 +39,9 @@ type credit struct {
 	told  uint32 // were read when it was told last
 }
 
-// room is how many bytes of a stream may be on their way or unread.
-func (c *credit) room() int { return int(c.edge - c.taken) }
+// room is how many bytes of a stream may be on their way or unread. It is negative if a
+// peer that ignores its window has sent more, and that was read.
+func (c *credit) room() int { return int(int32(c.edge - c.taken)) }
 
 // promise counts n bytes more that streams may take, or fewer, and returns how many
 // more may be promised. The mutex is held.

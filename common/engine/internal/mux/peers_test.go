@@ -151,6 +151,49 @@ func TestOldUpdate(t *testing.T) {
 	})
 }
 
+// TestPromisedBeyondWindow: a peer that sends more than its window does not have this
+// side count less than it has promised.
+func TestPromisedBeyondWindow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := connect(1 << 30)
+		server := start(t, b, false)
+		a.Write(frame(cmdSYN, 3))
+		st := accept(t, server)
+		for range streamWindow/frameSize + 1 {
+			a.Write(frame(cmdPSH, 3, make([]byte, frameSize)...))
+		}
+		a.Write(frame(cmdFIN, 3))
+		synctest.Wait()
+		if n, err := io.Copy(io.Discard, st); n != streamWindow+frameSize || err != nil {
+			t.Errorf("read %d bytes, %v", n, err)
+		}
+		st.Close()
+		if server.promised != 0 || b.promised.Load() != 0 {
+			t.Errorf("%d bytes are promised, of which the carrier knows %d", server.promised, b.promised.Load())
+		}
+	})
+}
+
+// TestPromisedBeyondSmallWindow: nor does a frame that is larger than the whole window.
+func TestPromisedBeyondSmallWindow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := connect(1 << 30)
+		a.room.Store(0)
+		st := open(t, start(t, a, true))
+		b.Write(frame(cmdPSH, st.id, make([]byte, maxFrame)...))
+		if n, err := io.ReadFull(st, make([]byte, maxFrame)); err != nil {
+			t.Errorf("read %d bytes, %v", n, err)
+		}
+		if a.promised.Load() != frameSize {
+			t.Errorf("%d bytes are promised; want a frame", a.promised.Load())
+		}
+		st.Close()
+		if a.promised.Load() != 0 {
+			t.Errorf("%d bytes are promised", a.promised.Load())
+		}
+	})
+}
+
 // TestHeldBySmallFrames: large frames that are read take nothing off the account of
 // the small ones behind them.
 func TestHeldBySmallFrames(t *testing.T) {
