@@ -217,7 +217,7 @@ func (p *packets) admitSack(chunk []byte) bool {
 		}
 		top = end
 	}
-	if int32(o.sent-cumulative-top) <= 0 {
+	if int32(o.sent-cumulative) <= 0 || int32(o.sent-cumulative-top) <= 0 {
 		return false
 	}
 	if top > 0 && int32(cumulative+top-o.reported) > 0 {

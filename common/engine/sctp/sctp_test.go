@@ -116,6 +116,7 @@ func TestForeignPackets(t *testing.T) {
 		"short SACK":           packet(change(sack(0)[:12], 3, 12)),
 		"SACK of unsent":       packet(sack(100)),
 		"SACK from behind":     packet(sack(1 << 31)),
+		"gap from behind":      packet(sack(1<<31-999, 1, 2000)),
 		"gap of unsent":        packet(sack(0, 2, 2)),
 		"gap of nothing":       packet(sack(0, 0, 1)),
 		"gap backwards":        packet(sack(0, 1, 0)),
