@@ -66,7 +66,7 @@ func (s *Session) rest() bool {
 	defer s.mu.Unlock()
 	still := !s.busy.Swap(false) && s.channel.Err() == nil
 	for _, st := range s.streams {
-		still = still && st.smux != nil && st.unread == 0 && st.staged == nil
+		still = still && st.smux != nil && !st.closed && st.unread == 0 && st.staged == nil
 	}
 	if !still {
 		s.timer.Reset(restAfter)

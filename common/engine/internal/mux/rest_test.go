@@ -166,6 +166,11 @@ func TestNoRest(t *testing.T) {
 		busy func(t *testing.T, client, server *Session, c, s *Stream)
 	}{
 		{"unread", func(t *testing.T, _, _ *Session, c, s *Stream) { c.Write([]byte("x")) }},
+		{"being closed", func(t *testing.T, _, server *Session, c, s *Stream) {
+			server.mu.Lock()
+			defer server.mu.Unlock()
+			s.closed = true // where Close has come so far
+		}},
 		{"not accepted", func(t *testing.T, client, _ *Session, c, s *Stream) { open(t, client) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
