@@ -129,7 +129,7 @@ type Session struct {
 	life sync.RWMutex  // held for reading while smux is called, and locked while the session rests
 	smux *smux.Session // guarded by life; nil: the session rests
 
-	busy    atomic.Bool // frames have come or gone since rest has looked
+	busy    atomic.Bool // frames have come or gone, or somebody has waited for smux, since rest has looked
 	putting sync.Mutex  // held while frames are put into the channel, one after the other
 	opening []byte      // frames that wait for others; guarded by putting
 

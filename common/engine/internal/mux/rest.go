@@ -37,7 +37,8 @@ func (s *Session) begin(frames []byte) {
 // use returns when there is smux, which stays until life is unlocked for reading.
 func (s *Session) use() {
 	if !s.life.TryRLock() {
-		half.Signal(s.nudge) // at worst rest is called once too often
+		s.busy.Store(true) // or smux's reader takes the token, and rests before we have the lock
+		half.Signal(s.nudge)
 		s.life.RLock()
 	}
 }
@@ -61,10 +62,11 @@ func (s *Session) comes() bool {
 // and tells whether it has. The goroutine of smux that reads calls it, between frames,
 // and ends.
 func (s *Session) rest() bool {
+	still := !s.busy.Swap(false)
 	s.life.Lock() // until watch unlocks it
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	still := !s.busy.Swap(false) && s.channel.Err() == nil
+	still = still && s.channel.Err() == nil
 	for _, st := range s.streams {
 		still = still && st.smux != nil && !st.closed && st.unread == 0 && st.staged == nil
 	}

@@ -226,7 +226,7 @@ func TestRestRaces(t *testing.T) {
 	var users sync.WaitGroup
 	for range 4 {
 		users.Go(func() {
-			for range 50 {
+			for n := 0; n < 50 || rested.Load() == 0; n++ { // when it rests is chance
 				st := open(t, client)
 				for size := 1; size < 64<<10; size *= 7 {
 					pass(t, st, st, size)
@@ -237,9 +237,6 @@ func TestRestRaces(t *testing.T) {
 	}
 	users.Wait()
 	close(done)
-	if rested.Load() == 0 {
-		t.Error("the session has never rested")
-	}
 	client.Close()
 	server.Close()
 	group.Wait()
