@@ -314,6 +314,30 @@ func encode(cmd byte, ts, sn, una uint32, body []byte) []byte {
 	return append(p, body...)
 }
 
+// TestWindowsInOneDatagram: if the segments of a datagram announce different windows, as
+// those do that were put out before and after a Read, the last one counts for KCP as
+// well as for the Conn. Else the writer finds for ever that KCP may send, which does not.
+func TestWindowsInOneDatagram(t *testing.T) {
+	announce := func(cmd byte, una uint32, wnd uint16) []byte {
+		p := encode(cmd, 0, 0, una, nil)
+		binary.LittleEndian.PutUint16(p[wndAt:], wnd)
+		return p
+	}
+	for _, wnd := range []uint16{0, 100} {
+		x, _ := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		c := prepare(x, true) // nothing runs
+		c.Append([]byte("one"))
+		c.flush(time.Now())
+		c.receive(append(announce(kcp.IKCP_CMD_ACK, 1, 100-wnd), announce(kcp.IKCP_CMD_WINS, 1, wnd)...), nil)
+		c.Append([]byte("two"))
+		c.flush(time.Now())
+		if sent := c.flight.next == 2; c.flight.una != 1 || sent != (wnd > 0) {
+			t.Errorf("a window of %d segments: una is %d, and more was sent: %t", wnd, c.flight.una, sent)
+		}
+		c.timer.Stop()
+	}
+}
+
 func TestScanRefuses(t *testing.T) {
 	good := encode(kcp.IKCP_CMD_PUSH, 0, 0, 0, []byte("x"))
 	var b block

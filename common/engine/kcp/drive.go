@@ -1,6 +1,7 @@
 package kcp
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
 	"time"
@@ -81,9 +82,14 @@ func (c *Conn) input(p []byte) {
 		c.owes = now
 	}
 	c.came.add(sum)
-	if sum.ack != nil { // once more, as if it were of long ago: KCP times the last one
+	if sum.ack != nil {
+		// Once more, as if it were of long ago: KCP times the last one. It also believes
+		// the last segment's window, as acknowledged does: if they believed different
+		// ones, drive would flush for ever what KCP does not send.
 		p = append(p, sum.ack...)
-		segment(p[len(p)-headerSize:]).add(tsAt, math.MaxUint32-longRTT+1)
+		again := segment(p[len(p)-headerSize:])
+		again.add(tsAt, math.MaxUint32-longRTT+1)
+		binary.LittleEndian.PutUint16(again[wndAt:], sum.wnd)
 	}
 	c.control().Input(p, kcp.IKCP_PACKET_REGULAR, false)
 	if sum.asks {
