@@ -201,8 +201,7 @@ func (c *Client) exchange(f *flight) {
 		b.Close() // first: what a feed takes afterwards would be lost for ever
 		// Of an upload's end the next exchange tells: were that one for this alone, they
 		// would follow each other for ever where answers are always cut after their heads.
-		res.lost = c.link.endExchange(f.number, err != nil && (f.kind == poll || f.kind == stream))
-		res.owed = c.link.owed()
+		res.lost, res.owed = c.link.endExchange(f.number, err != nil && (f.kind == poll || f.kind == stream))
 		watchdog.Stop()
 		f.cancel(nil)
 		if res.size = size; f.kind == feed {

@@ -169,15 +169,16 @@ func (l *link) awaits(e uint64, while time.Duration) bool {
 // endExchange says that exchange e has ended: of what it carried, all that is
 // not acknowledged is lost, which it tells, and nothing more will be received. If it
 // has ended early, before its answer did, the other side hears of that soon, also if
-// nothing else is to be said: what the answer carried waits for it.
-func (l *link) endExchange(e uint64, early bool) (lost bool) {
+// nothing else is to be said: what the answer carried waits for it. owed is about how many
+// bytes of records are missing that exist.
+func (l *link) endExchange(e uint64, early bool) (lost bool, owed int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.in.ended.Add(e)
 	if early {
 		l.in.tellOnce(time.Now())
 	}
-	return l.out.endExchange(e)
+	return l.out.endExchange(e), l.in.owed()
 }
 
 // head returns a sealed head for exchange e. fields has the values that are
@@ -334,13 +335,6 @@ func (l *link) complete() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.in.complete()
-}
-
-// owed is about how many bytes of records are missing that exist.
-func (l *link) owed() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.in.owed()
 }
 
 // tell has the client tell soon what it has, though nothing has come.
