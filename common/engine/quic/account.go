@@ -41,6 +41,8 @@ type account struct {
 	mu      sync.Mutex // guards what follows
 	inboxes map[quic.StreamID]*inbox
 	next    quic.StreamID // the first that was not heard of
+	logged  bool          // the library's log is read: it is a server
+	allowed int64         // how many streams the client may have opened since the beginning
 	flight  int           // packets not acknowledged
 	lost    int           // packets to be sent again
 }
@@ -53,15 +55,21 @@ type inbox struct {
 
 func newAccount(carrier engine.Carrier) *account {
 	carrier.Hold(sessionCost)
-	return &account{carrier: carrier, inboxes: make(map[quic.StreamID]*inbox)}
+	return &account{carrier: carrier, inboxes: make(map[quic.StreamID]*inbox), allowed: engine.MaxStreams}
 }
 
 // What follows has a server's connection tell a its events: tracer is for quic.Config.
 
-func (a *account) tracer(context.Context, bool, quic.ConnectionID) qlogwriter.Trace { return a }
-func (a *account) AddProducer() qlogwriter.Recorder                                 { return a }
-func (a *account) SupportsSchemas(string) bool                                      { return false }
-func (a *account) Close() error                                                     { return nil }
+func (a *account) tracer(context.Context, bool, quic.ConnectionID) qlogwriter.Trace {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.logged = true
+	return a
+}
+
+func (a *account) AddProducer() qlogwriter.Recorder { return a }
+func (a *account) SupportsSchemas(string) bool      { return false }
+func (a *account) Close() error                     { return nil }
 
 func (a *account) RecordEvent(e qlogwriter.Event) {
 	a.mu.Lock()
@@ -79,8 +87,14 @@ func (a *account) RecordEvent(e qlogwriter.Event) {
 		}
 	case qlog.PacketSent:
 		for _, frame := range e.Frames {
-			if _, ok := frame.Frame.(*qlog.StreamFrame); ok {
+			switch f := frame.Frame.(type) {
+			case *qlog.StreamFrame:
 				a.lost = max(a.lost-1, 0) // what is lost goes before what is new
+			case *qlog.MaxStreamsFrame: // one more for each stream that the library has forgotten
+				if n := int64(f.MaxStreamNum); n > a.allowed {
+					a.carrier.Hold(int(a.allowed-n) * streamCost)
+					a.allowed = n
+				}
 			}
 		}
 	case qlog.PacketLost:
@@ -142,13 +156,16 @@ func (a *account) read(in *inbox, n int) {
 	}
 }
 
-// closed says that this side has closed a stream. What the library has of it and was
-// not read stays until the library forgets the stream, which depends on the client.
+// closed says that this side has closed a stream. The library keeps it, and what it
+// has of it that was not read, until the client has ended it too: a server counts it
+// until the library lets the client open another one in its place.
 func (a *account) closed(in *inbox, str *quic.Stream) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.inboxes, str.StreamID())
-	a.carrier.Hold(-streamCost)
+	if !a.logged {
+		a.carrier.Hold(-streamCost)
+	}
 	for _, cost := range in.regions {
 		runtime.AddCleanup(str, a.carrier.Hold, -cost)
 	}

@@ -219,6 +219,43 @@ func TestHeldReturns(t *testing.T) {
 	})
 }
 
+// TestHeldUntilEnded: a stream that only the server has closed is held, and counted,
+// until the client has ended it too.
+func TestHeldUntilEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := attack(t)
+		exchange(t, a.client, a.server)
+		time.Sleep(time.Second)
+		idle := a.far.Held()
+		var accepted []engine.Stream
+		for range engine.MaxStreams - 1 {
+			open(t, a.client)
+			accepted = append(accepted, accept(t, a.server))
+		}
+		time.Sleep(time.Second)
+		a.near.set(true, false)
+		for _, s := range accepted {
+			s.Close()
+		}
+		time.Sleep(time.Second)
+		if held, least := a.far.Held()-idle, len(accepted)*streamCost; held < least {
+			t.Errorf("%d bytes are held for %d streams that the client has not ended; want %d at least", held, len(accepted), least)
+		}
+		a.near.set(false, false)
+		accepted = nil
+		for range 10 { // the opening bytes were not read: they are held until the library forgets the streams
+			time.Sleep(time.Minute)
+			heap()
+			if a.far.Held()-idle < 20<<10 {
+				break
+			}
+		}
+		if held := a.far.Held() - idle; held < 0 || held > 20<<10 {
+			t.Errorf("%d bytes are held when the client has ended them", held)
+		}
+	})
+}
+
 // TestHeldAtRest: sessions and streams at rest take what they are said to.
 func TestHeldAtRest(t *testing.T) {
 	if bits.UintSize < 64 {
