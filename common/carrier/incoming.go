@@ -294,7 +294,8 @@ func (i *incoming) owed() int {
 	if i.complete() {
 		return 0
 	}
-	return (int(min(i.existing-i.got.Low, windowRecords)) - len(i.early)) * i.size
+	missing := int(min(i.existing-i.got.Low, windowRecords)) - len(i.early)
+	return max(missing, 1) * i.size // more may have come early than was spoken of
 }
 
 // tell has the other side told soon what this one has.

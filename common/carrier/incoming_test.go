@@ -166,6 +166,7 @@ func TestIncomingOwedBytes(t *testing.T) {
 			r.owe(50, r.now)
 		}, 10, 10 * smallUnit / 10},
 		{"some behind a gap have come", func(r *receiver) { r.come(7, 8); r.owe(10, r.now) }, 7 * smallUnit / 2, 8*smallUnit - 1},
+		{"more has come than was spoken of", func(r *receiver) { r.come(7, 8, 9); r.owe(2, r.now) }, smallUnit / 2, smallUnit},
 		{"no more than have room", func(r *receiver) { r.owe(wire.MaxNumber, r.now) }, windowRecords * smallUnit, windowRecords * smallUnit},
 	} {
 		r := newReceiver()
