@@ -283,12 +283,10 @@ func (c *Conn) writeErr() error {
 	switch {
 	case c.in.closed || c.out.ended:
 		return engine.ErrClosed
-	case c.ctx.Err() != nil:
-		return c.Err()
-	case c.in.stopped:
+	case c.in.stopped: // the session may have ended because of that
 		return engine.ErrReset
 	}
-	return nil
+	return c.Err()
 }
 
 // staged tells whether something waits to be given to KCP.

@@ -104,3 +104,32 @@ func TestMalformedEndsSession(t *testing.T) {
 		}
 	})
 }
+
+// TestWriteAfterTheStream: who writes to a stream that the other side has closed hears of
+// that, also when the session has ended by itself because nothing more is to come.
+func TestWriteAfterTheStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		client, server := newSession(x, true), newSession(y, false)
+		defer client.Close()
+		defer server.Close()
+		c, err := client.Open(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := server.Accept(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		if _, err := io.ReadAll(s); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(restAfter / 2)
+		x.SetDown(true) // the farewell is lost
+		<-server.Done()
+		if _, err := s.Write([]byte("x")); !errors.Is(err, engine.ErrReset) || errors.Is(err, engine.ErrClosed) {
+			t.Errorf("a Write after the other side's Close: %v", err)
+		}
+	})
+}
