@@ -40,9 +40,9 @@ func (b *backlog) left(n int, now time.Time) {
 	}
 }
 
-// mayWait is how many bytes may wait: more if much is on its way, as each flush goes
+// most is how many bytes may wait: more if much is on its way, as each flush goes
 // through that, and takes its time (flushPause). Without this a first transfer with
-// 200 ms and 500 Mbit/s loses a fortieth of the path. The mutex is held.
-func (c *Conn) mayWait() int {
-	return min(max(c.backlog.limit, int(c.flight.next-c.flight.una)*SegmentSize/16), maxBacklog)
+// 200 ms and 500 Mbit/s loses a fortieth of the path.
+func (b *backlog) most(f *flight) int {
+	return min(max(b.limit, int(f.size())*SegmentSize/16), maxBacklog)
 }

@@ -88,6 +88,9 @@ type outgoing struct {
 	ended bool   // nothing more will be written
 }
 
+// staged tells whether something waits to be given to KCP.
+func (o *outgoing) staged() bool { return o.began && len(o.stage)+int(o.marks) > 0 }
+
 // NewConn starts one side of a conversation over pc, which it owns from now on.
 // Who reads it promises to the other side what that may send.
 func NewConn(pc engine.Carrier, client bool) *Conn {
@@ -214,7 +217,7 @@ func (c *Conn) Append(parts ...[]byte) error {
 func (c *Conn) Room() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.Writes.Changed, c.writeErr() != nil || c.waiting()+c.packed.bytes < c.mayWait()
+	return c.Writes.Changed, c.writeErr() != nil || c.waiting()+c.packed.bytes < c.backlog.most(&c.flight)
 }
 
 // Waiting is how many bytes KCP has not sent for the first time.
@@ -289,12 +292,9 @@ func (c *Conn) writeErr() error {
 	return c.Err()
 }
 
-// staged tells whether something waits to be given to KCP.
-func (c *Conn) staged() bool { return c.out.began && len(c.out.stage)+int(c.out.marks) > 0 }
-
 // push gives what is staged to KCP, with the marks that are due.
 func (c *Conn) push() {
-	if c.staged() {
+	if c.out.staged() {
 		c.control().Send(append(c.out.stage, c.out.marks))
 		c.out.stage, c.out.marks = c.out.stage[:0], 0
 	}

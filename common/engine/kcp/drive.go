@@ -175,7 +175,7 @@ func (c *Conn) write() {
 	o.bytes -= d.n
 	c.backlog.left(d.n, time.Now())
 	datagrams.Put(d)
-	if c.waiting()+o.bytes <= c.mayWait()/2 {
+	if c.waiting()+o.bytes <= c.backlog.most(&c.flight)/2 {
 		half.Signal(c.Writes.Changed)
 	}
 }
@@ -184,7 +184,7 @@ func (c *Conn) write() {
 func (c *Conn) flush(now time.Time) {
 	c.push()
 	f := &c.flight
-	if f.late = f.una != f.next && now.Sub(f.tried) >= f.patience; f.late {
+	if f.late = f.size() > 0 && now.Sub(f.tried) >= f.patience; f.late {
 		f.tried, f.patience = now, min(2*f.patience, maxTimeout)
 		c.kcp.ResetRTO()
 	}
@@ -204,9 +204,9 @@ func (c *Conn) wait(now time.Time) time.Duration {
 	if !c.owes.IsZero() {
 		wait = c.owes.Add(ackDelay).Sub(now)
 	}
-	if c.staged() || c.waiting() > 0 {
+	if c.out.staged() || c.waiting() > 0 {
 		switch {
-		case f.next-f.una < min(Window, f.wnd):
+		case f.size() < min(Window, f.wnd):
 			wait = 0
 		case f.wnd == 0: // KCP asks now and then whether it has opened
 			wait = min(wait, c.flushed.Add(minTimeout).Sub(now))
@@ -215,10 +215,10 @@ func (c *Conn) wait(now time.Time) time.Duration {
 	switch {
 	case f.hole:
 		wait = 0
-	case f.una != f.next:
+	case f.size() > 0:
 		wait = min(wait, f.tried.Add(f.patience).Sub(now))
 	}
-	return max(wait, c.flushed.Add(time.Duration(f.next-f.una)*flushPause).Sub(now))
+	return max(wait, c.flushed.Add(time.Duration(f.size())*flushPause).Sub(now))
 }
 
 // poke has a goroutine write if there is something to do before it would wake up

@@ -15,7 +15,7 @@ const (
 // sends again what two later segments have overtaken, but only once for each time that
 // all of it is said to be late (ResetRTO). That is said when the oldest segment was waited
 // for in vain. Then it and the two newest are sent again: their acknowledgements say
-// whether more is lost, and have KCP send it. The driver's mutex guards it.
+// whether more is lost, and have KCP send it. The Conn's mutex guards it.
 type flight struct {
 	una  uint32 // the oldest sequence number not acknowledged
 	next uint32 // the next one never put out
@@ -27,6 +27,9 @@ type flight struct {
 	hole     bool          // something behind una was acknowledged
 	late     bool          // una is sent again
 }
+
+// size is how many segments are on their way.
+func (f *flight) size() uint32 { return f.next - f.una }
 
 // acknowledged takes note of what a datagram says.
 func (f *flight) acknowledged(sum summary, now time.Time) {

@@ -68,7 +68,7 @@ func (b *block) control() *kcp.KCP {
 
 // waiting is how many bytes KCP has not sent for the first time, at most.
 func (b *block) waiting() int {
-	return (b.kcp.WaitSnd() - int(b.flight.next-b.flight.una)) * SegmentSize
+	return (b.kcp.WaitSnd() - int(b.flight.size())) * SegmentSize
 }
 
 // What follows needs the mutex held.
@@ -76,7 +76,7 @@ func (b *block) waiting() int {
 // isStill tells whether nothing is under way or waits to be read.
 func (c *Conn) isStill() bool {
 	return c.kcp != resting && c.kcp.WaitSnd()+c.came.held()+c.packed.bytes+len(c.in.rest) == 0 &&
-		!c.staged() && c.owes.IsZero()
+		!c.out.staged() && c.owes.IsZero()
 }
 
 // rest lets go of what a conversation does not need that is still.
