@@ -154,7 +154,7 @@ func TestWindowIgnored(t *testing.T) {
 		if err := b.Err(); err != nil || st.unread != streamWindow {
 			t.Fatalf("at the window %d bytes are unread: %v", st.unread, err)
 		}
-		for range 1 + maxFrame/frameSize { // a frame more may be on its way, see announced
+		for range 1 + maxFrame/frameSize { // a frame more is let pass
 			a.Write(block)
 		}
 		synctest.Wait()

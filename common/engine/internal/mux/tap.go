@@ -158,7 +158,7 @@ func (t *tap) look(cmd byte, id uint32, body []byte) error {
 		}
 	case st == nil || st.closed || st.fin && cmd == cmdPSH:
 		binary.LittleEndian.PutUint32(t.buf[4:], 0) // there is no such stream
-	case cmd == cmdPSH && st.unread+t.left > streamWindow+maxFrame: // smux tells of a Read before that has returned
+	case cmd == cmdPSH && st.unread+t.left > streamWindow+maxFrame: // a frame beyond the window is let pass
 		return errWindow
 	case cmd == cmdFIN:
 		st.fin = true
