@@ -166,8 +166,10 @@ func (a *account) closed(in *inbox, str *quic.Stream) {
 	if !a.logged {
 		a.carrier.Hold(-streamCost)
 	}
+	unread := 0
 	for _, cost := range in.regions {
-		runtime.AddCleanup(str, a.carrier.Hold, -cost)
+		unread += cost
 	}
+	runtime.AddCleanup(str, a.carrier.Hold, -unread)
 	in.regions = nil
 }
