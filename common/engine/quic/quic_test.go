@@ -15,6 +15,7 @@ import (
 
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/enginetest"
+	"turbotunnel/common/engine/internal/half"
 )
 
 func TestConformance(t *testing.T) { enginetest.Run(t, Engine{}) }
@@ -702,4 +703,37 @@ func TestDeadlineBetweenFrames(t *testing.T) {
 			t.Fatalf("after %d bytes: %d more, and %v", total, n, err)
 		}
 	}
+}
+
+// TestReadAfterEnd: what had arrived when the session ended is read, whoever moves the
+// deadline meanwhile.
+func TestReadAfterEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "")
+		client, server := start(t, x, y)
+		c := open(t, client)
+		const size = 64 << 10
+		c.Write(make([]byte, size))
+		s := accept(t, server)
+		time.Sleep(time.Second)
+		y.Break(errors.New("lost"))
+		<-server.Done()
+		over := make(chan struct{})
+		moved := make(chan struct{})
+		go func() {
+			defer close(moved)
+			for !half.IsClosed(over) {
+				s.SetReadDeadline(time.Time{})
+			}
+		}()
+		n, err := 0, error(nil)
+		for ; err == nil && n < size; n++ {
+			_, err = s.Read(make([]byte, 1))
+		}
+		close(over)
+		<-moved
+		if err != nil {
+			t.Errorf("after %d bytes of %d: %v", n-1, size, err)
+		}
+	})
 }

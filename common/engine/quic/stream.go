@@ -76,8 +76,10 @@ func (st *stream) Read(p []byte) (int, error) {
 func (st *stream) read(p []byte) (int, error) {
 	n, err := st.str.Read(p)
 	if n == 0 && st.session.err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
-		st.str.SetReadDeadline(time.Now().Add(time.Millisecond)) // for what came before the end
+		st.deadlines.Lock() // or another one may pass before what came before the end is read
+		st.str.SetReadDeadline(time.Now().Add(time.Millisecond))
 		n, err = st.str.Read(p)
+		st.deadlines.Unlock()
 	}
 	if n > 0 {
 		st.session.account.read(st.inbox, n)
