@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"net"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -169,6 +170,45 @@ func TestLongOutage(t *testing.T) {
 		}
 		if d := time.Since(start); d > maxTimeout+time.Second {
 			t.Errorf("the transfer took %v after the outage", d)
+		}
+	})
+}
+
+// A stalling carrier has a WriteTo wait now and then.
+type stalling struct {
+	*enginetest.Conn
+	writes int
+	stall  time.Duration
+}
+
+func (s *stalling) WriteTo(p []byte, to net.Addr) (int, error) {
+	if s.writes++; s.writes%500 == 0 {
+		time.Sleep(s.stall)
+	}
+	return s.Conn.WriteTo(p, to)
+}
+
+// TestRepairsWhileStalled: where the carrier stalls for longer than a time-out, what it
+// loses for good costs no time-out for each, in both directions at once: 20 s go where
+// nothing is lost.
+func TestRepairsWhileStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 24 << 20
+		path := enginetest.Path{Delay: 50 * time.Millisecond, Rate: 100e6 / 8, Queue: 1 << 20, Loss: 0.01}
+		x, y := enginetest.Connect(path, path, 1)
+		a, b := newPipe(&stalling{x, 0, 3 * time.Second}, true), newPipe(&stalling{y, 0, 2 * time.Second}, false)
+		defer a.Close()
+		defer b.Close()
+		start := time.Now()
+		for _, p := range []*pipe{a, b} {
+			p.Append()
+			p.group.Go(func() { stream{p.Conn}.Write(make([]byte, size)) })
+		}
+		for (a.arrived() < size || b.arrived() < size) && time.Since(start) < time.Hour {
+			time.Sleep(100 * time.Millisecond)
+		}
+		if took := time.Since(start); took > 40*time.Second {
+			t.Errorf("%d and %d bytes of %d arrived in %v", a.arrived(), b.arrived(), size, took)
 		}
 	})
 }

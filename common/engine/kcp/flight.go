@@ -15,10 +15,13 @@ const (
 // sends again what two later segments have overtaken, but only once for each time that
 // all of it is said to be late (ResetRTO). That is said when the oldest segment was waited
 // for in vain. Then it and the two newest are sent again: their acknowledgements say
-// whether more is lost, and have KCP send it. The Conn's mutex guards it.
+// whether more is lost, and have KCP send it. What lies between others that have come is
+// sent, too: for KCP their acknowledgements are too old now to say that it was overtaken.
+// The Conn's mutex guards it.
 type flight struct {
 	una  uint32 // the oldest sequence number not acknowledged
 	next uint32 // the next one never put out
+	top  uint32 // what is below was sent before one that was acknowledged
 	wnd  uint32 // the other side's window in segments
 
 	since    time.Time     // when una was sent, or became the oldest
@@ -38,6 +41,9 @@ func (f *flight) acknowledged(sum summary, now time.Time) {
 		f.patience = min(max(minTimeout, 3*now.Sub(f.since), f.patience/2), maxTimeout)
 		f.una, f.since, f.tried = sum.una, now, now
 	}
+	if int32(sum.acked-f.top) > 0 {
+		f.top = sum.acked
+	}
 	f.hole = f.hole || int32(sum.acked-f.una) > 0
 }
 
@@ -45,7 +51,7 @@ func (f *flight) acknowledged(sum summary, now time.Time) {
 // be sent again. What KCP sends for its time-outs' sake may not.
 func (f *flight) goes(sn uint32) bool {
 	if sn != f.next {
-		return f.hole || f.late && (sn == f.una || f.next-sn <= 2)
+		return f.hole || f.late && (sn == f.una || f.next-sn <= 2 || int32(f.top-sn) > 0)
 	}
 	if sn == f.una {
 		f.since = time.Now()
