@@ -15,14 +15,12 @@ import (
 	"time"
 )
 
-// MaxStreams is how many streams a session may have open at a time, if its engine
-// has many: several times as many as a browser has connections. Who needs more
-// opens another session.
+// MaxStreams is how many streams a session may have open at a time: several times as
+// many as a browser has connections. Who needs more opens another session.
 const MaxStreams = 256
 
-// MaxDatagram is the size in bytes of the largest datagram that every carrier
-// takes. It is the limit of the strictest library in use: quic-go and kcp-go
-// never make a larger one, pion/sctp is held below 8192.
+// MaxDatagram is the size in bytes of the largest datagram that every carrier takes:
+// pion/sctp reads no larger one.
 const MaxDatagram = 8192
 
 // OpenDelay is how long the opening of a stream waits for its first bytes, so that a
@@ -34,12 +32,12 @@ const OpenDelay = 2 * time.Millisecond
 const FarewellTime = 100 * time.Millisecond
 
 var (
-	// ErrClosed is returned by every operation on a session or a stream that
-	// this side has closed. It matches net.ErrClosed.
+	// ErrClosed is what everything returns on a session or a stream that this side
+	// has closed. It matches net.ErrClosed.
 	ErrClosed = fmt.Errorf("engine: %w", net.ErrClosed)
 
-	// ErrSingleStream is returned by the second Open or Accept on a session
-	// of an engine that does not multiplex.
+	// ErrSingleStream is what the second Open or Accept returns where an engine does
+	// not multiplex.
 	ErrSingleStream = errors.New("engine: this engine has one stream a session")
 
 	// ErrRole is what a server's Open and a client's Accept return.
@@ -65,14 +63,10 @@ type Engine interface {
 	// not, Open succeeds once on the client and Accept once on the server.
 	Multiplexes() bool
 
-	// Client starts the client's end of a session over pc. It does not wait
-	// for the network: what the protocol needs to say first is written to pc
-	// as soon as it is known, so that it can travel in the session's first
-	// message. The session owns pc from now on and closes it.
+	// Client and Server start an end of a session over pc, which it owns from now on
+	// and closes. They do not wait for the network: what the protocol has to say first
+	// is written to pc at once, so that it can travel in the session's first message.
 	Client(pc Carrier) (Session, error)
-
-	// Server starts the server's end of a session over pc, of which it
-	// becomes the owner.
 	Server(pc Carrier) (Session, error)
 }
 
@@ -97,20 +91,16 @@ type Carrier interface {
 	// know, and nil where there is none, or not yet.
 	Binding() []byte
 
-	// Hold says that the engine holds n bytes more for the other side than
-	// before, or fewer if n is negative: what has come and was not read, what
-	// waits to be sent or to be acknowledged, each at what its memory takes and
-	// not at what it says. The carrier counts it with its own in the session's
-	// account, and closes under a session that holds more than its share. It
-	// never blocks. At the session's end nothing has to be given back.
+	// Hold says that the engine holds n bytes more for the other side than before, or
+	// fewer if n is negative: what has come and was not read, and what waits to be sent
+	// or to be acknowledged, at what its memory takes. The carrier counts it with its
+	// own in the session's account, and closes under a session that holds more than
+	// its share. It never blocks, and at the session's end nothing has to be given back.
 	Hold(n int)
 
-	// Promise says that the other side may have this one hold n bytes more until
-	// they are read, what has come included, or fewer if n is negative, and returns
-	// how many more all sessions together may be promised: who promises all of that
-	// leaves nothing to the others. Where memory has no limit of that kind it is
-	// without end. It never blocks. At the session's end nothing has to be given
-	// back.
+	// Promise says that the other side may have this one hold n bytes more until they
+	// are read, what has come included, or fewer. It returns how many more all sessions
+	// together may be promised, without end where memory has no limit. Else like Hold.
 	Promise(n int) (left int)
 }
 
@@ -131,10 +121,9 @@ type Session interface {
 	// side's Close, or because the Carrier failed.
 	Done() <-chan struct{}
 
-	// Close ends the session, every stream in it and the Carrier, unblocks every
-	// call and returns when nothing of the session touches the Carrier any more. What was
-	// written may be lost: close streams, and let the other side read their
-	// end, before closing the session. Closing twice is allowed.
+	// Close ends the session, every stream in it and the Carrier, and returns when nothing
+	// of the session touches the Carrier any more. What was written may be lost, unless
+	// the other side has read the ends of its streams. Closing twice is allowed.
 	Close() error
 }
 
