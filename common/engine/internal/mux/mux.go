@@ -59,8 +59,7 @@ const (
 
 	// maxAnswers is how many bytes may wait in the Channel when a frame is added
 	// that does not wait for room: SYN, FIN, UPD and notices of everything that
-	// may be open take a hundredth of it, and what small writes have gathered when
-	// all of it is closed, half.
+	// may be open take a hundredth of it.
 	maxAnswers = 8 << 20
 )
 

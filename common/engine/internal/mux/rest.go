@@ -68,7 +68,7 @@ func (s *Session) rest() bool {
 	defer s.mu.Unlock()
 	still = still && s.channel.Err() == nil
 	for _, st := range s.streams {
-		still = still && st.smux != nil && !st.closed && st.unread == 0 && st.staged == nil
+		still = still && st.smux != nil && !st.closed && st.unread == 0
 	}
 	if !still {
 		s.timer.Reset(restAfter)

@@ -11,18 +11,6 @@ import (
 	"turbotunnel/common/engine/internal/half"
 )
 
-const (
-	// Writes of at most smallWrite bytes gather, gatherSize at most. A frame costs
-	// some 3 µs in smux, however small it is: gathered, a write of 100 bytes takes
-	// 0.29 µs of the processors where it took 4.6 (BenchmarkWrites, both ends). Twice
-	// as much would save a quarter of that, and may wait when streams are closed.
-	smallWrite = 2 << 10
-	gatherSize = 8 << 10
-)
-
-// stages are buffers for small writes.
-var stages = sync.Pool{New: func() any { return new([gatherSize]byte) }}
-
 // Stream implements engine.Stream. It is safe for concurrent use.
 type Stream struct {
 	session *Session // never changes, like id
@@ -49,9 +37,6 @@ type Stream struct {
 	sentBefore uint32 // of them before the session's last rest
 	consumed   uint32 // of them read by the other side, as far as it has said
 	window     uint32 // bytes that may be sent beyond consumed
-	staged     []byte // small writes that have not been given to smux, from the pool; nil: none
-	flushing   bool   // flush runs
-	answers    bool   // Read has returned bytes, and nothing was written since
 	stopped    bool   // the other side reads no more
 	ended      bool   // this side has ended its direction
 }
@@ -114,7 +99,6 @@ func (st *Stream) read(p []byte) (int, error) {
 	case n == 0:
 		return 0, s.fail(err)
 	}
-	st.answers = true
 	st.unread -= n
 	st.taken += uint32(n)
 	if st.begun += n; st.begun == int(st.frames[0]) { // smux returns no more than the rest of a frame
@@ -132,62 +116,25 @@ func (st *Stream) read(p []byte) (int, error) {
 	return n, nil // an error that comes with bytes comes again
 }
 
-// Write implements net.Conn. What is small gathers while flush waits for its turn. Else,
-// and if it may be an answer that somebody waits for (12 µs there and back in place of
-// 22), it goes a frame at a time, and Write returns when the channel has all of it.
+// Write implements net.Conn. It goes a frame at a time, and returns when the channel has
+// all of p.
 func (st *Stream) Write(p []byte) (total int, err error) {
 	st.Writes.Enter()
 	defer st.Writes.Leave()
 	for {
 		passed := st.Writes.Passed()
-		n, gathers, err := st.offer(passed, p[total:])
-		if n > 0 && !gathers {
-			n, err = st.send(p[total:], st.Writes.Changed, passed)
-		} else if n == 0 && total < len(p) && err == nil {
+		st.session.mu.Lock()
+		n, err := st.allowed(passed, len(p)-total)
+		st.session.mu.Unlock()
+		if n > 0 {
+			n, err = st.send(p[total:], passed)
+		} else if err == nil && total < len(p) {
 			st.Writes.Wait(passed)
 		}
 		if total += n; err != nil || total == len(p) {
 			return total, err
 		}
 	}
-}
-
-// offer gathers the beginning of p, if p is small and there is room for it. Else it says
-// how many bytes may go in a frame.
-func (st *Stream) offer(passed <-chan struct{}, p []byte) (n int, gathers bool, err error) {
-	st.session.mu.Lock()
-	defer st.session.mu.Unlock()
-	n, err = st.allowed(passed, len(p))
-	if n == 0 || len(p) > smallWrite || st.answers || len(st.staged)+n > gatherSize {
-		st.answers = st.answers && n == 0
-		return n, false, err
-	}
-	if st.staged == nil {
-		st.staged = stages.Get().(*[gatherSize]byte)[:0]
-		st.session.hold(gatherSize)
-	}
-	st.staged = append(st.staged, p[:n]...)
-	if !st.flushing {
-		st.flushing = true
-		go st.flush()
-	}
-	return n, true, nil
-}
-
-// flush sends what has gathered until nothing has: what is written meanwhile goes in
-// one frame.
-func (st *Stream) flush() {
-	for st.flushes() {
-		st.send(nil, nil, nil)
-	}
-}
-
-// flushes tells whether flush has something to do.
-func (st *Stream) flushes() bool {
-	st.session.mu.Lock()
-	defer st.session.mu.Unlock()
-	st.flushing = st.staged != nil
-	return st.flushing
 }
 
 // allowed is how many of want bytes may be sent in a frame now, or why none may.
@@ -203,19 +150,19 @@ func (st *Stream) allowed(passed <-chan struct{}, want int) (int, error) {
 	case half.IsClosed(passed):
 		return 0, os.ErrDeadlineExceeded
 	}
-	room := int64(st.window) - int64(st.sent-st.consumed) - int64(len(st.staged))
+	room := int64(st.window) - int64(st.sent-st.consumed)
 	return int(max(min(room, int64(want), frameSize), 0)), nil
 }
 
-// send has smux send what has gathered, and then a frame of p, with its turn among the
-// session's streams and when the channel has room. It returns early, having sent
-// nothing, when something has changed or the deadline has passed.
-func (st *Stream) send(p []byte, changed, passed <-chan struct{}) (int, error) {
+// send has smux send a frame of p, with its turn among the session's streams and when
+// the channel has room. It returns early, having sent nothing, when something has changed
+// or the deadline has passed.
+func (st *Stream) send(p []byte, passed <-chan struct{}) (int, error) {
 	s := st.session
 	select {
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
-	case <-changed:
+	case <-st.Writes.Changed:
 		return 0, nil
 	case <-passed:
 		return 0, nil
@@ -223,7 +170,7 @@ func (st *Stream) send(p []byte, changed, passed <-chan struct{}) (int, error) {
 	for room, ok := s.channel.Room(); !ok; room, ok = s.channel.Room() {
 		select {
 		case <-room:
-		case <-changed:
+		case <-st.Writes.Changed:
 			return 0, nil
 		case <-passed:
 			return 0, nil
@@ -233,43 +180,16 @@ func (st *Stream) send(p []byte, changed, passed <-chan struct{}) (int, error) {
 	defer st.sending.Unlock()
 	s.use()
 	defer s.life.RUnlock()
-	return st.give(p)
-}
-
-// give is send when it has nothing to wait for. sending and life are held.
-func (st *Stream) give(p []byte) (int, error) {
-	s := st.session
 	s.mu.Lock()
-	staged := st.unstage()
-	if staged != nil && len(p) <= smallWrite {
-		p = nil // that can gather again
-	}
-	n, err := st.allowed(nil, len(p))
+	n, err := st.allowed(passed, len(p))
 	st.sent += uint32(n) // before the other side can have read it
 	s.mu.Unlock()
-	if staged != nil {
-		if _, err := st.smux.Write(staged); err != nil {
-			s.fail(err) // it was said to be written
-		}
-		stages.Put((*[gatherSize]byte)(staged[:gatherSize]))
-	}
 	if n > 0 {
 		if n, err = st.smux.Write(p[:n]); err != nil {
 			err = s.fail(err)
 		}
 	}
 	return n, err
-}
-
-// unstage returns what has gathered. The session's mutex is held.
-func (st *Stream) unstage() []byte {
-	staged := st.staged
-	if staged != nil {
-		st.staged = nil
-		st.sent += uint32(len(staged))
-		st.session.hold(-gatherSize)
-	}
-	return staged
 }
 
 // CloseWrite implements engine.Stream.
@@ -300,9 +220,6 @@ func (st *Stream) end(how byte) error {
 	}
 	ended, notify := st.ended, how == noticeReset || !st.fin
 	st.ended, st.closed = true, how != noticeNone
-	if how == noticeReset {
-		st.unstage() // to be thrown away
-	}
 	if st.closed {
 		s.hold(-st.cost)
 		s.promise(st.unread - st.room() - st.cost)
@@ -312,7 +229,6 @@ func (st *Stream) end(how byte) error {
 	s.mu.Unlock()
 	s.use()
 	defer s.life.RUnlock()
-	st.give(nil)
 	if how == noticeNone {
 		if !ended {
 			st.smux.CloseWrite() // fails with the session only
