@@ -12,20 +12,19 @@ import (
 	"turbotunnel/common/engine"
 )
 
-// What things take in memory, in bytes, as TestHeld measures it with v0.65.0.
+// What things take in memory, in bytes, as TestHeld and TestHeldAtRest measure it
+// with v0.65.0.
 const (
 	sessionCost = 48 << 10 // a session at rest
 	streamCost  = 2600     // an open stream
+	sentCost    = 1850     // a packet that is not acknowledged, or lost and not sent again
 
-	// A STREAM or CRYPTO frame that is not read is in a buffer of a whole packet, or
-	// copied if it has fewer than smallFrame bytes (MinStreamFrameBufferSize in the
-	// library's internal/protocol). Frames are not joined.
+	// A frame that is not read is in a buffer of a whole packet, or copied if it has
+	// fewer than smallFrame bytes (MinStreamFrameBufferSize in the library's
+	// internal/protocol). Frames are not joined.
 	frameCost      = 1700
 	smallFrameCost = 150 // and its bytes
 	smallFrame     = 128
-
-	// sentCost is for a packet that is not acknowledged, or lost and not sent again.
-	sentCost = 1850
 
 	// region is the size of the pieces of a stream by which it is known what is not read.
 	region = 16 << 10
@@ -33,7 +32,7 @@ const (
 
 // account tells the carrier what the library holds for the other side. A server
 // learns that from the library's log of events (qlog), the only place where it says
-// what packets contain. That costs a tenth of the library's time, and a client, whose
+// what packets contain. That costs time (doc/engines.md, quic-go), so a client, whose
 // server is its operator's choice, counts sessions and streams only.
 type account struct {
 	carrier engine.Carrier
@@ -41,8 +40,6 @@ type account struct {
 	mu      sync.Mutex // guards what follows
 	inboxes map[quic.StreamID]*inbox
 	next    quic.StreamID // the first that was not heard of
-	logged  bool          // the library's log is read: it is a server
-	allowed int64         // how many streams the client may have opened since the beginning
 	flight  int           // packets not acknowledged
 	lost    int           // packets to be sent again
 }
@@ -50,22 +47,16 @@ type account struct {
 // inbox is what is not read of a stream that this side has not closed.
 type inbox struct {
 	read, end int64         // bytes read; the end of the last frame
-	regions   map[int64]int // what each takes
+	regions   map[int64]int // what the frames take that end in each
 }
 
 func newAccount(carrier engine.Carrier) *account {
 	carrier.Hold(sessionCost)
-	return &account{carrier: carrier, inboxes: make(map[quic.StreamID]*inbox), allowed: engine.MaxStreams}
+	return &account{carrier: carrier, inboxes: make(map[quic.StreamID]*inbox)}
 }
 
-// What follows has a server's connection tell a its events: tracer is for quic.Config.
-
-func (a *account) tracer(context.Context, bool, quic.ConnectionID) qlogwriter.Trace {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.logged = true
-	return a
-}
+// tracer is for the quic.Config of a server, whose connection tells a its events then.
+func (a *account) tracer(context.Context, bool, quic.ConnectionID) qlogwriter.Trace { return a }
 
 func (a *account) AddProducer() qlogwriter.Recorder { return a }
 func (a *account) SupportsSchemas(string) bool      { return false }
@@ -87,14 +78,8 @@ func (a *account) RecordEvent(e qlogwriter.Event) {
 		}
 	case qlog.PacketSent:
 		for _, frame := range e.Frames {
-			switch f := frame.Frame.(type) {
-			case *qlog.StreamFrame:
+			if _, ok := frame.Frame.(*qlog.StreamFrame); ok {
 				a.lost = max(a.lost-1, 0) // what is lost goes before what is new
-			case *qlog.MaxStreamsFrame: // one more for each stream that the library has forgotten
-				if n := int64(f.MaxStreamNum); n > a.allowed {
-					a.carrier.Hold(int(a.allowed-n) * streamCost)
-					a.allowed = n
-				}
 			}
 		}
 	case qlog.PacketLost:
@@ -136,10 +121,10 @@ func (a *account) opened(id quic.StreamID) *inbox {
 // counted again until it is read. mu is held.
 func (a *account) received(f *qlog.StreamFrame) {
 	in, end := a.inbox(f.StreamID), f.Offset+f.Length
-	if in == nil || end <= in.read || f.Length == 0 {
+	if in == nil || end <= in.read {
 		return
 	}
-	in.regions[max(f.Offset, in.read)/region] += costOf(f.Length)
+	in.regions[end/region] += costOf(f.Length)
 	in.end = max(in.end, end)
 	a.carrier.Hold(costOf(f.Length))
 }
@@ -157,19 +142,15 @@ func (a *account) read(in *inbox, n int) {
 }
 
 // closed says that this side has closed a stream. The library keeps it, and what it
-// has of it that was not read, until the client has ended it too: a server counts it
-// until the library lets the client open another one in its place.
+// has of it that was not read, until the other side has ended it too.
 func (a *account) closed(in *inbox, str *quic.Stream) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.inboxes, str.StreamID())
-	if !a.logged {
-		a.carrier.Hold(-streamCost)
+	cost := streamCost
+	for _, unread := range in.regions {
+		cost += unread
 	}
-	unread := 0
-	for _, cost := range in.regions {
-		unread += cost
-	}
-	runtime.AddCleanup(str, a.carrier.Hold, -unread)
 	in.regions = nil
+	runtime.AddCleanup(str, a.carrier.Hold, -cost)
 }
