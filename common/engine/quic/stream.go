@@ -23,6 +23,10 @@ const (
 	// stopCode and resetCode are the error codes of the package comment.
 	stopCode  quic.StreamErrorCode = 0
 	resetCode quic.StreamErrorCode = 1
+
+	// grace is how long a call goes on when the session has ended: the library reads
+	// nothing after a deadline, and what came before the end is read.
+	grace = time.Millisecond
 )
 
 var errOpening = errors.New("a stream does not begin with its opening")
@@ -41,7 +45,7 @@ type stream struct {
 	writing sync.Mutex
 
 	deadlines sync.Mutex  // held while they are moved
-	ended     atomic.Bool // CloseWrite or Close was called
+	ended     atomic.Bool // CloseWrite, Close or Reset was called
 	closed    atomic.Bool // Close or Reset was called
 }
 
@@ -76,10 +80,8 @@ func (st *stream) Read(p []byte) (int, error) {
 func (st *stream) read(p []byte) (int, error) {
 	n, err := st.str.Read(p)
 	if n == 0 && st.session.err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
-		st.deadlines.Lock() // or another one may pass before what came before the end is read
-		st.str.SetReadDeadline(time.Now().Add(time.Millisecond))
+		st.SetReadDeadline(time.Time{}) // grace from now
 		n, err = st.str.Read(p)
-		st.deadlines.Unlock()
 	}
 	if n > 0 {
 		st.session.account.read(st.inbox, n)
@@ -87,13 +89,14 @@ func (st *stream) read(p []byte) (int, error) {
 			err = nil // the library looks at the deadline between two frames, too; it comes again
 		}
 	}
-	return n, st.failure(err)
+	return n, st.failure(err, &st.closed)
 }
 
-// failure says what an error of the library means for Read or Write.
-func (st *stream) failure(err error) error {
+// failure says what an error of the library means for Read or Write, which this side
+// may have ended.
+func (st *stream) failure(err error, over *atomic.Bool) error {
 	switch ended := st.session.err(); {
-	case err != nil && (st.closed.Load() || ended == engine.ErrClosed):
+	case err != nil && (over.Load() || ended == engine.ErrClosed):
 		return engine.ErrClosed
 	case err != nil && err != io.EOF && ended != nil:
 		return ended
@@ -111,16 +114,14 @@ func (st *stream) Write(p []byte) (n int, err error) {
 	if err = st.session.err(); err == nil {
 		n, err = st.session.write(st.str, p)
 	}
-	if err != nil && st.ended.Load() {
-		return n, engine.ErrClosed
-	}
-	return n, st.failure(err)
+	return n, st.failure(err, &st.ended)
 }
 
 func (st *stream) CloseWrite() error {
 	if st.closed.Load() || st.session.err() == engine.ErrClosed {
 		return engine.ErrClosed
 	}
+	st.ended.Store(true)
 	st.finish()
 	return nil
 }
@@ -130,7 +131,6 @@ func (st *stream) CloseWrite() error {
 func (st *stream) finish() {
 	st.deadlines.Lock()
 	defer st.deadlines.Unlock()
-	st.ended.Store(true)
 	st.str.SetWriteDeadline(time.Now())
 	st.writing.Lock()
 	defer st.writing.Unlock()
@@ -144,6 +144,7 @@ func (st *stream) Reset() error { return st.leave(resetCode, func() { st.str.Can
 // leave ends both directions, this side's by end, if that was not done before.
 func (st *stream) leave(code quic.StreamErrorCode, end func()) error {
 	if !st.closed.Swap(true) {
+		st.ended.Store(true)
 		st.unwatch()
 		st.str.CancelRead(code)
 		end()
@@ -156,7 +157,7 @@ func (st *stream) SetDeadline(t time.Time) error      { return st.move(st.str.Se
 func (st *stream) SetReadDeadline(t time.Time) error  { return st.move(st.str.SetReadDeadline, t) }
 func (st *stream) SetWriteDeadline(t time.Time) error { return st.move(st.str.SetWriteDeadline, t) }
 
-// move moves a deadline. When the session has ended it has passed, whatever t is.
+// move moves a deadline. When the session has ended it is grace from now, whatever t is.
 func (st *stream) move(set func(time.Time) error, t time.Time) error {
 	st.deadlines.Lock()
 	defer st.deadlines.Unlock()
@@ -164,7 +165,7 @@ func (st *stream) move(set func(time.Time) error, t time.Time) error {
 		return engine.ErrClosed
 	}
 	if st.session.err() != nil {
-		t = time.Now()
+		t = time.Now().Add(grace)
 	}
 	return set(t)
 }
