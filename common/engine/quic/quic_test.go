@@ -132,13 +132,13 @@ func TestServerChecks(t *testing.T) {
 		client, server := newSession(x, true), newSession(y, false)
 		defer client.Close()
 		defer server.Close()
-		l, err := server.transport.Listen(tlsConfig(y), config)
+		l, err := server.transport.Listen(tlsConfig(y), config(sessionWindow))
 		if err != nil {
 			t.Fatal(err)
 		}
 		careless := tlsConfig(x)
 		careless.VerifyConnection = nil
-		conn, err := client.transport.Dial(t.Context(), x.RemoteAddr(), careless, config)
+		conn, err := client.transport.Dial(t.Context(), x.RemoteAddr(), careless, config(sessionWindow))
 		if err != nil {
 			t.Fatal(err) // TLS 1.3: the client is done before the server has seen its certificate
 		}

@@ -50,7 +50,7 @@ type stream struct {
 }
 
 func newStream(s *session, str *quic.Stream) *stream {
-	st := &stream{Addresses: s.pipe, session: s, str: str, inbox: s.account.opened(str.StreamID()), opening: !s.client}
+	st := &stream{Addresses: s, session: s, str: str, inbox: s.account.opened(str.StreamID()), opening: !s.client}
 	if s.client {
 		str.Write([]byte{opening}) // does not block; an error comes again
 	}
@@ -67,8 +67,7 @@ func (st *stream) Read(p []byte) (int, error) {
 		var b [1]byte
 		switch n, err := st.read(b[:]); {
 		case n == 0 && err == io.EOF, n == 1 && b[0] != opening:
-			st.session.lost(errOpening)
-			return 0, st.session.err()
+			return 0, st.session.lost(errOpening)
 		case n == 0:
 			return 0, err
 		}
