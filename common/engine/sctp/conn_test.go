@@ -190,8 +190,8 @@ func TestNothingTwice(t *testing.T) {
 	}
 }
 
-// TestAcknowledgements: a fast download is acknowledged a few times a round
-// trip, and what the client writes meanwhile does not wait for that.
+// TestAcknowledgements: a fast download is acknowledged now and then, and what the
+// client writes meanwhile does not wait for that.
 func TestAcknowledgements(t *testing.T) {
 	enginetest.Bubble(t, func(t *testing.T) {
 		const rtt = 200 * time.Millisecond
@@ -200,16 +200,13 @@ func TestAcknowledgements(t *testing.T) {
 		receive(t, server, 3)
 		go server.send(100 << 20)
 		receive(t, client, 50<<20)
-		before, start := client.count().datagrams, time.Now()
+		before := client.count().datagrams
 		receive(t, client, 40<<20)
-		trips := float64(time.Since(start)) / float64(rtt)
-		got := float64(client.count().datagrams-before) / trips
-		t.Logf("%.1f datagrams a round trip", got)
-		if got > 2*ackShare {
-			t.Errorf("%.1f datagrams a round trip", got)
+		if n := client.count().datagrams - before; n > 40<<20/maxMessage/4 {
+			t.Errorf("%d datagrams acknowledge 40 MB", n)
 		}
 		client.Append([]byte("ping"))
-		start = time.Now()
+		start := time.Now()
 		receive(t, server, 4)
 		if took := time.Since(start); took > rtt/2+time.Millisecond {
 			t.Errorf("a ping arrived after %v", took)
@@ -288,10 +285,10 @@ func TestIdleIsSilent(t *testing.T) {
 		}
 		for _, c := range []*conn{client, server} {
 			c.mu.Lock()
-			n := cap(c.out.staged) + len(c.rest)
+			in, out := c.in.came, c.out.packets
 			c.mu.Unlock()
-			if n > 0 {
-				t.Errorf("an idle session holds %d bytes", n)
+			if in != nil || out != nil {
+				t.Errorf("an idle session holds %d and %d messages", len(in), len(out))
 			}
 		}
 	})

@@ -2,151 +2,141 @@ package sctp
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
-	"time"
+	"slices"
 
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/internal/half"
 )
 
-const (
-	// A round trip divided by ackShare lies between two packets that only acknowledge,
-	// minAckPause at least and maxAckPause at most: far less than the two round trips
-	// after which the other side sends again. The library writes one for each second
-	// packet that arrives, which over HTTP is a request each.
-	ackShare    = 8
-	minAckPause = time.Millisecond
-	maxAckPause = 25 * time.Millisecond
-)
-
-// packets is what the library takes for its connection. It keeps account of what is
-// sent, and keeps from the library, which was made for peers that mean well, what it
-// could not stand.
+// packets is what the library takes for its connection.
 type packets struct {
 	engine.Carrier
-	c       *conn
-	parts   []byte        // chunks that the library is to be given one by one; its reader's
-	writing chan struct{} // held while WriteTo is called, but for the farewell
-
-	ack   []byte      // an acknowledgement that waits; empty: none does; the conn's mutex guards it, like what follows
-	acked time.Time   // when one was written last
-	timer *time.Timer // ends the wait
+	c *conn
 }
 
 // Read implements net.Conn. It fails when the session has ended.
-func (p *packets) Read(b []byte) (int, error) {
-	for len(p.parts) == 0 {
+func (p packets) Read(b []byte) (int, error) {
+	for {
 		n, _, err := p.ReadFrom(b)
-		if n, err = p.arrived(b[:n], err); n > 0 || err != nil {
-			return n, err
+		if err != nil {
+			p.c.Fail(fmt.Errorf("carrier: %w", err))
+		}
+		if n = p.c.arrived(b[:n]); n > packetHeaderSize || p.c.Err() != nil {
+			return n, p.c.Err()
 		}
 	}
-	_, rest := nextChunk(p.parts)
-	n := copy(b, farewell[:packetHeaderSize]) // the header of any packet
-	n += copy(b[n:], p.parts[:len(p.parts)-len(rest)])
-	p.parts = rest
-	return n, p.c.Err()
 }
 
 // Write implements net.Conn. The library's writer alone calls it.
-func (p *packets) Write(b []byte) (int, error) {
-	if kept := p.depart(b); len(kept) > 0 {
-		p.acknowledge()
-		p.write(kept)
-		p.c.mu.Lock()
-		defer p.c.mu.Unlock()
-		p.c.out.unsent -= p.c.out.batch
-		p.c.out.batch = 0
-		p.c.pump()
+func (p packets) Write(b []byte) (int, error) {
+	for rest := b[packetHeaderSize:]; len(rest) > 0; {
+		var chunk []byte
+		chunk, rest = nextChunk(rest)
+		if packet, fresh := p.c.departs(chunk); packet != nil {
+			p.c.write(packet, fresh)
+		}
 	}
 	return len(b), nil
 }
 
-// write writes p to the carrier, unless the session has ended, which it has if
-// that fails.
-func (p *packets) write(b []byte) {
-	p.writing <- struct{}{}
-	defer func() { <-p.writing }()
-	if p.c.Err() != nil {
+// write gives the carrier a packet, in which so many bytes of content go for the first
+// time, unless the session has ended, which it has if that fails.
+func (c *conn) write(packet []byte, fresh int) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if c.Err() != nil {
 		return
 	}
-	if _, err := p.WriteTo(b, p.RemoteAddr()); err != nil {
-		p.c.Fail(fmt.Errorf("carrier: %w", err))
-	}
-}
-
-// acknowledge writes the acknowledgement that waits. Where data goes the same
-// way, that is before it.
-func (p *packets) acknowledge() {
-	p.c.mu.Lock()
-	b := p.ack
-	if len(b) > 0 {
-		p.ack, p.acked = nil, time.Now()
-	}
-	p.c.mu.Unlock()
-	if len(b) > 0 {
-		p.write(b)
-	}
-}
-
-// arrived looks at what ReadFrom has returned and says how much of it is a packet
-// for the library: nothing, or nothing yet where there are parts.
-func (p *packets) arrived(b []byte, err error) (int, error) {
-	p.c.mu.Lock()
-	defer p.c.mu.Unlock()
+	_, err := c.pc.WriteTo(packet, c.pc.RemoteAddr())
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if err != nil {
-		p.c.fail(fmt.Errorf("carrier: %w", err))
+		c.fail(fmt.Errorf("carrier: %w", err))
 	}
-	if p.c.Err() == nil && p.admit(b) && p.file(b) {
-		return len(b), nil
-	}
-	return 0, p.c.Err()
+	c.out.unsent -= fresh
+	c.pump()
 }
 
-// depart takes note of what is in a packet that the library wants to write, and
-// returns what shall be written, if anything.
-func (p *packets) depart(b []byte) []byte {
-	p.c.mu.Lock()
-	defer p.c.mu.Unlock()
-	kept := b[:packetHeaderSize]
-	for rest := b[packetHeaderSize:]; len(rest) > 0; {
-		chunk, after := nextChunk(rest)
-		if chunk[0] != chunkData || p.departs(chunk) {
-			kept = append(kept, rest[:len(rest)-len(after)]...) // in place
-		}
-		rest = after
+// arrived takes note of what is in a packet that has come, and leaves in it what the
+// library is to see, of which it returns the length.
+func (c *conn) arrived(b []byte) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(b) < packetHeaderSize || len(b)%4 != 0 {
+		return 0
 	}
-	if len(kept) == packetHeaderSize || p.holds(kept) {
-		return nil
-	}
-	return kept
-}
-
-// What follows needs the conn's mutex held.
-
-// admit tells whether p is a packet that the library can stand: one SACK, or
-// messages. It takes note of what the packet says.
-func (p *packets) admit(b []byte) bool {
-	if len(b) < packetHeaderSize+chunkHeaderSize || len(b)%4 != 0 {
-		return false
-	}
+	kept := append(b[:0], farewell[:packetHeaderSize]...)
 	for rest := b[packetHeaderSize:]; len(rest) > 0; {
 		var chunk []byte
-		chunk, rest = nextChunk(rest)
-		switch {
-		case chunk == nil:
-			return false
+		switch chunk, rest = nextChunk(rest); {
+		case chunk == nil: // neither is there a rest
 		case chunk[0] == chunkAbort:
-			p.c.fail(errPeerClosed)
-			return false
-		case chunk[0] == chunkSack:
-			return len(rest) == 0 && b[packetHeaderSize] == chunkSack && p.admitSack(chunk)
-		case !p.admitData(chunk):
-			return false
+			c.fail(errPeerClosed)
+		case chunk[0] == chunkSack && c.acknowledged(chunk):
+			kept = append(kept, chunk...)
+		case chunk[0] == chunkData && c.keep(chunk):
+			kept = append(kept, chunk[:dataHeaderSize]...)
 		}
 	}
-	return true
+	return len(kept)
+}
+
+// departs takes note of a chunk that the library wants to send, and returns the packet
+// for it if it shall go, and how many bytes of content go with it for the first time.
+//
+// The library wants to send all that is outstanding again after a second or two, in
+// which a carrier may still repair it. So a message goes again if one sent after it has
+// arrived, and the newest in any case, whose arrival is evidence for all the others
+// (TestOutage). When an acknowledgement is late it puts out a part of that at a time, and
+// sleeps until the next one comes (TestLostOutage): a heartbeat, which does not go, wakes
+// it.
+func (c *conn) departs(chunk []byte) (packet []byte, fresh int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if chunk[0] == chunkSack {
+		return c.acknowledges(chunk), 0
+	}
+	if chunk[0] != chunkData {
+		return nil, 0 // a heartbeat
+	}
+	o, tsn := &c.out, binary.BigEndian.Uint32(chunk[4:])
+	if int32(tsn-o.una) < 0 {
+		return nil, 0 // it was acknowledged meanwhile
+	}
+	packet = o.packets[tsn-o.una]
+	switch size := len(packet) - packetHeaderSize; {
+	case tsn == o.sent:
+		o.sent++
+		fresh = size - dataHeaderSize
+		copy(packet, farewell[:packetHeaderSize])
+		copy(packet[packetHeaderSize:], chunk[:dataHeaderSize])
+		binary.BigEndian.PutUint16(packet[packetHeaderSize+2:], uint16(size))
+		if o.sent-o.una == uint32(len(o.packets)) {
+			packet[packetHeaderSize+1] |= answerAtOnce // or it would be acknowledged after 200 ms, and sent again before
+		}
+	case tsn+1 != o.sent && int32(o.reported-tsn) <= 0:
+		c.assoc.ActiveHeartbeat()
+		return nil, 0
+	}
+	return append(packet, make([]byte, -len(packet)&3)...), fresh
+}
+
+// What follows needs mu held.
+
+// acknowledges is departs for a SACK: one without a gap waits for others.
+func (c *conn) acknowledges(chunk []byte) []byte {
+	i, cumulative, gaps := &c.in, binary.BigEndian.Uint32(chunk[4:]), len(chunk) > sackHeaderSize
+	if !gaps && cumulative != i.asked && cumulative-i.acked < ackEvery {
+		return nil
+	}
+	if i.acked = cumulative; gaps {
+		i.acked -= ackEvery // the next one goes, too
+	}
+	binary.BigEndian.PutUint32(chunk[8:], uint32(max(receiveBuffer-i.unread, 0)))
+	return slices.Concat(farewell[:packetHeaderSize], chunk)
 }
 
 // nextChunk cuts the first chunk off p, whose length is a multiple of 4. The chunk
@@ -160,50 +150,51 @@ func nextChunk(p []byte) (chunk, rest []byte) {
 	return p[:size], p[padded:]
 }
 
-// admitData tells whether a chunk is a message of the one stream, in its place,
-// and not too far ahead.
-func (p *packets) admitData(chunk []byte) bool {
+// keep tells whether a DATA chunk is a message of the one stream, in its place, and not
+// too far ahead. If so it keeps the content and makes the head what the library sees.
+func (c *conn) keep(chunk []byte) bool {
 	if len(chunk) <= dataHeaderSize || len(chunk) > dataHeaderSize+maxMessage {
 		return false
 	}
+	i, content := &c.in, chunk[dataHeaderSize:]
 	number := binary.BigEndian.Uint32(chunk[4:]) - firstTSN
-	return chunk[0] == chunkData && chunk[1]&^answerAtOnce == wholeMessage &&
-		binary.BigEndian.Uint32(chunk[8:]) == number&0xffff && // stream 0 and sequence number
-		binary.BigEndian.Uint32(chunk[12:]) == 0 && int32(number-p.c.read) < maxAhead
+	ahead := int32(number - i.read)
+	if chunk[1]&^answerAtOnce != wholeMessage || binary.BigEndian.Uint32(chunk[8:]) != number&0xffff || // stream 0 and sequence number
+		binary.BigEndian.Uint32(chunk[12:]) != 0 || ahead >= maxAhead {
+		return false
+	}
+	at, again := slices.BinarySearchFunc(i.came, ahead, func(m message, ahead int32) int {
+		return cmp.Compare(int32(m.number-i.read), ahead)
+	})
+	switch {
+	case ahead < 0 || again:
+		i.acked -= ackEvery // the other side lacks an acknowledgement
+	case i.unread >= receiveBuffer:
+		return false
+	default:
+		i.came = slices.Insert(i.came, at, message{number, bytes.Clone(content)})
+		i.unread += len(content)
+		c.pc.Hold(len(content) + inCost)
+		half.Signal(c.readable)
+	}
+	if chunk[1]&answerAtOnce != 0 {
+		i.asked = number + firstTSN
+	}
+	binary.BigEndian.PutUint16(chunk[2:], dataHeaderSize)
+	binary.BigEndian.PutUint16(chunk[10:], 0xffff) // as if it had been read
+	return true
 }
 
-// file takes note of the messages in a packet that is admitted, and tells whether it
-// is for the library as it is. Of several messages the library would keep all until the
-// last was read, and a byte far ahead keep what was read: it is given them one by one.
-func (p *packets) file(b []byte) bool {
-	messages := 0
-	for rest := b[packetHeaderSize:]; len(rest) > 0; messages++ {
-		var chunk []byte
-		if chunk, rest = nextChunk(rest); chunk[0] != chunkData {
-			return true
-		}
-		number := binary.BigEndian.Uint32(chunk[4:]) - firstTSN
-		word, bit := &p.c.came[number%seen/64], uint64(1)<<(number%64)
-		if int32(number-p.c.read) >= 0 && *word&bit == 0 {
-			*word |= bit
-			p.Hold(inCost(len(chunk) - dataHeaderSize))
-		}
-	}
-	half.Signal(p.c.readable)
-	if messages > 1 {
-		p.parts = bytes.Clone(b[packetHeaderSize:])
-	}
-	return messages == 1
-}
-
-// admitSack tells whether a SACK speaks of what was sent, and of each at most
-// once, because the library goes through all of it. If so it takes note.
-func (p *packets) admitSack(chunk []byte) bool {
+// acknowledged tells whether a SACK speaks of what was sent, and of each at most
+// once, because the library goes through all of it. If so it takes note, and hides the
+// window from the library, which counts stand-ins.
+func (c *conn) acknowledged(chunk []byte) bool {
 	if len(chunk) < sackHeaderSize {
 		return false
 	}
-	o := &p.c.out
+	o := &c.out
 	cumulative := binary.BigEndian.Uint32(chunk[4:])
+	window := binary.BigEndian.Uint32(chunk[8:]) / maxMessage
 	gaps := int(binary.BigEndian.Uint16(chunk[12:]))
 	duplicates := int(binary.BigEndian.Uint16(chunk[14:]))
 	if len(chunk) != sackHeaderSize+4*(gaps+duplicates) {
@@ -216,6 +207,7 @@ func (p *packets) admitSack(chunk []byte) bool {
 			return false
 		}
 		top = end
+		window += end - start + 1 // the other side has counted them
 	}
 	if int32(o.sent-cumulative) <= 0 || int32(o.sent-cumulative-top) <= 0 {
 		return false
@@ -225,51 +217,23 @@ func (p *packets) admitSack(chunk []byte) bool {
 	}
 	freed := 0
 	for ; int32(cumulative+1-o.una) > 0; o.una++ {
-		freed += outCost(int(o.sizes[0]))
-		o.sizes = o.sizes[1:]
+		freed += cap(o.packets[0]) + outCost
+		o.packets = pop(o.packets)
 	}
-	p.Hold(-freed)
-	if len(o.sizes) == 0 {
-		o.sizes = nil
+	c.pc.Hold(-freed)
+	if cumulative+1 == o.una {
+		o.window = min(window, maxOutstanding)
 	}
-	p.c.pump()
+	binary.BigEndian.PutUint32(chunk[8:], receiveBuffer)
+	c.pump()
 	return true
 }
 
-// departs takes note of a DATA chunk and tells whether it shall be sent. The library
-// wants to send all that is outstanding again after a second or two, in which a carrier
-// may still repair it. So a message goes again if one sent after it has arrived, and the
-// newest in any case, whose arrival is evidence for all the others (TestOutage).
-func (p *packets) departs(chunk []byte) bool {
-	o := &p.c.out
-	tsn := binary.BigEndian.Uint32(chunk[4:])
-	if tsn == o.sent {
-		o.batch += len(chunk) - dataHeaderSize
-		if o.sent++; o.sent == o.next && len(chunk) < dataHeaderSize+maxMessage {
-			chunk[1] |= answerAtOnce // or it would be acknowledged after 200 ms, and sent again before
-		}
-		return true
+// pop takes the first off a queue, and lets go of a queue that is empty.
+func pop[T any](queue []T) []T {
+	clear(queue[:1])
+	if len(queue) == 1 {
+		return nil
 	}
-	p.c.wake() // the next may go
-	return tsn+1 == o.sent || int32(o.reported-tsn) > 0
-}
-
-// holds tells whether p shall wait, because it only acknowledges, and that
-// without a gap, and another such packet was written just before.
-func (p *packets) holds(b []byte) bool {
-	if len(b) != packetHeaderSize+sackHeaderSize || b[packetHeaderSize] != chunkSack {
-		return false
-	}
-	now := time.Now()
-	rtt := time.Duration(p.c.assoc.SRTT() * float64(time.Millisecond)) // 0: there is none yet
-	wait := p.acked.Add(min(max(rtt/ackShare, minAckPause), maxAckPause)).Sub(now)
-	if wait <= 0 {
-		p.ack, p.acked = nil, now // what waits is in b, too
-		return false
-	}
-	if len(p.ack) == 0 {
-		p.timer.Reset(wait)
-	}
-	p.ack = append(p.ack[:0], b...)
-	return true
+	return queue[1:]
 }
