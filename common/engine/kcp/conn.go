@@ -15,17 +15,14 @@ import (
 
 const (
 	// SegmentSize is the largest message in bytes, its last byte included: the
-	// size of the buffers in kcp-go's pool, from which it takes the memory of
-	// each segment whatever the MTU is. Its versions up to 5.6 have 1500
-	// (mtuLimit in sess.go), those from 5.7 on 1472 (maxPacketSize there), and a
-	// longer message is a panic. TestBuffers fails with a kcp-go that has less.
+	// size of the buffers in kcp-go's pool, in which a longer one is a panic
+	// (doc/engines.md). TestBuffers fails with a kcp-go that has less.
 	SegmentSize = 1472
 
 	// Window is the send and receive window of both sides in segments: 24 MB (and
-	// twice that for a peer that ignores it, as KCP holds as much out of order),
-	// which covers 500 Mbit/s with a round trip of 200 ms (12.5 MB), half as much
-	// again that waits in the bottleneck, and the delay of acknowledgements. A
-	// session has one stream, so there is no time to let it grow.
+	// twice that for a peer that ignores it, as KCP holds as much out of order). It
+	// covers 500 Mbit/s with a round trip of 200 ms (12.5 MB), half as much again that
+	// waits in the bottleneck, and the delay of acknowledgements.
 	Window = 24 << 20 / SegmentSize
 
 	// conversation is KCP's conversation ID: each session has its own Carrier, there
@@ -61,12 +58,11 @@ type Conn struct {
 	out outgoing
 	block
 	packed  packed
-	backlog backlog
-	owes    time.Time // since when there is something to answer; zero: there is not
-	flushed time.Time // when KCP was flushed last
-	runs    bool      // there is a goroutine that writes
-	sleepTo time.Time // if not: when the timer starts one
-	timer   *time.Timer
+	owes    time.Time   // since when there is something to answer; zero: there is not
+	flushed time.Time   // when KCP was flushed last
+	runs    bool        // there is a goroutine that writes
+	timer   *time.Timer // if not: has one run when something is due
+	alarm   time.Time   // when the timer ends, which may be too early
 }
 
 // incoming is what is known of the direction towards this side.
@@ -76,7 +72,6 @@ type incoming struct {
 	end     error  // what Read returns after the last byte; nil: more may come
 	closed  bool   // Close or Reset was called: nobody reads
 	stopped bool   // the other side reads no more
-	reset   bool   // and something has failed there
 	ate     bool   // Read has returned the end of file: that no failure undoes
 }
 
@@ -105,12 +100,13 @@ func prepare(pc engine.Carrier, client bool) *Conn {
 	c.Both = half.Both{Addresses: pc, Reads: half.New(make(chan struct{}, 1)), Writes: half.New(make(chan struct{}, 1))}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.block = block{kcp: resting, output: c.output, flight: flight{wnd: Window, patience: minTimeout}, window: Window}
-	c.backlog.limit = minBacklog
 	c.flushed, c.runs = time.Now(), true
+	c.alarm = c.flushed.Add(never)
 	c.timer = time.AfterFunc(never, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.wake()
+		c.alarm = time.Now().Add(never)
+		c.poke()
 	})
 	if client {
 		c.out.marks = markOpen
@@ -171,18 +167,14 @@ func (c *Conn) recv(p []byte, passed <-chan struct{}) (n int, err error) {
 		} else if size := c.kcp.PeekSize(); size < 0 {
 			break
 		} else if size <= len(p)-n {
-			c.take(p[n:])
-			n += len(c.message(p[n:][:size]))
+			n += len(c.take(p[n:][:size]))
 		} else {
-			c.take(c.buf)
-			c.in.rest = c.message(c.buf[:size])
+			c.in.rest = c.take(c.buf[:size])
 		}
 	}
 	switch {
 	case n > 0:
 		return n, nil
-	case c.in.end == io.EOF && c.in.reset && !c.in.ate:
-		return 0, engine.ErrReset
 	case c.in.end != nil:
 		c.in.ate = c.in.end == io.EOF
 		return 0, c.in.end
@@ -217,7 +209,7 @@ func (c *Conn) Append(parts ...[]byte) error {
 func (c *Conn) Room() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.Writes.Changed, c.writeErr() != nil || c.waiting()+c.packed.bytes < c.backlog.most(&c.flight)
+	return c.Writes.Changed, c.writeErr() != nil || c.waiting()+c.packed.bytes < c.flight.backlog()
 }
 
 // Waiting is how many bytes KCP has not sent for the first time.
@@ -273,8 +265,8 @@ func (c *Conn) end(mark byte) error {
 
 // What follows needs the mutex held.
 
-// unlock has a goroutine write if something is due before it would do so by itself,
-// tells the carrier what is held, and releases the mutex.
+// unlock has a goroutine write when something is due, tells the carrier what is held,
+// and releases the mutex.
 func (c *Conn) unlock() {
 	c.poke()
 	c.count()
@@ -300,39 +292,31 @@ func (c *Conn) push() {
 	}
 }
 
-// arrived takes note of the marks of messages that have come without waiting for
-// Read, which may be long in coming.
-func (c *Conn) arrived(marks byte) {
-	if marks&markOpen != 0 && !c.client && !half.IsClosed(c.opened) {
-		close(c.opened)
+// take takes the next message from KCP into p, which has its size, heeds the last byte
+// and returns the content before it.
+func (c *Conn) take(p []byte) []byte {
+	if c.held() >= c.window && c.owes.IsZero() {
+		c.owes = time.Now() // KCP says that its window has opened
 	}
-	c.in.reset = c.in.reset || marks&markReset != 0
-	if marks&(markStop|markReset) != 0 && !c.in.stopped {
-		c.in.stopped = true
-		half.Signal(c.Writes.Changed)
+	c.kcp.Recv(p)
+	c.read()
+	if c.window < Window && int(c.taken)%min(updateEvery, c.window/2) == 0 {
+		c.promise(growPart)
 	}
-	if c.in.closed {
-		c.discard()
-	}
-	half.Signal(c.Reads.Changed)
-}
-
-// message heeds the last byte of a message and returns the content before it.
-func (c *Conn) message(p []byte) []byte {
 	content, mark := p[:len(p)-1], p[len(p)-1]
-	opens := !c.client && !c.in.began
+	opens, ended := !c.client && !c.in.began, c.in.end != nil
 	c.in.began = true
 	switch {
 	case mark&^marks != 0 || (mark&markOpen != 0) != opens:
 		c.fail(errFormat)
-		c.in.end = c.Err()
-		return nil
-	case c.in.end != nil:
-		return nil
-	case mark&markReset != 0:
+		c.in.end, ended = c.Err(), true
+	case mark&markReset != 0 && !c.in.ate:
 		c.in.end = engine.ErrReset
-	case mark&markEnd != 0:
+	case mark&markEnd != 0 && !ended:
 		c.in.end = io.EOF
+	}
+	if ended {
+		return nil
 	}
 	return content
 }
@@ -341,15 +325,9 @@ func (c *Conn) message(p []byte) []byte {
 // window stays open until it has stopped.
 func (c *Conn) discard() {
 	c.in.rest = nil
-	for c.kcp.PeekSize() >= 0 {
-		c.take(c.buf)
+	for size := c.kcp.PeekSize(); size >= 0; size = c.kcp.PeekSize() {
+		c.take(c.buf[:size])
 	}
-}
-
-// over tells whether the stream is: each direction has ended, and all of it has
-// come or is not wanted.
-func (c *Conn) over() bool {
-	return (c.out.ended || c.in.stopped) && (c.in.end != nil || c.in.closed)
 }
 
 // fail ends the session because of err.
@@ -359,7 +337,8 @@ func (c *Conn) fail(err error) { c.finish(fmt.Errorf("%w: %w", engine.ErrReset, 
 // still be read unless this side has closed the session.
 func (c *Conn) finish(err error) {
 	c.cancel(err)
-	c.wake()
+	c.packed.urgent = true // so is the farewell
+	c.poke()
 	half.Signal(c.Reads.Changed)
 	half.Signal(c.Writes.Changed)
 }

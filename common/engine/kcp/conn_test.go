@@ -253,8 +253,8 @@ func TestSilence(t *testing.T) {
 		time.Sleep(restAfter) // a timer that was set for a repair may still run
 		for _, p := range []*pipe{a, b} {
 			p.Conn.mu.Lock()
-			if wait := p.wait(time.Now()); wait < never || p.runs || time.Until(p.sleepTo) < never/2 {
-				t.Errorf("a session that is quiet wants to wake up in %v, runs %t or sleeps until %v", wait, p.runs, p.sleepTo)
+			if wait := p.wait(time.Now()); wait < never || p.runs || time.Until(p.alarm) < never/2 {
+				t.Errorf("a session that is quiet wants to wake up in %v, runs %t or is woken up at %v", wait, p.runs, p.alarm)
 			}
 			p.Conn.mu.Unlock()
 		}
@@ -312,8 +312,7 @@ func TestBuffers(t *testing.T) {
 	if len(a.packed.list) != 1 {
 		t.Fatalf("%d datagrams for one segment", len(a.packed.list))
 	}
-	d := a.packed.list[0]
-	if n := b.kcp.Input(d.data[:d.n], kcp.IKCP_PACKET_REGULAR, false); n != 0 {
+	if n := b.kcp.Input(a.packed.list[0], kcp.IKCP_PACKET_REGULAR, false); n != 0 {
 		t.Fatalf("Input returned %d for a full segment", n)
 	}
 	if n := b.kcp.PeekSize(); n != SegmentSize {

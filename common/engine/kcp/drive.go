@@ -1,7 +1,6 @@
 package kcp
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math"
 	"time"
@@ -13,23 +12,16 @@ import (
 )
 
 const (
-	// flushPause is the least time between two flushes for each segment in
-	// flight. A flush looks at all of them, which takes some ten nanoseconds
-	// each, so that flushing takes a tenth of a core at most. With little in
-	// flight a flush follows a write at once. An upload with 100 ms and 100 Mbit/s
-	// uses 0.94 of the path so, and 0.90 without.
+	// flushPause is the least time between two flushes for each segment in flight. A
+	// flush looks at all of them, some ten nanoseconds each, and so takes a tenth of a
+	// core at most. An upload with 100 ms and 100 Mbit/s uses 0.94 of the path so, and
+	// 0.90 without.
 	flushPause = 100 * time.Nanosecond
 
 	// ackDelay is how long acknowledgements wait for data that goes the same
 	// way. KCP puts one out for each 62 segments (an MTU of acknowledgements),
 	// which would be a request for each 90 KB of a download: those wait as well.
 	ackDelay = 25 * time.Millisecond
-
-	// maxAcks is how many acknowledgements may wait for the carrier until nothing is
-	// listened to (0.8 MB): what comes is lost, as if the carrier had lost it. Of an
-	// honest side's, two windows wait at most: one that has come, and one that was
-	// repeated.
-	maxAcks = 2 * Window
 
 	never = time.Duration(math.MaxInt64 / 2)
 )
@@ -44,8 +36,8 @@ func (c *Conn) readDatagrams() {
 	for more := true; more; {
 		c.pc.WaitRead() // without a buffer
 		p := datagrams.Get().(*datagram)
-		n, _, err := c.pc.ReadFrom(p.data[:engine.MaxDatagram])
-		more = c.receive(p.data[:n], err)
+		n, _, err := c.pc.ReadFrom(p[:])
+		more = c.receive(p[:n], err)
 		datagrams.Put(p)
 	}
 }
@@ -62,7 +54,7 @@ func (c *Conn) receive(p []byte, err error) bool {
 		c.fail(fmt.Errorf("carrier: %w", err))
 	case len(p) == len(farewell) && p[0] == farewell[0]:
 		c.fail(errPeerClosed)
-	case c.packed.acks <= maxAcks:
+	case c.packed.bytes <= maxPacked:
 		c.input(p)
 	}
 	return c.Err() == nil
@@ -70,7 +62,8 @@ func (c *Conn) receive(p []byte, err error) bool {
 
 // What follows needs the mutex held.
 
-// input handles one datagram.
+// input handles one datagram. It takes note of the marks of its messages without
+// waiting for Read, which may be long in coming.
 func (c *Conn) input(p []byte) {
 	sum, ok := c.scan(p)
 	if !ok {
@@ -78,36 +71,25 @@ func (c *Conn) input(p []byte) {
 	}
 	now := time.Now()
 	c.flight.acknowledged(sum, now)
-	if sum.asks && c.owes.IsZero() {
+	c.heed(sum)
+	c.control().Input(p, kcp.IKCP_PACKET_REGULAR, false)
+	if !sum.asks {
+		return
+	}
+	if c.owes.IsZero() {
 		c.owes = now
 	}
-	c.came.add(sum)
-	if sum.ack != nil {
-		// Once more, as if it were of long ago: KCP times the last one. It also believes
-		// the last segment's window, as acknowledged does: if they believed different
-		// ones, drive would flush for ever what KCP does not send.
-		p = append(p, sum.ack...)
-		again := segment(p[len(p)-headerSize:])
-		again.add(tsAt, math.MaxUint32-longRTT+1)
-		binary.LittleEndian.PutUint16(again[wndAt:], sum.wnd)
+	if sum.marks&markOpen != 0 && !c.client && !half.IsClosed(c.opened) {
+		close(c.opened)
 	}
-	c.control().Input(p, kcp.IKCP_PACKET_REGULAR, false)
-	if sum.asks {
-		c.arrived(sum.marks)
+	if sum.marks&(markStop|markReset) != 0 && !c.in.stopped {
+		c.in.stopped = true
+		half.Signal(c.Writes.Changed)
 	}
-}
-
-// take takes a message from KCP into p, which is large enough.
-func (c *Conn) take(p []byte) {
-	full := c.came.held() >= c.window
-	c.kcp.Recv(p)
-	c.came.take()
-	if full && c.owes.IsZero() {
-		c.owes = time.Now() // KCP says that its window has opened
+	if c.in.closed {
+		c.discard()
 	}
-	if c.window < Window && int(c.came.read-c.grown) >= min(updateEvery, c.window/2) {
-		c.promise(growPart)
-	}
+	half.Signal(c.Reads.Changed)
 }
 
 // output receives what KCP wants to send, whole segments at a time.
@@ -115,7 +97,7 @@ func (c *Conn) output(buf []byte, size int) {
 	for p := buf[:size]; len(p) > 0; {
 		var s segment
 		s, p = cut(p)
-		s.shift(c.sentBefore, c.cameBefore)
+		s.shift(c.sentBefore, c.takenBefore)
 		if s[cmdAt] != kcp.IKCP_CMD_PUSH || c.flight.goes(s.at(snAt)) {
 			c.packed.add(s)
 		}
@@ -127,23 +109,18 @@ func (c *Conn) output(buf []byte, size int) {
 func (c *Conn) drive() {
 	c.mu.Lock()
 	for c.Err() == nil {
-		if c.packed.urgent {
-			c.write()
-			continue
-		}
 		now := time.Now()
-		wait := c.wait(now)
 		switch {
-		case wait > 0:
-			c.runs, c.sleepTo = false, now.Add(wait)
-			c.timer.Reset(wait)
-			c.count()
-			c.mu.Unlock()
+		case c.wait(now) > 0:
+			c.runs = false
+			c.unlock()
 			return
+		case c.packed.urgent:
+			c.write()
 		case !c.isStill():
 			c.flush(now)
-		case c.over():
-			c.finish(engine.ErrClosed)
+		case (c.out.ended || c.in.stopped) && (c.in.end != nil || c.in.closed):
+			c.finish(engine.ErrClosed) // each direction has ended, and all of it has come or is not wanted
 		default:
 			c.rest()
 		}
@@ -163,19 +140,17 @@ func (c *Conn) write() {
 	o := &c.packed
 	d := o.list[0]
 	o.list[0], o.list = nil, o.list[1:]
-	o.acks -= d.acks
 	o.urgent = len(o.list) > 0
 	c.count()
 	c.mu.Unlock()
-	_, err := c.pc.WriteTo(d.data[:d.n], c.pc.RemoteAddr())
+	_, err := c.pc.WriteTo(d, c.pc.RemoteAddr())
 	c.mu.Lock()
 	if err != nil {
 		c.fail(fmt.Errorf("carrier: %w", err))
 	}
-	o.bytes -= d.n
-	c.backlog.left(d.n, time.Now())
-	datagrams.Put(d)
-	if c.waiting()+o.bytes <= c.backlog.most(&c.flight)/2 {
+	o.bytes -= len(d)
+	datagrams.Put((*datagram)(d[:engine.MaxDatagram]))
+	if c.waiting()+o.bytes <= c.flight.backlog()/2 {
 		half.Signal(c.Writes.Changed)
 	}
 }
@@ -197,7 +172,10 @@ func (c *Conn) flush(now time.Time) {
 // wait is how long nothing is due.
 func (c *Conn) wait(now time.Time) time.Duration {
 	f := &c.flight
-	if c.isStill() {
+	switch {
+	case c.packed.urgent:
+		return 0
+	case c.isStill():
 		return c.flushed.Add(restAfter).Sub(now)
 	}
 	wait := never
@@ -221,22 +199,19 @@ func (c *Conn) wait(now time.Time) time.Duration {
 	return max(wait, c.flushed.Add(time.Duration(f.size())*flushPause).Sub(now))
 }
 
-// poke has a goroutine write if there is something to do before it would wake up
-// by itself.
+// poke has a goroutine write, now or when something is due.
 func (c *Conn) poke() {
 	if c.runs {
 		return
 	}
 	now := time.Now()
-	if c.packed.urgent || now.Add(c.wait(now)).Before(c.sleepTo) {
-		c.wake()
-	}
-}
-
-// wake starts the goroutine that writes if there is none.
-func (c *Conn) wake() {
-	if !c.runs {
+	wait := c.wait(now)
+	switch due := now.Add(wait); {
+	case wait <= 0:
 		c.runs = true
 		c.group.Go(c.drive)
+	case due.Before(c.alarm):
+		c.alarm = due
+		c.timer.Reset(wait)
 	}
 }

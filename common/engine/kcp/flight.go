@@ -8,7 +8,13 @@ const (
 	// two, which a second covers on nearly every path. The maximum is how late the
 	// end of an outage may be noticed.
 	minTimeout = time.Second
-	maxTimeout = 10 * time.Second
+	maxTimeout = 5 * time.Second
+
+	// minBacklog and maxBacklog bound what may wait for the carrier, in bytes. With
+	// 1 MB a ping beside a download on loopback takes 26 ms, with 512 KB 22, with
+	// 256 KB 14, and with 128 KB 10, but then a download loses 7 % of its rate.
+	minBacklog = 32 << 10
+	maxBacklog = 256 << 10
 )
 
 // A flight is what is on its way, and decides what of it is sent again. KCP itself
@@ -34,6 +40,12 @@ type flight struct {
 // size is how many segments are on their way.
 func (f *flight) size() uint32 { return f.next - f.una }
 
+// backlog is how many bytes taken from the stream may wait for the carrier. What is said
+// next waits behind them, an eighth of a round trip where the carrier is the limit.
+func (f *flight) backlog() int {
+	return min(max(int(f.size())*SegmentSize/8, minBacklog), maxBacklog)
+}
+
 // acknowledged takes note of what a datagram says.
 func (f *flight) acknowledged(sum summary, now time.Time) {
 	f.wnd = uint32(sum.wnd)
@@ -51,7 +63,7 @@ func (f *flight) acknowledged(sum summary, now time.Time) {
 // be sent again. What KCP sends for its time-outs' sake may not.
 func (f *flight) goes(sn uint32) bool {
 	if sn != f.next {
-		return f.hole || f.late && (sn == f.una || f.next-sn <= 2 || int32(f.top-sn) > 0)
+		return (f.hole || f.late) && int32(f.top-sn) > 0 || f.late && (sn == f.una || f.next-sn <= 2)
 	}
 	if sn == f.una {
 		f.since = time.Now()

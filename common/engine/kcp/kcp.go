@@ -11,13 +11,8 @@
 // stopped and all of it is acknowledged, the session ends on both sides after a
 // short time in which a lost acknowledgement is repeated.
 //
-// # Retransmission
-//
-// KCP's time-out is its smoothed round-trip time plus four deviations, and every
-// queue that grows faster than that looks like a loss to it. The carrier below
-// repairs losses itself. So KCP is told that the round trip takes a minute, and
-// sends again by itself only what was overtaken. A flight looks after the rest:
-// what was lost twice, or with all that came after it.
+// To KCP's time-out every queue that grows looks like a loss. The carrier repairs
+// losses itself, so KCP's is as long as may be, and a flight decides what is sent again.
 package kcp
 
 import (

@@ -48,7 +48,7 @@ func TestMarks(t *testing.T) {
 			from.flush(time.Now())
 		}
 		for _, d := range from.packed.list {
-			to.receive(d.data[:d.n], nil)
+			to.receive(d, nil)
 		}
 		for _, size := range []int{1, 4096} { // by bytes, and at once
 			if size == 1 && len(test.content) > 0 {

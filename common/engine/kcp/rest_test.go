@@ -12,7 +12,7 @@ import (
 // resumed is a Conn that has sent and received so many segments, and rests.
 func resumed(c *Conn, sent, came uint32) *Conn {
 	c.flight.una, c.flight.next = sent, sent
-	c.came.read, c.came.top = came, came
+	c.taken, c.came = came, came
 	c.rest()
 	return c
 }
@@ -78,7 +78,7 @@ func TestRestOfDuplicates(t *testing.T) {
 	said := func(c *Conn) (d []byte) {
 		c.flush(time.Now())
 		for _, p := range c.packed.list {
-			d = append(d, p.data[:p.n]...)
+			d = append(d, p...)
 		}
 		c.packed = packed{}
 		return d

@@ -56,22 +56,21 @@ func (s segment) shift(along, against uint32) {
 
 // summary is what a datagram says to the Conn itself.
 type summary struct {
-	wnd    uint16
-	una    uint32  // what is below was acknowledged
-	acked  uint32  // and this one, if it is not below
-	ack    segment // the last acknowledgement; nil: there is none
-	pushes int     // segments with content that are not below came.read
-	top    uint32  // one more than the highest of them, above came.read
-	marks  byte    // of all messages
-	asks   bool    // for an answer
+	wnd   uint16 // of the last segment, as KCP believes it
+	una   uint32 // what is below was acknowledged
+	acked uint32 // and this one, if it is not below
+	came  uint32 // one more than the highest number that has come
+	fresh int    // segments with content that may be new
+	marks byte   // of all messages
+	asks  bool   // for an answer
 }
 
 // scan checks that p holds whole segments that KCP can take, sums them up and gives
 // them KCP's numbers. kcp-go itself panics on data longer than its buffers, and
 // believes acknowledgements of what was never sent.
 func (b *block) scan(p []byte) (sum summary, ok bool) {
-	next, read := b.flight.next, b.came.read
-	sum.una, sum.acked = b.flight.una, b.flight.una
+	next := b.flight.next
+	sum.una, sum.acked, sum.came = b.flight.una, b.flight.una, b.came
 	for ok = len(p) > 0; ok && len(p) > 0; {
 		var s segment
 		if s, p = cut(p); s == nil || int32(s.at(unaAt)-next) > 0 {
@@ -87,13 +86,12 @@ func (b *block) scan(p []byte) (sum summary, ok bool) {
 			ok = s[frgAt] == 0 && len(s) > headerSize
 			sum.asks = true
 			sum.marks |= s[len(s)-1]
-			if sn-read < 2*Window { // KCP takes as many at most
-				sum.pushes++
-				sum.top = max(sum.top, sn-read+1)
+			if ahead := sn - b.taken; ahead < 2*Window { // KCP takes as many at most
+				sum.fresh++
+				sum.came = b.taken + max(sum.came-b.taken, ahead+1)
 			}
 		case kcp.IKCP_CMD_ACK:
 			ok = int32(sn-next) < 0 && len(s) == headerSize
-			sum.ack = s
 			if int32(sn-sum.acked) > 0 {
 				sum.acked = sn
 			}
@@ -103,7 +101,7 @@ func (b *block) scan(p []byte) (sum summary, ok bool) {
 		default:
 			ok = false
 		}
-		s.shift(-b.cameBefore, -b.sentBefore)
+		s.shift(-b.takenBefore, -b.sentBefore)
 	}
 	return sum, ok
 }
