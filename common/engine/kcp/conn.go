@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 
@@ -97,7 +96,7 @@ func NewConn(pc engine.Carrier, client bool) *Conn {
 // prepare makes a Conn that has not started yet.
 func prepare(pc engine.Carrier, client bool) *Conn {
 	c := &Conn{pc: pc, client: client, opened: make(chan struct{})}
-	c.Both = half.Both{Addresses: pc, Reads: half.New(make(chan struct{}, 1)), Writes: half.New(make(chan struct{}, 1))}
+	c.Both = half.New(pc, c.recv, c.send)
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.block = block{kcp: resting, output: c.output, flight: flight{wnd: Window, patience: minTimeout}, window: Window}
 	c.flushed, c.runs = time.Now(), true
@@ -128,19 +127,6 @@ func (c *Conn) Done() <-chan struct{} { return c.ctx.Done() }
 // ended it, else an error that matches engine.ErrReset.
 func (c *Conn) Err() error { return context.Cause(c.ctx) }
 
-// Read is that of engine.Stream.
-func (c *Conn) Read(p []byte) (int, error) {
-	c.Reads.Enter()
-	defer c.Reads.Leave()
-	for {
-		passed := c.Reads.Passed()
-		if n, err := c.recv(p, passed); n > 0 || err != nil || len(p) == 0 {
-			return n, err
-		}
-		c.Reads.Wait(passed)
-	}
-}
-
 // Comes tells whether Read would not wait. If it would, the channel gets a token when
 // that may have changed.
 func (c *Conn) Comes() (<-chan struct{}, bool) {
@@ -150,14 +136,11 @@ func (c *Conn) Comes() (<-chan struct{}, bool) {
 }
 
 // recv moves what has arrived into p.
-func (c *Conn) recv(p []byte, passed <-chan struct{}) (n int, err error) {
+func (c *Conn) recv(p []byte, _ <-chan struct{}) (n int, err error) {
 	c.mu.Lock()
 	defer c.unlock()
-	switch {
-	case c.in.closed:
+	if c.in.closed {
 		return 0, engine.ErrClosed
-	case half.IsClosed(passed):
-		return 0, os.ErrDeadlineExceeded
 	}
 	for n < len(p) {
 		if len(c.in.rest) > 0 {
@@ -180,6 +163,18 @@ func (c *Conn) recv(p []byte, passed <-chan struct{}) (n int, err error) {
 		return 0, c.in.end
 	}
 	return 0, c.Err()
+}
+
+// send appends a part of p, if there is room.
+func (c *Conn) send(p []byte, _ <-chan struct{}) (int, error) {
+	if _, ok := c.Room(); !ok {
+		return 0, nil
+	}
+	n := min(minBacklog, len(p))
+	if err := c.Append(p[:n]); err != nil {
+		return 0, err
+	}
+	return n, nil
 }
 
 // Append writes parts one after the other, whether there is room or not, and

@@ -17,7 +17,6 @@ package kcp
 
 import (
 	"context"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -86,30 +85,6 @@ func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 // stream is a Conn as an application sees it: with half-close, a Write that waits, and
 // a Close that lets what was written arrive. It is safe for concurrent use.
 type stream struct{ *Conn }
-
-// Write implements net.Conn. It returns when the Conn has taken all of p, a part
-// at a time as it has room.
-func (s stream) Write(p []byte) (int, error) {
-	s.Writes.Enter()
-	defer s.Writes.Leave()
-	for total := 0; ; {
-		passed := s.Writes.Passed()
-		if half.IsClosed(passed) {
-			return total, os.ErrDeadlineExceeded
-		}
-		if _, ok := s.Room(); !ok {
-			s.Writes.Wait(passed)
-			continue
-		}
-		part := p[total:min(total+minBacklog, len(p))]
-		if err := s.Append(part); err != nil {
-			return total, err
-		}
-		if total += len(part); total == len(p) {
-			return total, nil
-		}
-	}
-}
 
 func (s stream) CloseWrite() error { return s.end(markEnd) }
 func (s stream) Close() error      { return s.close(markEnd | markStop) }

@@ -4,7 +4,9 @@
 package half
 
 import (
+	"errors"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -13,40 +15,10 @@ import (
 	"turbotunnel/common/engine"
 )
 
-// A Half is one direction of a stream to those who call Read, or Write.
-type Half struct {
-	Changed chan struct{} // has room for one token: what a call waits for may have changed
-	turn    chan struct{} // held by the call in progress
-	by      *deadline.Deadline
-}
-
-// New returns a Half that is woken by tokens in changed.
-func New(changed chan struct{}) Half {
-	return Half{changed, make(chan struct{}, 1), deadline.New()}
-}
-
-// Enter begins a call when the one before has called Leave.
-func (h *Half) Enter() { h.turn <- struct{}{} }
-
-// Leave ends a call.
-func (h *Half) Leave() { <-h.turn }
-
-// Passed is closed when the deadline has passed. It is another one when that was
-// moved, of which Wait is told.
-func (h *Half) Passed() <-chan struct{} { return h.by.Done() }
-
-// Wait waits for a change or the deadline.
-func (h *Half) Wait(passed <-chan struct{}) {
-	select {
-	case <-h.Changed:
-	case <-passed:
-	}
-}
-
-// Both implements the deadlines and the addresses of a net.Conn.
+// Both implements net.Conn but for Close.
 type Both struct {
 	Addresses
-	Reads, Writes Half
+	Reads, Writes half
 	forgotten     atomic.Bool
 }
 
@@ -56,6 +28,53 @@ type Addresses interface {
 	RemoteAddr() net.Addr
 }
 
+// A half is one direction to those who call Read, or Write.
+type half struct {
+	Changed chan struct{} // has room for one token: a try may do something now
+	try     try
+	turn    chan struct{} // held by the call in progress
+	by      *deadline.Deadline
+}
+
+// A try reads or writes what it can without waiting, or until passed is closed at most,
+// and returns 0 and nil if that is nothing.
+type try func(p []byte, passed <-chan struct{}) (int, error)
+
+// New returns what calls read and write, neither concurrently with itself.
+func New(a Addresses, read, write try) Both {
+	direction := func(f try) half {
+		return half{make(chan struct{}, 1), f, make(chan struct{}, 1), deadline.New()}
+	}
+	return Both{Addresses: a, Reads: direction(read), Writes: direction(write)}
+}
+
+func (b *Both) Read(p []byte) (int, error) { return b.Reads.call(p, true) }
+
+func (b *Both) Write(p []byte) (int, error) { return b.Writes.call(p, false) }
+
+// call tries until all of p is done, or any, if that is enough.
+func (h *half) call(p []byte, any bool) (total int, err error) {
+	h.turn <- struct{}{}
+	defer func() { <-h.turn }()
+	for {
+		passed := h.by.Done() // another one when the deadline was moved after it has passed
+		if IsClosed(passed) {
+			return total, os.ErrDeadlineExceeded
+		}
+		n, err := h.try(p[total:], passed)
+		total += n
+		if err != nil || total == len(p) || any && n > 0 {
+			return total, err
+		}
+		if n == 0 {
+			select {
+			case <-h.Changed:
+			case <-passed:
+			}
+		}
+	}
+}
+
 // Forget ends the timers of a stream that is closed, and wakes its calls.
 func (b *Both) Forget() {
 	b.SetDeadline(time.Time{})
@@ -63,17 +82,14 @@ func (b *Both) Forget() {
 }
 
 func (b *Both) SetDeadline(t time.Time) error {
-	if err := b.SetReadDeadline(t); err != nil {
-		return err
-	}
-	return b.SetWriteDeadline(t)
+	return errors.Join(b.SetReadDeadline(t), b.SetWriteDeadline(t))
 }
 
 func (b *Both) SetReadDeadline(t time.Time) error { return b.set(&b.Reads, t) }
 
 func (b *Both) SetWriteDeadline(t time.Time) error { return b.set(&b.Writes, t) }
 
-func (b *Both) set(h *Half, t time.Time) error {
+func (b *Both) set(h *half, t time.Time) error {
 	if b.forgotten.Load() {
 		return engine.ErrClosed
 	}

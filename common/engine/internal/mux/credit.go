@@ -10,14 +10,13 @@ const (
 	updateEvery = 1 << 20
 
 	// firstWindow is the window of a stream before the first UPD, in bytes
-	// (initialPeerWindow in smux). Neither side waits for the first Read with its
-	// UPD, as smux does: the client's follows the SYN, and the server's answers it.
+	// (initialPeerWindow in smux). The client's UPD follows the SYN, and the server's
+	// answers it.
 	firstWindow = 256 << 10
 
 	// maxHeld is how much memory in bytes a session may take: that of a dozen streams
 	// that nobody reads, and of one at full speed, in frames of 2 or 32 KB, as relay
-	// makes them of what comes fast. Of frames a little longer than a power of two it
-	// is half as many.
+	// makes them of what comes fast.
 	maxHeld = 13 * streamWindow
 
 	// maxPromised is how much it may promise to streams, most of which take little of it.
@@ -25,8 +24,7 @@ const (
 
 	// A new stream is promised one openPart of what is left, all of a window at
 	// first, and one that is read one growPart more each time that the other side is
-	// told. So streams that nobody reads leave something to those that come after
-	// them, however many they are.
+	// told (doc/engines.md, Windows).
 	openPart = 13
 	growPart = 4
 )

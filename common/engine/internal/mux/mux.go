@@ -8,15 +8,11 @@
 // directions. From what it sees a Stream knows how many bytes wait to be read, what the
 // other side's window has left, and whether the stream has ended; on that it waits, with
 // deadlines, and calls smux when the call does not block. SYN, FIN and UPD never wait
-// for room. A server's session on which nothing is said lets smux go, and makes it again
-// when it is needed; see rest.go.
+// for room.
 //
 // The windows of streams and what is unread are bounded together, as memory, see
-// credit, so that streams that nobody reads do not stop those that are read. A session
-// that holds maxHeld all the same, because many have the least window, reads no more
-// until its streams are read. The carrier is told of all that is held and promised.
-// A peer that breaks a rule of doc/protocol.md ends the session, as does one that is
-// refused maxRefused streams in a row, or does not take maxAnswers bytes of answers.
+// credit.go, and the carrier is told of all of it. A session that holds maxHeld all the
+// same, because many streams have the least window, reads no more until they are read.
 package mux
 
 import (
@@ -36,7 +32,7 @@ import (
 
 const (
 	// frameSize is the largest body of a frame in bytes. smux takes memory in
-	// powers of two, so the whole of a full frame's is used.
+	// powers of two.
 	frameSize = 32 << 10
 
 	// frameCost is what an unread frame takes besides its body, in bytes: the
@@ -53,8 +49,8 @@ const (
 	// may have open.
 	maxStreams = 2 * engine.MaxStreams
 
-	// maxRefused is how many streams in a row may be refused. A client that knows
-	// its own limit comes nowhere near.
+	// maxRefused is how many streams in a row may be refused: far more than of a client
+	// that knows its own limit.
 	maxRefused = 4096
 
 	// maxAnswers is how many bytes may wait in the Channel when a frame is added
@@ -114,16 +110,31 @@ type Channel interface {
 	Close() error
 }
 
+// wait waits until there is what look looks for, and returns false if one of the other
+// two comes first.
+func wait(look func() (<-chan struct{}, bool), changed, passed <-chan struct{}) bool {
+	for token, ok := look(); !ok; token, ok = look() {
+		select {
+		case <-token:
+		case <-changed:
+			return false
+		case <-passed:
+			return false
+		}
+	}
+	return true
+}
+
 // Session implements engine.Session. It is safe for concurrent use.
 type Session struct {
 	carrier  engine.Carrier // below the channel, which counts for itself; never changes, like what follows
 	channel  Channel
 	client   bool
 	timer    *time.Timer   // nudges a server's session
-	turn     chan struct{} // held by the Write whose frame goes next; who waits for it does so in order
+	turn     chan struct{} // held by the Write whose frame goes next; others wait in order
 	arrivals chan struct{} // has a token for each stream to accept
 	drained  chan struct{} // has room for one token: unread frames were read
-	nudge    chan struct{} // the same: the session may have said nothing for long, or rests and is needed
+	nudge    chan struct{} // the same: the session may rest, or rests and is needed
 
 	life sync.RWMutex  // held for reading while smux is called, and locked while the session rests
 	smux *smux.Session // guarded by life; nil: the session rests
@@ -173,7 +184,8 @@ func (s *Session) hold(n int) {
 	s.carrier.Hold(n)
 }
 
-// Open implements engine.Session.
+// Open implements engine.Session. What opens the stream is put before what is put next,
+// or after engine.OpenDelay.
 func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
 	if !s.client {
 		return nil, engine.ErrRole
@@ -189,11 +201,19 @@ func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
 	if s.smux.NumStreams() >= engine.MaxStreams {
 		return nil, engine.ErrTooMany
 	}
-	str, err := s.smux.OpenStream() // the tap registers it
+	str, err := s.smux.OpenStream() // its SYN comes to the tap, and ends there
 	if err != nil {
 		return nil, s.fail(err)
 	}
-	return s.attach(str), nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.putting.Lock()
+	defer s.putting.Unlock()
+	s.opening = append(append(s.opening, frame(cmdSYN, str.ID())...), s.add(str.ID())...)
+	time.AfterFunc(engine.OpenDelay, func() { s.put() })
+	st := s.streams[str.ID()]
+	st.smux = str
+	return st, nil
 }
 
 // Accept implements engine.Session. Streams that came before the other side
@@ -225,19 +245,14 @@ func (s *Session) next() (engine.Stream, error) {
 	for range 64 { // its select takes any of what is ready, the session's end among it
 		var str *smux.Stream
 		if str, err = s.smux.AcceptStream(); err == nil {
-			return s.attach(str), nil
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			st := s.streams[str.ID()]
+			st.smux = str
+			return st, nil
 		}
 	}
 	return nil, s.fail(err)
-}
-
-// attach gives a stream that the tap has registered what smux has made for it.
-func (s *Session) attach(str *smux.Stream) *Stream {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := s.streams[str.ID()]
-	st.smux = str
-	return st
 }
 
 // fail ends the channel because of an error of smux, if it has not ended, and returns

@@ -305,7 +305,7 @@ func TestNumberInUse(t *testing.T) {
 	st := accept(t, server)
 	closed := make(chan struct{})
 	go func() { st.Close(); close(closed) }()
-	for err := error(nil); err != engine.ErrClosed; _, err = st.read(nil) {
+	for err := error(nil); err != engine.ErrClosed; _, err = st.Read(nil) {
 		runtime.Gosched()
 	}
 	a.Write(frame(cmdSYN, 3))

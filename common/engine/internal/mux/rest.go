@@ -9,10 +9,9 @@ import (
 )
 
 // A server's session at rest has no smux, whose queues and goroutines take most of
-// what an idle session takes. All that smux knows of a stream on which nothing is
-// under way is known here, too, but for a count. So smux is let go, and when something
-// comes, or is to be written, another one is made and told of the streams by SYN frames
-// of our own. The other side sees nothing of that.
+// what an idle session takes. When something comes, or is to be written, another one is
+// made and told of the streams by SYN frames of our own. The other side sees nothing of
+// that.
 
 const (
 	// restAfter is how long nothing must have been said until a session rests, at
@@ -40,21 +39,6 @@ func (s *Session) use() {
 		s.busy.Store(true) // or smux's reader takes the token, and rests before we have the lock
 		half.Signal(s.nudge)
 		s.life.RLock()
-	}
-}
-
-// comes waits until the channel's Read would not, and returns false if it is nudged.
-func (s *Session) comes() bool {
-	for {
-		token, ok := s.channel.Comes()
-		if ok {
-			return true
-		}
-		select {
-		case <-token:
-		case <-s.nudge:
-			return false
-		}
 	}
 }
 
@@ -89,7 +73,7 @@ func (s *Session) rest() bool {
 // come, the channel has ended, or somebody wants to use it.
 func (s *Session) watch() {
 	defer s.life.Unlock()
-	s.comes()
+	wait(s.channel.Comes, s.nudge, nil)
 	s.carrier.Hold(sessionCost - restCost)
 	s.timer.Reset(restAfter)
 	var frames []byte

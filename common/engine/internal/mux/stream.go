@@ -2,7 +2,6 @@ package mux
 
 import (
 	"io"
-	"os"
 	"sync"
 
 	"github.com/xtaci/smux"
@@ -11,12 +10,12 @@ import (
 	"turbotunnel/common/engine/internal/half"
 )
 
-// Stream implements engine.Stream. It is safe for concurrent use.
+// Stream implements engine.Stream; half.Both has its Read and Write. It is safe for
+// concurrent use.
 type Stream struct {
 	session *Session // never changes, like id
 	id      uint32
 	smux    *smux.Stream // set before the Stream is handed out; guarded by the session's life
-
 	half.Both
 	sending sync.Mutex // held while smux is given a frame, so that none follows the FIN
 
@@ -44,37 +43,20 @@ type Stream struct {
 // add makes a stream and returns the frame that tells its window. The mutex is held.
 func (s *Session) add(id uint32) []byte {
 	s.hold(streamCost)
-	s.streams[id] = &Stream{
-		session: s,
-		id:      id,
-		Both:    half.Both{Addresses: s.carrier, Reads: half.New(make(chan struct{}, 1)), Writes: half.New(make(chan struct{}, 1))},
-		window:  firstWindow,
-	}
-	return s.streams[id].grant(openPart)
-}
-
-// Read implements net.Conn.
-func (st *Stream) Read(p []byte) (int, error) {
-	st.Reads.Enter()
-	defer st.Reads.Leave()
-	for {
-		if n, err := st.read(p); n > 0 || err != nil || len(p) == 0 {
-			return n, err
-		}
-		st.Reads.Wait(st.Reads.Passed())
-	}
+	st := &Stream{session: s, id: id, window: firstWindow}
+	st.Both = half.New(s.carrier, st.read, st.write)
+	s.streams[id] = st
+	return st.grant(openPart)
 }
 
 // read reads what has come, if anything has.
-func (st *Stream) read(p []byte) (int, error) {
+func (st *Stream) read(p []byte, _ <-chan struct{}) (int, error) {
 	s := st.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case st.closed:
 		return 0, engine.ErrClosed
-	case half.IsClosed(st.Reads.Passed()):
-		return 0, os.ErrDeadlineExceeded
 	case len(p) == 0:
 		return 0, nil
 	case st.unread > 0:
@@ -116,73 +98,36 @@ func (st *Stream) read(p []byte) (int, error) {
 	return n, nil // an error that comes with bytes comes again
 }
 
-// Write implements net.Conn. It goes a frame at a time, and returns when the channel has
-// all of p.
-func (st *Stream) Write(p []byte) (total int, err error) {
-	st.Writes.Enter()
-	defer st.Writes.Leave()
-	for {
-		passed := st.Writes.Passed()
-		st.session.mu.Lock()
-		n, err := st.allowed(passed, len(p)-total)
-		st.session.mu.Unlock()
-		if n > 0 {
-			n, err = st.send(p[total:], passed)
-		} else if err == nil && total < len(p) {
-			st.Writes.Wait(passed)
-		}
-		if total += n; err != nil || total == len(p) {
-			return total, err
-		}
-	}
-}
-
-// allowed is how many of want bytes may be sent in a frame now, or why none may.
-// The session's mutex is held.
-func (st *Stream) allowed(passed <-chan struct{}, want int) (int, error) {
-	switch {
-	case st.closed || st.ended:
-		return 0, engine.ErrClosed
-	case st.stopped:
-		return 0, engine.ErrReset
-	case st.session.channel.Err() != nil:
-		return 0, st.session.channel.Err()
-	case half.IsClosed(passed):
-		return 0, os.ErrDeadlineExceeded
-	}
-	room := int64(st.window) - int64(st.sent-st.consumed)
-	return int(max(min(room, int64(want), frameSize), 0)), nil
-}
-
-// send has smux send a frame of p, with its turn among the session's streams and when
-// the channel has room. It returns early, having sent nothing, when something has changed
-// or the deadline has passed.
-func (st *Stream) send(p []byte, passed <-chan struct{}) (int, error) {
+// write has smux send a frame of p, with its turn among the session's streams and when
+// the channel has room.
+func (st *Stream) write(p []byte, passed <-chan struct{}) (int, error) {
 	s := st.session
+	s.mu.Lock()
+	n, err := st.allowed(len(p))
+	s.mu.Unlock()
+	if n == 0 {
+		return 0, err
+	}
 	select {
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
 	case <-st.Writes.Changed:
+		half.Signal(st.Writes.Changed) // for the next try
 		return 0, nil
 	case <-passed:
 		return 0, nil
 	}
-	for room, ok := s.channel.Room(); !ok; room, ok = s.channel.Room() {
-		select {
-		case <-room:
-		case <-st.Writes.Changed:
-			return 0, nil
-		case <-passed:
-			return 0, nil
-		}
+	if !wait(s.channel.Room, st.Writes.Changed, passed) {
+		half.Signal(st.Writes.Changed)
+		return 0, nil
 	}
 	st.sending.Lock()
 	defer st.sending.Unlock()
 	s.use()
 	defer s.life.RUnlock()
 	s.mu.Lock()
-	n, err := st.allowed(passed, len(p))
-	st.sent += uint32(n) // before the other side can have read it
+	n, err = st.allowed(len(p)) // it may be less than before
+	st.sent += uint32(n)        // before the other side can have read it
 	s.mu.Unlock()
 	if n > 0 {
 		if n, err = st.smux.Write(p[:n]); err != nil {
@@ -190,6 +135,21 @@ func (st *Stream) send(p []byte, passed <-chan struct{}) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// allowed is how many of want bytes may be sent in a frame now, or why none may.
+// The session's mutex is held.
+func (st *Stream) allowed(want int) (int, error) {
+	switch {
+	case st.closed || st.ended:
+		return 0, engine.ErrClosed
+	case st.stopped:
+		return 0, engine.ErrReset
+	case st.session.channel.Err() != nil:
+		return 0, st.session.channel.Err()
+	}
+	room := int64(st.window) - int64(st.sent-st.consumed)
+	return int(max(min(room, int64(want), frameSize), 0)), nil
 }
 
 // CloseWrite implements engine.Stream.
@@ -218,7 +178,7 @@ func (st *Stream) end(how byte) error {
 		s.mu.Unlock()
 		return engine.ErrClosed
 	}
-	ended, notify := st.ended, how == noticeReset || !st.fin
+	notify := how == noticeReset || !st.fin
 	st.ended, st.closed = true, how != noticeNone
 	if st.closed {
 		s.hold(-st.cost)
@@ -230,9 +190,7 @@ func (st *Stream) end(how byte) error {
 	s.use()
 	defer s.life.RUnlock()
 	if how == noticeNone {
-		if !ended {
-			st.smux.CloseWrite() // fails with the session only
-		}
+		st.smux.CloseWrite() // fails with the session, or a second time
 		return nil
 	}
 	st.Forget()

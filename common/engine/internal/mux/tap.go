@@ -7,9 +7,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
-	"time"
 
-	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/internal/half"
 )
 
@@ -99,13 +97,8 @@ func (t *tap) Read(p []byte) (n int, err error) {
 // next reads the next frame, but for data only its head.
 func (t *tap) next() error {
 	s := t.s
-	for s.isFull() {
-		select {
-		case <-s.drained:
-		case <-s.channel.Done():
-		}
-	}
-	for !s.comes() {
+	wait(s.room, s.channel.Done(), nil)
+	for !wait(s.channel.Comes, s.nudge, nil) {
 		if s.rest() {
 			return errRests
 		}
@@ -116,29 +109,28 @@ func (t *tap) next() error {
 		return err
 	}
 	cmd, size, id := head[1], int(binary.LittleEndian.Uint16(head[2:])), binary.LittleEndian.Uint32(head[4:])
-	body := t.buf[headerSize:]
-	switch want, ok := bodySize[cmd]; {
-	case head[0] == version && cmd == cmdPSH && id != 0:
-		body, t.left = nil, size
-	case head[0] != version || !ok || size != want:
+	isData := cmd == cmdPSH && id != 0
+	if want, ok := bodySize[cmd]; head[0] != version || !ok || !isData && size != want {
 		return errFormat
-	default:
-		body = body[:size]
 	}
+	if isData {
+		t.left, size = size, 0
+	}
+	body := t.buf[headerSize : headerSize+size]
 	if _, err := io.ReadFull(s.channel, body); err != nil {
 		return err
 	}
-	t.ready = t.buf[:headerSize+len(body)]
+	t.ready = t.buf[:headerSize+size]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return t.look(cmd, id, body)
 }
 
-// isFull tells whether the session may not read another frame.
-func (s *Session) isFull() bool {
+// room tells whether the session may read another frame.
+func (s *Session) room() (<-chan struct{}, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.held >= maxHeld && s.channel.Err() == nil
+	return s.drained, s.held < maxHeld
 }
 
 // look takes note of a frame, whose data have not come, and has smux not see what it
@@ -225,22 +217,11 @@ func (s *Session) came(id uint32, size int) {
 func cost(size int) int { return 1<<bits.Len(uint(size-1)) + frameCost }
 
 // WriteBuffers implements what smux prefers to Write: v is a frame, its head
-// and its body.
+// and its body. SYN and UPD are said by Open and by a Stream.
 func (t *tap) WriteBuffers(v [][]byte) (int, error) {
-	s, head := t.s, v[0]
-	s.busy.Store(true)
-	switch head[1] {
-	case cmdUPD: // a Stream sends its own
-	case cmdSYN: // is put before what is put next, or after engine.OpenDelay
-		s.mu.Lock()
-		update := s.add(binary.LittleEndian.Uint32(head[4:]))
-		s.mu.Unlock()
-		s.putting.Lock()
-		s.opening = append(append(s.opening, head...), update...)
-		s.putting.Unlock()
-		time.AfterFunc(engine.OpenDelay, func() { s.put() })
-	default:
-		if err := s.put(v...); err != nil {
+	t.s.busy.Store(true)
+	if cmd := v[0][1]; cmd == cmdPSH || cmd == cmdFIN {
+		if err := t.s.put(v...); err != nil {
 			return 0, err
 		}
 	}
