@@ -52,8 +52,8 @@ func (b *Both) Read(p []byte) (int, error) { return b.Reads.call(p, true) }
 
 func (b *Both) Write(p []byte) (int, error) { return b.Writes.call(p, false) }
 
-// call tries until all of p is done, or any, if that is enough.
-func (h *half) call(p []byte, any bool) (total int, err error) {
+// call tries until all of p is done, or some of it, if that is enough.
+func (h *half) call(p []byte, some bool) (total int, err error) {
 	h.turn <- struct{}{}
 	defer func() { <-h.turn }()
 	for {
@@ -63,7 +63,7 @@ func (h *half) call(p []byte, any bool) (total int, err error) {
 		}
 		n, err := h.try(p[total:], passed)
 		total += n
-		if err != nil || total == len(p) || any && n > 0 {
+		if err != nil || total == len(p) || some && n > 0 {
 			return total, err
 		}
 		if n == 0 {

@@ -1,26 +1,16 @@
 package mux
 
 const (
-	// streamWindow is how many bytes of a stream may be on their way or unread
-	// (doc/engines.md, Windows).
-	streamWindow = 20 << 20
-
-	// updateEvery is after how many bytes that were read the other side is told, or
-	// after half of a smaller window.
-	updateEvery = 1 << 20
-
-	// firstWindow is the window of a stream before the first UPD, in bytes
-	// (initialPeerWindow in smux). The client's UPD follows the SYN, and the server's
-	// answers it.
-	firstWindow = 256 << 10
+	streamWindow = 20 << 20  // bytes of a stream that may be on their way or unread (doc/engines.md, Windows)
+	updateEvery  = 1 << 20   // after so many that were read the other side is told, or after half of a smaller window
+	firstWindow  = 256 << 10 // the window before the first UPD, which is said at once (initialPeerWindow in smux)
 
 	// maxHeld is how much memory in bytes a session may take: that of a dozen streams
 	// that nobody reads, and of one at full speed, in frames of 2 or 32 KB, as relay
 	// makes them of what comes fast.
 	maxHeld = 13 * streamWindow
 
-	// maxPromised is how much it may promise to streams, most of which take little of it.
-	maxPromised = 4 * maxHeld
+	maxPromised = 4 * maxHeld // to streams, most of which take little of it
 
 	// A new stream is promised one openPart of what is left, all of a window at
 	// first, and one that is read one growPart more each time that the other side is

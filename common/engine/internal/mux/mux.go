@@ -31,9 +31,9 @@ import (
 )
 
 const (
-	// frameSize is the largest body of a frame in bytes. smux takes memory in
-	// powers of two.
-	frameSize = 32 << 10
+	frameSize  = 32 << 10              // the largest body of a frame in bytes: smux takes memory in powers of two
+	maxStreams = 2 * engine.MaxStreams // that a server has room for: twice as many as a client may have open
+	maxRefused = 4096                  // streams in a row: far more than of a client that knows its own limit
 
 	// frameCost is what an unread frame takes besides its body, in bytes: the
 	// slice that is its buffer's head, a place of 32 in the ring of its stream and
@@ -44,14 +44,6 @@ const (
 	// bytes (TestHeldIsMemory, TestSessionCost).
 	streamCost  = 2400
 	sessionCost = 80 << 10
-
-	// maxStreams is how many streams a server has room for: twice as many as a client
-	// may have open.
-	maxStreams = 2 * engine.MaxStreams
-
-	// maxRefused is how many streams in a row may be refused: far more than of a client
-	// that knows its own limit.
-	maxRefused = 4096
 
 	// maxAnswers is how many bytes may wait in the Channel when a frame is added
 	// that does not wait for room: SYN, FIN, UPD and notices of everything that
@@ -151,8 +143,8 @@ type Session struct {
 	over     bool               // the channel has ended, and all that came was seen
 }
 
-// New starts one side of a session over a channel, which it owns from now on. pc is
-// what the channel itself goes over.
+// New starts one side of a session over a channel, which it owns from now on, and
+// which itself goes over pc.
 func New(pc engine.Carrier, c Channel, client bool) *Session {
 	s := &Session{
 		carrier:  pc,

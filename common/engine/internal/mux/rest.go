@@ -43,8 +43,7 @@ func (s *Session) use() {
 }
 
 // rest lets smux go if nothing was said since the last call and nothing is under way,
-// and tells whether it has. The goroutine of smux that reads calls it, between frames,
-// and ends.
+// and tells whether it has. The goroutine of smux that reads calls it, between frames.
 func (s *Session) rest() bool {
 	still := !s.busy.Swap(false)
 	s.life.Lock() // until watch unlocks it

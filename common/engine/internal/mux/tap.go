@@ -34,9 +34,8 @@ const (
 // notice here.
 var bodySize = map[byte]int{cmdSYN: 0, cmdFIN: 0, cmdPSH: noticeSize, cmdNOP: 0, cmdUPD: updateSize}
 
-// noLimit is the window that smux is told of, in place of the real one: its own
-// arithmetic is signed, and with a window of 2^31 or one that has shrunk a Write
-// would wait in it, where no deadline and no end of the session reaches it.
+// noLimit is the window that smux is told of, in place of the real one, so that no
+// Write waits in it (doc/engines.md, smux).
 const noLimit = math.MaxInt32
 
 func frame(cmd byte, id uint32, body ...byte) []byte {
@@ -133,8 +132,8 @@ func (s *Session) room() (<-chan struct{}, bool) {
 	return s.drained, s.held < maxHeld
 }
 
-// look takes note of a frame, whose data have not come, and has smux not see what it
-// shall not. The Session's mutex is held.
+// look takes note of a frame, whose data have not come, and hides from smux what it
+// shall not see. The Session's mutex is held.
 func (t *tap) look(cmd byte, id uint32, body []byte) error {
 	s := t.s
 	switch st := s.streams[id]; {
