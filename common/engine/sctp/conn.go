@@ -42,6 +42,7 @@ type conn struct {
 type incoming struct {
 	read         uint32    // messages that were read
 	came         []message // those that have come and were not read, in order; nil: there are none
+	taken        int       // in front of them, see pop
 	unread       int       // bytes of them
 	acked, asked uint32    // TSNs: what was acknowledged last, and what shall be at once
 }
@@ -58,6 +59,7 @@ type message struct {
 type outgoing struct {
 	una, sent, next uint32
 	packets         [][]byte // of a message each, from una on, the last ones not given to the library; nil: there are none
+	taken           int      // in front of them, see pop
 	window          uint32   // how many may be given to the library before they are acknowledged
 	reported        uint32   // the highest TSN that is known to have arrived before its turn
 	unsent          int      // bytes that were appended and that the carrier has not taken
@@ -109,7 +111,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	c.pc.Hold(-n)
 	if len(m.content) == 0 {
 		c.in.read++
-		c.in.came = pop(c.in.came)
+		c.in.came = pop(c.in.came, &c.in.taken)
 		c.pc.Hold(-inCost)
 	}
 	return n, nil

@@ -218,7 +218,7 @@ func (c *conn) acknowledged(chunk []byte) bool {
 	freed := 0
 	for ; int32(cumulative+1-o.una) > 0; o.una++ {
 		freed += cap(o.packets[0]) + outCost
-		o.packets = pop(o.packets)
+		o.packets = pop(o.packets, &o.taken)
 	}
 	c.pc.Hold(-freed)
 	if cumulative+1 == o.una {
@@ -229,11 +229,14 @@ func (c *conn) acknowledged(chunk []byte) bool {
 	return true
 }
 
-// pop takes the first off a queue, and lets go of a queue that is empty.
-func pop[T any](queue []T) []T {
+// pop takes the first off a queue, from whose array so many were taken, at most. An
+// array of which less than half is in use goes, or who leaves one behind keeps it all.
+func pop[T any](queue []T, taken *int) []T {
 	clear(queue[:1])
-	if len(queue) == 1 {
-		return nil
+	queue = queue[1:]
+	if *taken++; *taken > len(queue) {
+		*taken = 0
+		return append([]T(nil), queue...)
 	}
-	return queue[1:]
+	return queue
 }
