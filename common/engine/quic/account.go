@@ -39,6 +39,7 @@ type account struct {
 
 	mu      sync.Mutex // guards what follows
 	inboxes map[quic.StreamID]*inbox
+	streams int           // that the library has not forgotten
 	next    quic.StreamID // the first that was not heard of
 	flight  int           // packets not acknowledged
 	lost    int           // packets to be sent again
@@ -87,7 +88,7 @@ func (a *account) RecordEvent(e qlogwriter.Event) {
 	case qlog.MetricsUpdated:
 		a.flight = e.PacketsInFlight
 	}
-	if len(a.inboxes) == 0 {
+	if a.streams == 0 {
 		a.lost = 0 // those of a stream that was reset are not sent again
 	}
 	a.carrier.Hold((a.flight + a.lost - unacknowledged) * sentCost)
@@ -105,6 +106,7 @@ func costOf(frame int64) int {
 func (a *account) inbox(id quic.StreamID) *inbox {
 	for ; a.next <= id && id-a.next < 4*engine.MaxStreams; a.next += 4 { // else the library ends the session
 		a.inboxes[a.next] = &inbox{regions: make(map[int64]int)}
+		a.streams++
 		a.carrier.Hold(streamCost)
 	}
 	return a.inboxes[id]
@@ -141,8 +143,9 @@ func (a *account) read(in *inbox, n int) {
 	}
 }
 
-// closed says that this side has closed a stream. The library keeps it, and what it
-// has of it that was not read, until the other side has ended it too.
+// closed says that this side has closed a stream. The library keeps it, what it has of
+// it that was not read, and what is to be sent again, until the other side has it all
+// and has ended it too.
 func (a *account) closed(in *inbox, str *quic.Stream) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -152,5 +155,13 @@ func (a *account) closed(in *inbox, str *quic.Stream) {
 		cost += unread
 	}
 	in.regions = nil
-	runtime.AddCleanup(str, a.carrier.Hold, -cost)
+	runtime.AddCleanup(str, a.forgotten, cost)
+}
+
+// forgotten says that the library has forgotten a stream, which took cost.
+func (a *account) forgotten(cost int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.streams--
+	a.carrier.Hold(-cost)
 }

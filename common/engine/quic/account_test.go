@@ -256,6 +256,30 @@ func TestHeldUntilEnded(t *testing.T) {
 	})
 }
 
+// TestHeldLost: what was lost and waits to be sent again is counted when its stream was
+// closed, too.
+func TestHeldLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := attack(t)
+		_, s := exchange(t, a.client, a.server)
+		time.Sleep(time.Second)
+		idle := a.far.Held()
+		const size = 3 << 20
+		a.far.SetDown(true)
+		a.write(s, size, size)
+		s.Close()
+		time.Sleep(delay)
+		a.far.SetDown(false)
+		for a.server.conn.ConnectionStats().PacketsLost < size/packetSize/2 {
+			time.Sleep(time.Microsecond)
+			synctest.Wait()
+		}
+		if held := a.far.Held() - idle; held < size {
+			t.Errorf("%d bytes are held of %d that were lost", held, size)
+		}
+	})
+}
+
 // TestHeldAtRest: sessions and streams at rest take what they are said to.
 func TestHeldAtRest(t *testing.T) {
 	if bits.UintSize < 64 {
