@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -734,6 +735,45 @@ func TestReadAfterEnd(t *testing.T) {
 		<-moved
 		if err != nil {
 			t.Errorf("after %d bytes of %d: %v", n-1, size, err)
+		}
+	})
+}
+
+// TestMoveAfterEnd: what waits when the session ends fails then, though somebody moves
+// the deadlines over and over.
+func TestMoveAfterEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := bind("", "")
+		client, server := start(t, x, y)
+		_, s := exchange(t, client, server)
+		failed := make(chan error, 2)
+		go func() {
+			_, err := s.Read(make([]byte, 1))
+			failed <- err
+		}()
+		go func() {
+			_, err := s.Write(make([]byte, 2*maxWindow))
+			failed <- err
+		}()
+		time.Sleep(time.Minute) // the window is full
+		y.Break(errors.New("lost"))
+		<-server.Done()
+		begin := time.Now()
+		var mover sync.WaitGroup
+		defer mover.Wait()
+		mover.Go(func() {
+			for range 100 {
+				s.SetDeadline(time.Now().Add(time.Hour))
+				time.Sleep(grace / 2)
+			}
+		})
+		for range 2 {
+			if err := <-failed; !errors.Is(err, engine.ErrReset) {
+				t.Errorf("a call when the session has ended: %v", err)
+			}
+		}
+		if d := time.Since(begin); d > 2*grace {
+			t.Errorf("the calls returned %v after the session's end", d)
 		}
 	})
 }

@@ -54,7 +54,7 @@ func newStream(s *session, str *quic.Stream) *stream {
 	if s.client {
 		str.Write([]byte{opening}) // does not block; an error comes again
 	}
-	st.unwatch = context.AfterFunc(s.ctx, func() { st.SetDeadline(time.Time{}) })
+	st.unwatch = context.AfterFunc(s.ctx, func() { st.last(st.str.SetDeadline) })
 	return st
 }
 
@@ -79,7 +79,7 @@ func (st *stream) Read(p []byte) (int, error) {
 func (st *stream) read(p []byte) (int, error) {
 	n, err := st.str.Read(p)
 	if n == 0 && st.session.err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
-		st.SetReadDeadline(time.Time{}) // grace from now
+		st.last(st.str.SetReadDeadline)
 		n, err = st.str.Read(p)
 	}
 	if n > 0 {
@@ -156,15 +156,23 @@ func (st *stream) SetDeadline(t time.Time) error      { return st.move(st.str.Se
 func (st *stream) SetReadDeadline(t time.Time) error  { return st.move(st.str.SetReadDeadline, t) }
 func (st *stream) SetWriteDeadline(t time.Time) error { return st.move(st.str.SetWriteDeadline, t) }
 
-// move moves a deadline. When the session has ended it is grace from now, whatever t is.
+// move moves a deadline. When the session has ended there is the last one, or it comes:
+// who moves it over and over would else have a call go on for ever.
 func (st *stream) move(set func(time.Time) error, t time.Time) error {
 	st.deadlines.Lock()
 	defer st.deadlines.Unlock()
-	if st.closed.Load() {
+	switch {
+	case st.closed.Load():
 		return engine.ErrClosed
-	}
-	if st.session.err() != nil {
-		t = time.Now().Add(grace)
+	case st.session.err() != nil:
+		return nil
 	}
 	return set(t)
+}
+
+// last sets the deadline of a call that goes on when the session has ended.
+func (st *stream) last(set func(time.Time) error) {
+	st.deadlines.Lock()
+	defer st.deadlines.Unlock()
+	set(time.Now().Add(grace))
 }
