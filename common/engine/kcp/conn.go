@@ -243,12 +243,12 @@ func (c *Conn) end(mark byte) error {
 	if c.in.closed {
 		return engine.ErrClosed
 	}
-	if c.out.ended && c.in.end != nil {
-		mark &= markReset // nothing else is news
-	}
 	if mark != markEnd {
 		c.in.closed = true
 		c.discard()
+	}
+	if c.out.ended && c.in.end != nil {
+		mark &= markReset // nothing else is news
 	}
 	c.out.began, c.out.ended = true, true
 	if c.Err() == nil {

@@ -133,3 +133,27 @@ func TestWriteAfterTheStream(t *testing.T) {
 		}
 	})
 }
+
+// TestCloseWriteAgain: a second CloseWrite leaves the other direction alone, also when
+// Read has seen its end and not returned all that stood before it.
+func TestCloseWriteAgain(t *testing.T) {
+	x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+	from, to := prepare(x, true), prepare(y, false) // nothing runs
+	from.Append([]byte("hi"))
+	from.end(markEnd)
+	from.flush(time.Now())
+	to.receive(from.packed.list[0], nil)
+	var got [1]byte
+	to.recv(got[:], nil)
+	for range 2 {
+		if err := (stream{to}).CloseWrite(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n, err := to.recv(got[:], nil); n != 1 || got[0] != 'i' {
+		t.Errorf("after a second CloseWrite Read returns %q, %v", got[:n], err)
+	}
+	if _, err := to.recv(got[:], nil); err != io.EOF {
+		t.Errorf("and at the end %v", err)
+	}
+}
