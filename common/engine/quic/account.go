@@ -75,6 +75,15 @@ func (a *account) RecordEvent(e qlogwriter.Event) {
 				a.received(f)
 			case *qlog.CryptoFrame: // an honest handshake has a few: they are not given back
 				a.carrier.Hold(costOf(f.Length))
+			// The others that open a stream, which may wait long to be accepted.
+			case *qlog.ResetStreamFrame:
+				a.inbox(f.StreamID)
+			case *qlog.StopSendingFrame:
+				a.inbox(f.StreamID)
+			case *qlog.StreamDataBlockedFrame:
+				a.inbox(f.StreamID)
+			case *qlog.MaxStreamDataFrame:
+				a.inbox(f.StreamID)
 			}
 		}
 	case qlog.PacketSent:

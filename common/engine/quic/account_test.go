@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/quic-go/quic-go/qlog"
+
 	"turbotunnel/common/engine"
 	"turbotunnel/common/engine/enginetest"
 )
@@ -215,6 +217,43 @@ func TestHeldReturns(t *testing.T) {
 		}
 		if held := a.near.Held(); held != sessionCost {
 			t.Errorf("the client holds %d bytes when all is closed", held)
+		}
+	})
+}
+
+// TestHeldUnaccepted: streams are counted that nobody has accepted, by whatever frame
+// they came to be.
+func TestHeldUnaccepted(t *testing.T) {
+	const last = 4 * (engine.MaxStreams - 1)
+	for _, frame := range []any{
+		&qlog.StreamFrame{StreamID: last},
+		&qlog.ResetStreamFrame{StreamID: last},
+		&qlog.StopSendingFrame{StreamID: last},
+		&qlog.StreamDataBlockedFrame{StreamID: last},
+		&qlog.MaxStreamDataFrame{StreamID: last},
+	} {
+		x, _ := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		newAccount(x).RecordEvent(qlog.PacketReceived{Frames: []qlog.Frame{{Frame: frame}}})
+		if held, least := x.Held()-sessionCost, engine.MaxStreams*streamCost; held < least {
+			t.Errorf("%T: %d bytes are held; want %d at least", frame, held, least)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		a := attack(t)
+		exchange(t, a.client, a.server)
+		time.Sleep(time.Second)
+		idle := a.far.Held()
+		for range engine.MaxStreams - 2 {
+			a.client.conn.OpenStream()
+		}
+		str, err := a.client.conn.OpenStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		str.CancelRead(stopCode)
+		time.Sleep(time.Second)
+		if held, least := a.far.Held()-idle, (engine.MaxStreams-1)*streamCost; held < least {
+			t.Errorf("%d bytes are held for streams that one frame opened; want %d at least", held, least)
 		}
 	})
 }
