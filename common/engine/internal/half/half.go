@@ -7,7 +7,7 @@ import (
 	"errors"
 	"net"
 	"os"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/pion/transport/v5/deadline"
@@ -19,7 +19,9 @@ import (
 type Both struct {
 	Addresses
 	Reads, Writes half
-	forgotten     atomic.Bool
+
+	mu        sync.Mutex
+	forgotten bool // there are no deadlines any more; guarded by mu
 }
 
 // Addresses are the carrier's.
@@ -77,8 +79,10 @@ func (h *half) call(p []byte, some bool) (total int, err error) {
 
 // Forget ends the timers of a stream that is closed, and wakes its calls.
 func (b *Both) Forget() {
+	b.mu.Lock()
+	b.forgotten = true
+	b.mu.Unlock()
 	b.SetDeadline(time.Time{})
-	b.forgotten.Store(true)
 }
 
 func (b *Both) SetDeadline(t time.Time) error {
@@ -89,13 +93,15 @@ func (b *Both) SetReadDeadline(t time.Time) error { return b.set(&b.Reads, t) }
 
 func (b *Both) SetWriteDeadline(t time.Time) error { return b.set(&b.Writes, t) }
 
-func (b *Both) set(h *half, t time.Time) error {
-	if b.forgotten.Load() {
-		return engine.ErrClosed
+func (b *Both) set(h *half, t time.Time) (err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.forgotten {
+		t, err = time.Time{}, engine.ErrClosed
 	}
 	h.by.Set(t)
 	Signal(h.Changed)
-	return nil
+	return err
 }
 
 // Signal puts a token into a channel that has room for one.
