@@ -156,7 +156,7 @@ func (c *Conn) recv(p []byte, _ <-chan struct{}) (n int, err error) {
 		}
 	}
 	switch {
-	case n > 0:
+	case n > 0 || len(p) == 0:
 		return n, nil
 	case c.in.end != nil:
 		c.in.ate = c.in.end == io.EOF

@@ -86,7 +86,7 @@ func (c *Conn) input(p []byte) {
 		c.in.stopped = true
 		half.Signal(c.Writes.Changed)
 	}
-	if c.in.closed {
+	if c.in.closed || c.in.ate {
 		c.discard()
 	}
 	half.Signal(c.Reads.Changed)

@@ -157,3 +157,61 @@ func TestCloseWriteAgain(t *testing.T) {
 		t.Errorf("and at the end %v", err)
 	}
 }
+
+// TestEndsAfterEnd: what follows the end of file that Read has returned is nobody's, and
+// keeps the session from neither rest nor end.
+func TestEndsAfterEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+		client, server := newSession(x, true), newSession(y, false)
+		defer client.Close()
+		defer server.Close()
+		c, err := client.Open(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.CloseWrite()
+		s, err := server.Accept(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(s); err != nil {
+			t.Fatal(err)
+		}
+		c.CloseWrite() // says END once more
+		time.Sleep(2 * restAfter)
+		server.mu.Lock()
+		if server.kcp != resting {
+			t.Error("a session whose stream has ended does not rest")
+		}
+		server.mu.Unlock()
+		s.CloseWrite()
+		select {
+		case <-server.Done():
+		case <-time.After(time.Minute):
+			t.Error("nor does it end")
+		}
+	})
+}
+
+// TestEmptyRead: a Read of nothing does not return the end before what stands there.
+func TestEmptyRead(t *testing.T) {
+	x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+	from, to := prepare(x, true), prepare(y, false) // nothing runs
+	from.Append([]byte("hi"))
+	from.end(markEnd)
+	from.flush(time.Now())
+	to.receive(from.packed.list[0], nil)
+	var got [1]byte
+	for _, want := range "hi" {
+		if n, err := to.recv(nil, nil); n != 0 || err != nil {
+			t.Errorf("a Read of nothing before %q returns %d, %v", want, n, err)
+		}
+		if n, err := to.recv(got[:], nil); n != 1 || err != nil || rune(got[0]) != want {
+			t.Errorf("Read returns %q, %v; want %q", got[:n], err, want)
+		}
+	}
+	if to.in.ate {
+		t.Error("the end counts as read")
+	}
+}
