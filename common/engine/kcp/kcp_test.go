@@ -73,17 +73,24 @@ func TestMarks(t *testing.T) {
 	}
 }
 
+// open returns both ends of a session, which end with the test, the client's stream and
+// its carrier.
+func open(t *testing.T) (client, server *session, c engine.Stream, x *enginetest.Conn) {
+	x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
+	client, server = newSession(x, true), newSession(y, false)
+	t.Cleanup(func() { client.Close() })
+	t.Cleanup(func() { server.Close() })
+	c, err := client.Open(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client, server, c, x
+}
+
 // TestMalformedEndsSession: and what had arrived before can still be read.
 func TestMalformedEndsSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		client, server := newSession(x, true), newSession(y, false)
-		defer client.Close()
-		defer server.Close()
-		c, err := client.Open(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
+		client, server, c, _ := open(t)
 		io.WriteString(c, "good")
 		time.Sleep(time.Second)
 		client.mu.Lock()
@@ -109,14 +116,7 @@ func TestMalformedEndsSession(t *testing.T) {
 // that, also when the session has ended by itself because nothing more is to come.
 func TestWriteAfterTheStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		client, server := newSession(x, true), newSession(y, false)
-		defer client.Close()
-		defer server.Close()
-		c, err := client.Open(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
+		_, server, c, x := open(t)
 		s, err := server.Accept(context.Background())
 		if err != nil {
 			t.Fatal(err)
@@ -162,14 +162,7 @@ func TestCloseWriteAgain(t *testing.T) {
 // keeps the session from neither rest nor end.
 func TestEndsAfterEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		x, y := enginetest.Connect(enginetest.Path{}, enginetest.Path{}, 1)
-		client, server := newSession(x, true), newSession(y, false)
-		defer client.Close()
-		defer server.Close()
-		c, err := client.Open(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
+		_, server, c, _ := open(t)
 		c.CloseWrite()
 		s, err := server.Accept(context.Background())
 		if err != nil {
