@@ -71,10 +71,11 @@ func (c *Conn) ReadFrom(p []byte) (int, net.Addr, error) {
 		if isClosed(timeout) {
 			return 0, nil, errTimeout
 		}
+		finished := isClosed(c.link.finished) // asked first: what comes before the end may come now
 		if n, ok := c.link.get(p); ok {
 			return n, c.addr, nil
 		}
-		if isClosed(c.link.finished) {
+		if finished {
 			return 0, nil, errClosed
 		}
 		select {

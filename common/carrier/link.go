@@ -447,7 +447,7 @@ func (l *link) close() {
 }
 
 // repeats is longer than any engine waits, with nothing on its way, until it says again
-// what the carrier has given up (maxTimeout of kcp is 10 s).
+// what the carrier has given up (maxTimeout of kcp is 5 s).
 const repeats = 15 * time.Second
 
 // pending tells whether something may not have arrived yet that the engine has said.

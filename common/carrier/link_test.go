@@ -2,6 +2,7 @@ package carrier
 
 import (
 	"bytes"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -382,4 +383,31 @@ func TestLinkWithoutEcho(t *testing.T) {
 		}
 		l.drop()
 	})
+}
+
+// TestLastDatagram: the end of the session overtakes no datagram, not even one that
+// comes together with it while somebody looks.
+func TestLastDatagram(t *testing.T) {
+	for i := range 50000 {
+		l := newLink(nil)
+		c := newConn(l, "end", nil)
+		var started atomic.Bool
+		go func() {
+			for !started.Load() {
+			}
+			for range i % 200 { // so that it is in the midst of the reader's look sometimes
+				started.Load()
+			}
+			l.receivedHello([]byte{0, 1, 'x'})
+			l.finish(0)
+		}()
+		started.Store(true)
+		if n, _, err := c.ReadFrom(make([]byte, 10)); n != 1 || err != nil {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+		if n, _, err := c.ReadFrom(make([]byte, 10)); n != 0 || err == nil {
+			t.Fatalf("after the end %d bytes, %v", n, err)
+		}
+		c.Close()
+	}
 }
