@@ -40,7 +40,8 @@ var (
 	// not multiplex.
 	ErrSingleStream = errors.New("engine: this engine has one stream a session")
 
-	// ErrRole is what a server's Open and a client's Accept return.
+	// ErrRole is what a server's Open and a client's Accept return where an engine
+	// multiplexes.
 	ErrRole = errors.New("engine: only the client opens streams, and only the server accepts them")
 
 	// ErrTooMany is what Open returns on a session that has MaxStreams already, if

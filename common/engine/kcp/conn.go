@@ -42,7 +42,8 @@ var (
 )
 
 // A Conn is one conversation of KCP: a stream of bytes in each direction, over
-// the engine.Carrier that it owns. It is safe for concurrent use.
+// the engine.Carrier that it owns. It implements mux.Channel, whose comments hold for
+// its methods, and is safe for concurrent use.
 type Conn struct {
 	half.Both // never changes, like what follows
 	pc        engine.Carrier
@@ -61,17 +62,15 @@ type Conn struct {
 	flushed time.Time   // when KCP was flushed last
 	runs    bool        // there is a goroutine that writes
 	timer   *time.Timer // if not: has one run when something is due
-	alarm   time.Time   // when the timer ends, which may be too early
 }
 
 // incoming is what is known of the direction towards this side.
 type incoming struct {
-	rest    []byte // of the content of a message that Read has begun
-	began   bool   // the first message has been read
-	end     error  // what Read returns after the last byte; nil: more may come
-	closed  bool   // Close or Reset was called: nobody reads
-	stopped bool   // the other side reads no more
-	ate     bool   // Read has returned the end of file: that no failure undoes
+	rest   []byte // of the content of a message that Read has begun
+	began  bool   // the first message has been read
+	end    error  // what Read returns after the last byte; nil: more may come
+	closed bool   // Close or Reset was called: nobody reads
+	ate    bool   // Read has returned the end, which nothing undoes, and the other side is told
 }
 
 // outgoing is the direction away from this side.
@@ -80,6 +79,8 @@ type outgoing struct {
 	marks byte   // that go with the next message
 	began bool   // there is a message; before it a client's mark OPEN waits
 	ended bool   // nothing more will be written
+
+	stopped bool // the other side reads no more
 }
 
 // staged tells whether something waits to be given to KCP.
@@ -100,12 +101,9 @@ func prepare(pc engine.Carrier, client bool) *Conn {
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.block = block{kcp: resting, output: c.output, flight: flight{wnd: Window, patience: minTimeout}, window: Window}
 	c.flushed, c.runs = time.Now(), true
-	c.alarm = c.flushed.Add(never)
 	c.timer = time.AfterFunc(never, func() {
 		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.alarm = time.Now().Add(never)
-		c.poke()
+		c.unlock()
 	})
 	if client {
 		c.out.marks = markOpen
@@ -120,15 +118,10 @@ func (c *Conn) start() {
 	c.group.Go(c.drive)
 }
 
-// Done is closed when the session has ended.
 func (c *Conn) Done() <-chan struct{} { return c.ctx.Done() }
 
-// Err is nil while the session lives, then engine.ErrClosed if this side has
-// ended it, else an error that matches engine.ErrReset.
 func (c *Conn) Err() error { return context.Cause(c.ctx) }
 
-// Comes tells whether Read would not wait. If it would, the channel gets a token when
-// that may have changed.
 func (c *Conn) Comes() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -171,19 +164,18 @@ func (c *Conn) send(p []byte, _ <-chan struct{}) (int, error) {
 		return 0, nil
 	}
 	n := min(minBacklog, len(p))
-	if err := c.Append(p[:n]); err != nil {
+	if _, err := c.Append(p[:n]); err != nil {
 		return 0, err
 	}
 	return n, nil
 }
 
-// Append writes parts one after the other, whether there is room or not, and
-// does not keep them. The first one opens the stream, even without a byte.
-func (c *Conn) Append(parts ...[]byte) error {
+// Append opens the stream the first time, even without a byte.
+func (c *Conn) Append(parts ...[]byte) (waiting int, err error) {
 	c.mu.Lock()
 	defer c.unlock()
 	if err := c.writeErr(); err != nil {
-		return err
+		return 0, err
 	}
 	c.out.began = true
 	for _, p := range parts {
@@ -196,25 +188,15 @@ func (c *Conn) Append(parts ...[]byte) error {
 			}
 		}
 	}
-	return nil
+	return c.waiting(), nil
 }
 
-// Room tells whether the Conn wants more now. If it does not, the channel gets a
-// token when that may have changed; the token is for one who waits.
 func (c *Conn) Room() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.Writes.Changed, c.writeErr() != nil || c.waiting()+c.packed.bytes < c.flight.backlog()
 }
 
-// Waiting is how many bytes KCP has not sent for the first time.
-func (c *Conn) Waiting() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.waiting()
-}
-
-// Fail ends the session because of err without waiting. Close is still due.
 func (c *Conn) Fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -273,7 +255,7 @@ func (c *Conn) writeErr() error {
 	switch {
 	case c.in.closed || c.out.ended:
 		return engine.ErrClosed
-	case c.in.stopped: // the session may have ended because of that
+	case c.out.stopped: // the session may have ended because of that
 		return engine.ErrReset
 	}
 	return c.Err()

@@ -54,13 +54,13 @@ func (c *Conn) receive(p []byte, err error) bool {
 		c.fail(fmt.Errorf("carrier: %w", err))
 	case len(p) == len(farewell) && p[0] == farewell[0]:
 		c.fail(errPeerClosed)
-	case c.packed.bytes <= maxPacked:
+	case c.packed.bytes <= maxPacked: // else it is lost, as if on the way
 		c.input(p)
 	}
 	return c.Err() == nil
 }
 
-// What follows needs the mutex held.
+// What follows needs the mutex held, but for drive.
 
 // input handles one datagram. It takes note of the marks of its messages without
 // waiting for Read, which may be long in coming.
@@ -82,8 +82,8 @@ func (c *Conn) input(p []byte) {
 	if sum.marks&markOpen != 0 && !c.client && !half.IsClosed(c.opened) {
 		close(c.opened)
 	}
-	if sum.marks&(markStop|markReset) != 0 && !c.in.stopped {
-		c.in.stopped = true
+	if sum.marks&(markStop|markReset) != 0 && !c.out.stopped {
+		c.out.stopped = true
 		half.Signal(c.Writes.Changed)
 	}
 	if c.in.closed || c.in.ate {
@@ -119,7 +119,7 @@ func (c *Conn) drive() {
 			c.write()
 		case !c.isStill():
 			c.flush(now)
-		case (c.out.ended || c.in.stopped) && (c.in.end != nil || c.in.closed):
+		case (c.out.ended || c.out.stopped) && (c.in.end != nil || c.in.closed):
 			c.finish(engine.ErrClosed) // each direction has ended, and all of it has come or is not wanted
 		default:
 			c.rest()
@@ -204,14 +204,10 @@ func (c *Conn) poke() {
 	if c.runs {
 		return
 	}
-	now := time.Now()
-	wait := c.wait(now)
-	switch due := now.Add(wait); {
-	case wait <= 0:
-		c.runs = true
-		c.group.Go(c.drive)
-	case due.Before(c.alarm):
-		c.alarm = due
+	if wait := c.wait(time.Now()); wait > 0 {
 		c.timer.Reset(wait)
+		return
 	}
+	c.runs = true
+	c.group.Go(c.drive)
 }

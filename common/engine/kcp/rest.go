@@ -13,9 +13,10 @@ import (
 // known here, too. The next block counts from 0 again, and scan and output translate
 // its numbers, so that the other side sees nothing of that.
 
-// restAfter is how long nothing must have been said. Shorter than the pauses of tor's
-// padding (1.5 to 9.5 s), most of which shall find the rings of a transfer gone. And how
-// long a finished session still answers: a time-out of the other side, twice.
+// restAfter is how long nothing must have been said until the block goes. Shorter than
+// most pauses of tor's padding (1.5 to 9.5 s), which shall find the rings of a transfer
+// gone. A session that is over lasts as long, to acknowledge again what the other side
+// repeats: two of its time-outs.
 const restAfter = 2 * minTimeout
 
 // resting stands for the control block of a conversation that rests: nothing waits in
@@ -48,7 +49,8 @@ func (b *block) control() *kcp.KCP {
 		b.kcp.NoDelay(1, int(maxTimeout/time.Millisecond), 2, 1)
 		b.kcp.WndSize(Window, b.window)
 		// It is told the window, and a round trip, after which its time-out is not less
-		// than the interval. One of the two times is in the past, whatever its clock shows.
+		// than the interval. It believes a time that is not in its future: of 0 and 2^31
+		// that is one at least, whatever its clock shows.
 		for ts := range uint32(2) {
 			s := make(segment, headerSize)
 			s[0], s[cmdAt] = conversation, kcp.IKCP_CMD_ACK

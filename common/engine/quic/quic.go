@@ -43,9 +43,9 @@ const (
 	sessionWindow = 256 << 20
 
 	// Where memory is short a session is promised three quarters of what is left at
-	// its start, leastSession bytes in any case, and a stream one streamPart of that,
-	// for good: what nobody reads must not use up three quarters of what the library
-	// shares among all, since it tells of room when one quarter was read.
+	// its start, leastSession bytes in any case, and a stream one streamPart of that, for
+	// good: the library tells of room when a quarter of the session's window was read, so
+	// that much must be left by all the streams that nobody reads.
 	// Until it is read, what came takes a third more than it says: a packet's buffer.
 	leastSession = 1 << 20
 	streamPart   = 96

@@ -39,7 +39,7 @@ type session struct {
 	group     sync.WaitGroup // the goroutine that waits for the handshake
 	ready     chan struct{}  // closed when the handshake is done
 	conn      *quic.Conn     // set before that
-	given     uint64         // packets, minus those that were never counted; for the library's one reader
+	given     uint64         // packets that the library was given, but for those that it never counted (pace)
 	window    atomic.Pointer[window]
 	close     sync.Once
 	closed    chan struct{} // by Close

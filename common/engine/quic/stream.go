@@ -24,8 +24,8 @@ const (
 	stopCode  quic.StreamErrorCode = 0
 	resetCode quic.StreamErrorCode = 1
 
-	// grace is how long a call goes on when the session has ended: the library reads
-	// nothing after a deadline, and what came before the end is read.
+	// grace is how long a call goes on when the session has ended. It is ended by a
+	// deadline, after which the library returns nothing, not even what has come.
 	grace = time.Millisecond
 )
 

@@ -40,11 +40,12 @@ type conn struct {
 
 // incoming is what is known of the direction to this side.
 type incoming struct {
-	read         uint32    // messages that were read
-	came         []message // those that have come and were not read, in order; nil: there are none
-	taken        int       // in front of them, see pop
-	unread       int       // bytes of them
-	acked, asked uint32    // TSNs: what was acknowledged last, and what shall be at once
+	read   uint32    // messages that were read
+	came   []message // those that have come and were not read, in order; nil: there are none
+	taken  int       // in front of them, see pop
+	unread int       // bytes of them
+	acked  uint32    // TSN that was acknowledged last; less by ackEvery: the next one goes at once
+	asked  uint32    // TSN whose sender wants it acknowledged at once
 }
 
 // A message has a number from 0 on, and a part that was not read.
@@ -126,11 +127,11 @@ func (c *conn) Comes() (<-chan struct{}, bool) {
 // ready tells whether the next message has come.
 func (i *incoming) ready() bool { return len(i.came) > 0 && i.came[0].number == i.read }
 
-func (c *conn) Append(parts ...[]byte) error {
+func (c *conn) Append(parts ...[]byte) (waiting int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.Err(); err != nil {
-		return err
+		return 0, err
 	}
 	o := &c.out
 	for _, p := range parts {
@@ -150,19 +151,13 @@ func (c *conn) Append(parts ...[]byte) error {
 		}
 	}
 	c.pump()
-	return nil
+	return o.unsent, nil
 }
 
 func (c *conn) Room() (<-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.writable, c.out.unsent < backlog || c.Err() != nil
-}
-
-func (c *conn) Waiting() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.out.unsent
 }
 
 func (c *conn) Fail(err error) {
@@ -186,8 +181,8 @@ func (c *conn) Close() error {
 
 // What follows needs mu held.
 
-// pump gives the library what may go: a message that is not full when nothing else
-// waits to be sent, so that small writes gather while the carrier is busy. It tells of
+// pump gives the library the messages that may go, the last one, if it is not full, when
+// nothing else waits for the carrier, so that small writes gather meanwhile. It tells of
 // room. One message may always be on its way, to ask for a window that was closed.
 func (c *conn) pump() {
 	o := &c.out

@@ -103,6 +103,13 @@ func (c *conn) count() stats {
 	return w.stats
 }
 
+// waiting is how many bytes the carrier has not taken.
+func (c *conn) waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out.unsent
+}
+
 // send writes size bytes as a mux does: a frame whenever there is room.
 func (c *conn) send(size int) error {
 	for frame := make([]byte, 32<<10); size > 0; size -= len(frame) {
@@ -110,7 +117,7 @@ func (c *conn) send(size int) error {
 			<-room
 		}
 		frame = frame[:min(size, len(frame))]
-		if err := c.Append(frame); err != nil {
+		if _, err := c.Append(frame); err != nil {
 			return err
 		}
 	}
@@ -262,7 +269,7 @@ func TestBacklog(t *testing.T) {
 		go client.send(64 << 20)
 		for range 20 {
 			time.Sleep(time.Second)
-			if n := client.Waiting(); n > backlog+32<<10 {
+			if n := client.waiting(); n > backlog+32<<10 {
 				t.Errorf("%d bytes wait before a slow carrier", n)
 			}
 		}
@@ -347,7 +354,7 @@ func TestEnds(t *testing.T) {
 				if err := server.Err(); !errors.Is(err, test.there) || test.there != nil && !errors.Is(err, engine.ErrReset) {
 					t.Errorf("there: %v", err)
 				}
-				if err := client.Append([]byte("x")); err != client.Err() {
+				if _, err := client.Append([]byte("x")); err != client.Err() {
 					t.Errorf("Append: %v", err)
 				}
 				if _, ok := client.Room(); !ok {

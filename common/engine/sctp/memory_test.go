@@ -130,7 +130,7 @@ func TestHeldScattered(t *testing.T) {
 func say(c *conn, a net.PacketConn, messages, size int) {
 	for range messages {
 		c.Append(make([]byte, size))
-		for c.Waiting() > 0 {
+		for c.waiting() > 0 {
 			time.Sleep(10 * time.Microsecond)
 		}
 		a.ReadFrom(make([]byte, 9000))

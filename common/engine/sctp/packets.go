@@ -91,8 +91,8 @@ func (c *conn) arrived(b []byte) int {
 // which a carrier may still repair it. So a message goes again if one sent after it has
 // arrived, and the newest in any case, whose arrival is evidence for all the others
 // (TestOutage). When an acknowledgement is late it puts out a part of that at a time, and
-// sleeps until the next one comes (TestLostOutage): a heartbeat, which does not go, wakes
-// it.
+// sleeps until the next one comes (TestLostOutage): to be asked for a heartbeat, which
+// does not go either, wakes it.
 func (c *conn) departs(chunk []byte) (packet []byte, fresh int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -186,8 +186,8 @@ func (c *conn) keep(chunk []byte) bool {
 }
 
 // acknowledged tells whether a SACK speaks of what was sent, and of each at most
-// once, because the library goes through all of it. If so it takes note, and hides the
-// window from the library, which counts stand-ins.
+// once, because the library goes through all of it. If so it takes note, of the window
+// in whole messages, and hides that from the library, which counts stand-ins.
 func (c *conn) acknowledged(chunk []byte) bool {
 	if len(chunk) < sackHeaderSize {
 		return false

@@ -72,9 +72,9 @@ func (m *memory) Comes() (<-chan struct{}, bool) {
 	return m.in.readable, m.in.Len() > 0 || m.Err() != nil
 }
 
-func (m *memory) Append(parts ...[]byte) error {
+func (m *memory) Append(parts ...[]byte) (waiting int, err error) {
 	if err := m.Err(); err != nil {
-		return err
+		return 0, err
 	}
 	m.out.mu.Lock()
 	defer m.out.mu.Unlock()
@@ -82,7 +82,7 @@ func (m *memory) Append(parts ...[]byte) error {
 		m.out.buf = append(m.out.buf, p...)
 	}
 	half.Signal(m.out.readable)
-	return nil
+	return len(m.out.buf), nil
 }
 
 func (m *memory) Room() (<-chan struct{}, bool) {
@@ -141,7 +141,7 @@ func (m *memory) RemoteAddr() net.Addr { return &net.UnixAddr{Name: "b", Net: "m
 
 // Write lets a peer that is no Session write.
 func (m *memory) Write(p []byte) (int, error) {
-	if err := m.Append(p); err != nil {
+	if _, err := m.Append(p); err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -45,9 +45,9 @@ const (
 	streamCost  = 2400
 	sessionCost = 80 << 10
 
-	// maxAnswers is how many bytes may wait in the Channel when a frame is added
-	// that does not wait for room: SYN, FIN, UPD and notices of everything that
-	// may be open take a hundredth of it.
+	// maxAnswers is how many bytes may wait in the Channel, because some frames do not
+	// wait for room: SYN, FIN, UPD and notices of everything that may be open take a
+	// hundredth of it.
 	maxAnswers = 8 << 20
 )
 
@@ -78,16 +78,13 @@ type Channel interface {
 	// channel gets a token when that may have changed. It is for Read's one caller.
 	Comes() (<-chan struct{}, bool)
 
-	// Append writes parts one after the other, whether there is room or not,
-	// and does not keep them.
-	Append(parts ...[]byte) error
+	// Append writes parts one after the other, whether there is room or not, and does
+	// not keep them. It returns how many bytes wait to be sent for the first time.
+	Append(parts ...[]byte) (waiting int, err error)
 
 	// Room tells whether there is room, or the channel has ended. If not, the channel
 	// gets a token when that may have changed; there is one for all who wait.
 	Room() (<-chan struct{}, bool)
-
-	// Waiting is how many appended bytes have not been sent for the first time.
-	Waiting() int
 
 	// Done is closed when the channel has ended; then Err says why, as
 	// engine.Stream does. Until then Err is nil.
@@ -234,7 +231,7 @@ func (s *Session) Accept(ctx context.Context) (engine.Stream, error) {
 // there by the goroutine that called the tap. life is held.
 func (s *Session) next() (engine.Stream, error) {
 	var err error
-	for range 64 { // its select takes any of what is ready, the session's end among it
+	for range 64 { // its select takes by chance what is ready, the session's end among it
 		var str *smux.Stream
 		if str, err = s.smux.AcceptStream(); err == nil {
 			s.mu.Lock()

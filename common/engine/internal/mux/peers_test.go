@@ -288,7 +288,7 @@ type finGate struct {
 	gate chan struct{}
 }
 
-func (g finGate) Append(parts ...[]byte) error {
+func (g finGate) Append(parts ...[]byte) (int, error) {
 	if parts[0][1] == cmdFIN {
 		<-g.gate
 	}

@@ -112,7 +112,7 @@ func (st *Stream) write(p []byte, passed <-chan struct{}) (int, error) {
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
 	case <-st.Writes.Changed:
-		half.Signal(st.Writes.Changed) // for the next try
+		half.Signal(st.Writes.Changed) // put back: who calls waits for it
 		return 0, nil
 	case <-passed:
 		return 0, nil

@@ -216,7 +216,7 @@ func (s *Session) came(id uint32, size int) {
 func cost(size int) int { return 1<<bits.Len(uint(size-1)) + frameCost }
 
 // WriteBuffers implements what smux prefers to Write: v is a frame, its head
-// and its body. SYN and UPD are said by Open and by a Stream.
+// and its body. Its own SYN and UPD end here: Open and grant say ours.
 func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 	t.s.busy.Store(true)
 	if cmd := v[0][1]; cmd == cmdPSH || cmd == cmdFIN {
@@ -231,14 +231,14 @@ func (t *tap) WriteBuffers(v [][]byte) (int, error) {
 func (s *Session) put(parts ...[]byte) error {
 	s.putting.Lock()
 	defer s.putting.Unlock()
-	if s.channel.Waiting() > maxAnswers {
-		s.channel.Fail(errFlood)
-	}
 	if len(s.opening) > 0 {
 		parts = slices.Insert(parts, 0, s.opening)
 		s.opening = nil
 	}
-	err := s.channel.Append(parts...)
+	waiting, err := s.channel.Append(parts...)
+	if waiting > maxAnswers {
+		err = errFlood
+	}
 	if err != nil {
 		s.channel.Fail(err) // it may take no more and live on: a session is both ways
 	}
