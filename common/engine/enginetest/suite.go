@@ -1073,17 +1073,19 @@ func testSingleStream(t *testing.T, on setup) {
 	_, err = p.server.Accept(context.Background())
 	expectErr(t, "second Accept", err, engine.ErrSingleStream)
 
-	// When the stream has ended in both directions the session has, too.
+	// When the stream has ended in both directions, and all was read, the session has
+	// ended, too.
 	write(t, c, "question")
 	c.CloseWrite()
 	expect(t, s, "question")
 	expectEOF(t, s)
 	write(t, s, "answer")
 	s.Close()
-	<-p.client.Done()
-	<-p.server.Done()
+	p.pass(time.Minute)
 	expect(t, c, "answer")
 	expectEOF(t, c)
+	<-p.client.Done()
+	<-p.server.Done()
 }
 
 // exchange sends size bytes each way at once and checks them.

@@ -151,11 +151,13 @@ func (c *Conn) recv(p []byte, _ <-chan struct{}) (n int, err error) {
 	switch {
 	case n > 0 || len(p) == 0:
 		return n, nil
-	case c.in.end != nil:
-		c.in.ate = c.in.end == io.EOF
-		return 0, c.in.end
+	case c.in.end == nil:
+		return 0, c.Err()
+	case !c.in.ate:
+		c.in.ate, c.out.began = true, true
+		c.out.marks |= markStop // the other side keeps the session until then
 	}
-	return 0, c.Err()
+	return 0, c.in.end
 }
 
 // send appends a part of p, if there is room.
@@ -229,7 +231,7 @@ func (c *Conn) end(mark byte) error {
 		c.in.closed = true
 		c.discard()
 	}
-	if c.out.ended && c.in.end != nil {
+	if c.out.ended && c.in.ate {
 		mark &= markReset // nothing else is news
 	}
 	c.out.began, c.out.ended = true, true

@@ -119,8 +119,8 @@ func (c *Conn) drive() {
 			c.write()
 		case !c.isStill():
 			c.flush(now)
-		case (c.out.ended || c.out.stopped) && (c.in.end != nil || c.in.closed):
-			c.finish(engine.ErrClosed) // each direction has ended, and all of it has come or is not wanted
+		case c.out.stopped && (c.in.ate || c.in.closed):
+			c.finish(engine.ErrClosed) // neither side reads any more
 		default:
 			c.rest()
 		}

@@ -7,9 +7,9 @@
 // carrier without room stops the writers and nothing else. A Conn takes bytes only
 // as fast as the carrier takes them, so that what is said next never waits behind
 // megabytes. What stands on the wire, and what a message's last byte says, the
-// marks, is in doc/protocol.md, section 6. When each direction has ended or was
-// stopped and all of it is acknowledged, the session ends on both sides after a
-// short time in which a lost acknowledgement is repeated.
+// marks, is in doc/protocol.md, section 6. When neither side reads any more, as it
+// has read the end or closed the stream, and has said so, the session ends on both
+// sides after a short time in which a lost acknowledgement is repeated.
 //
 // To KCP's time-out every queue that grows looks like a loss. The carrier repairs
 // losses itself, so KCP's is as long as may be, and a flight decides what is sent again.

@@ -1,6 +1,7 @@
 package kcp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -134,6 +135,41 @@ func TestWriteAfterTheStream(t *testing.T) {
 	})
 }
 
+// TestSlowReader: the session lasts until all that was written was read, since who
+// hears of its end closes it, and what was not read is lost then.
+func TestSlowReader(t *testing.T) {
+	for name, end := range map[string]func(c engine.Stream) error{
+		"Close":      engine.Stream.Close,
+		"CloseWrite": engine.Stream.CloseWrite,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, server, c, _ := open(t)
+				s, err := server.Accept(context.Background())
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.CloseWrite()
+				io.ReadAll(c)
+				want := content(100 << 10)
+				c.Write(want)
+				end(c)
+				closed := make(chan struct{})
+				go func() {
+					<-server.Done()
+					server.Close()
+					close(closed)
+				}()
+				time.Sleep(time.Hour)
+				if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("read %d bytes of %d, %v", len(got), len(want), err)
+				}
+				<-closed
+			})
+		})
+	}
+}
+
 // TestCloseWriteAgain: a second CloseWrite leaves the other direction alone, also when
 // Read has seen its end and not returned all that stood before it.
 func TestCloseWriteAgain(t *testing.T) {
@@ -179,6 +215,7 @@ func TestEndsAfterEnd(t *testing.T) {
 		}
 		server.mu.Unlock()
 		s.CloseWrite()
+		io.ReadAll(c)
 		select {
 		case <-server.Done():
 		case <-time.After(time.Minute):
