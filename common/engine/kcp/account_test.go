@@ -242,7 +242,7 @@ func FuzzReceived(f *testing.F) {
 				if !ok {
 					t.Fatal("a good segment was refused")
 				}
-				b.heed(sum)
+				b.came, b.fresh = sum.came, b.fresh+sum.fresh
 				b.control().Input(p, kcp.IKCP_PACKET_REGULAR, false)
 			}
 			advance()

@@ -71,7 +71,7 @@ func (c *Conn) input(p []byte) {
 	}
 	now := time.Now()
 	c.flight.acknowledged(sum, now)
-	c.heed(sum)
+	c.came, c.fresh = sum.came, c.fresh+sum.fresh
 	c.control().Input(p, kcp.IKCP_PACKET_REGULAR, false)
 	if !sum.asks {
 		return

@@ -72,12 +72,6 @@ func (b *block) waiting() int {
 // something is missing and something came twice.
 func (b *block) held() int { return min(b.fresh, int(b.came-b.taken)) }
 
-// heed takes note of what came in a datagram.
-func (b *block) heed(sum summary) {
-	b.came = sum.came
-	b.fresh += sum.fresh
-}
-
 // read takes note that a segment was read.
 func (b *block) read() {
 	b.taken++

@@ -15,7 +15,6 @@
 package sctp
 
 import (
-	"encoding/binary"
 	"fmt"
 	"io"
 
@@ -93,13 +92,12 @@ var (
 	}
 )
 
-func token(tag uint32) []byte {
-	p := []byte{1, 0, 0, 28} // INIT, 28 bytes
-	p = binary.BigEndian.AppendUint32(p, tag)
-	p = binary.BigEndian.AppendUint32(p, receiveBuffer)
-	p = append(p, 0, 1, 0, 1) // streams, outbound and inbound
-	p = binary.BigEndian.AppendUint32(p, firstTSN)
-	return append(p, 0x80, 0x01, 0, 8, 0, 0, 0, 1) // zero checksum acceptable (RFC 9653)
+func token(tag byte) []byte {
+	return []byte{
+		1, 0, 0, 28, 0, 0, 0, tag, // INIT, 28 bytes
+		receiveBuffer >> 24, 0, 0, 0, 0, 1, 0, 1, // one stream each way
+		0, 0, 0, firstTSN, 0x80, 0x01, 0, 8, 0, 0, 0, 1, // zero checksum acceptable (RFC 9653)
+	}
 }
 
 // Engine is the engine sctp.

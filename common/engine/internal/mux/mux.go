@@ -33,7 +33,6 @@ import (
 const (
 	frameSize  = 32 << 10              // the largest body of a frame in bytes: smux takes memory in powers of two
 	maxStreams = 2 * engine.MaxStreams // that a server has room for: twice as many as a client may have open
-	maxRefused = 4096                  // streams in a row: far more than of a client that knows its own limit
 
 	// frameCost is what an unread frame takes besides its body, in bytes: the
 	// slice that is its buffer's head, a place of 32 in the ring of its stream and
@@ -61,10 +60,9 @@ var config = smux.Config{
 }
 
 var (
-	errFormat  = errors.New("smux: malformed frame")
-	errWindow  = errors.New("smux: the other side ignores a window")
-	errRefused = fmt.Errorf("smux: the other side has opened %d streams beyond its limit", maxRefused)
-	errFlood   = errors.New("smux: the other side asks for more than it takes")
+	errFormat = errors.New("smux: malformed frame")
+	errWindow = errors.New("smux: the other side ignores a window")
+	errFlood  = errors.New("smux: the other side asks for more than it takes")
 )
 
 // A Channel is the one reliable stream of an engine. Read has one caller at a
@@ -134,7 +132,6 @@ type Session struct {
 
 	mu       sync.Mutex         // guards what follows, and in each Stream what says so
 	streams  map[uint32]*Stream // those that this side has not closed, by number
-	refused  int                // since the last that was not
 	held     int                // bytes of memory, but for sessionCost
 	promised int                // bytes that streams may take: what has not come, and what unread frames take
 	over     bool               // the channel has ended, and all that came was seen

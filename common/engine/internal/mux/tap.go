@@ -182,17 +182,13 @@ func (st *Stream) updated(body []byte) error {
 // Session's mutex is held.
 func (t *tap) open(id uint32) error {
 	s := t.s
-	switch full := len(s.streams) >= maxStreams; {
+	switch {
 	case s.client || id%2 == 0 || s.streams[id] != nil:
 		return errFormat
-	case full && s.refused >= maxRefused:
-		return errRefused
-	case full:
-		s.refused++
+	case len(s.streams) >= maxStreams:
 		t.buf[1] = cmdNOP
 		return s.put(notice(noticeReset, id), frame(cmdFIN, id))
 	}
-	s.refused = 0
 	s.arrivals <- struct{}{} // there is room: it is one of maxStreams
 	return s.put(s.add(id))
 }
