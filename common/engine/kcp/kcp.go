@@ -16,6 +16,7 @@
 package kcp
 
 import (
+	"cmp"
 	"context"
 	"sync/atomic"
 	"time"
@@ -47,10 +48,7 @@ func newSession(pc engine.Carrier, client bool) *session {
 }
 
 func (s *session) Open(ctx context.Context) (engine.Stream, error) {
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	if err := s.Err(); err != nil {
+	if err := cmp.Or(ctx.Err(), s.Err()); err != nil {
 		return nil, err
 	}
 	if !s.client || s.given.Swap(true) {
@@ -76,10 +74,7 @@ func (s *session) Accept(ctx context.Context) (engine.Stream, error) {
 		return stream{s.Conn}, nil
 	}
 	s.given.Store(false)
-	if err == nil {
-		err = ctx.Err()
-	}
-	return nil, err
+	return nil, cmp.Or(err, ctx.Err())
 }
 
 // stream is a Conn as an application sees it: with half-close, a Write that waits, and

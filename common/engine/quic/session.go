@@ -50,17 +50,11 @@ func newSession(pc engine.Carrier, client bool) *session {
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.transport = &quic.Transport{
 		Conn:                             s,
-		ConnectionIDGenerator:            noConnectionID{},
+		ConnectionIDGenerator:            s,
 		DisableVersionNegotiationPackets: true,
 	}
 	return s
 }
-
-// noConnectionID implements quic.ConnectionIDGenerator.
-type noConnectionID struct{}
-
-func (noConnectionID) GenerateConnectionID() (id quic.ConnectionID, err error) { return id, nil }
-func (noConnectionID) ConnectionIDLen() int                                    { return 0 }
 
 func newClient(pc engine.Carrier) *session {
 	s := newSession(pc, true)
@@ -172,7 +166,7 @@ func (s *session) Close() error {
 	return nil
 }
 
-// ReadFrom is for the library, as are WriteTo, SetReadBuffer and SetWriteBuffer.
+// ReadFrom is for the library, as is what follows.
 func (s *session) ReadFrom(b []byte) (int, net.Addr, error) {
 	s.pace()
 	n, from, err := s.Carrier.ReadFrom(b)
@@ -211,3 +205,7 @@ func (s *session) WriteTo(b []byte, to net.Addr) (int, error) {
 // The library complains in the process' log about a PacketConn without these.
 func (*session) SetReadBuffer(int) error  { return nil }
 func (*session) SetWriteBuffer(int) error { return nil }
+
+// There are no connection IDs.
+func (*session) GenerateConnectionID() (id quic.ConnectionID, err error) { return id, nil }
+func (*session) ConnectionIDLen() int                                    { return 0 }

@@ -16,6 +16,7 @@
 package mux
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -176,10 +177,7 @@ func (s *Session) Open(ctx context.Context) (engine.Stream, error) {
 	if !s.client {
 		return nil, engine.ErrRole
 	}
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	if err := s.channel.Err(); err != nil {
+	if err := cmp.Or(ctx.Err(), s.channel.Err()); err != nil {
 		return nil, err
 	}
 	s.use()
