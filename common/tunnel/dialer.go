@@ -277,7 +277,7 @@ func (d *Dialer) Pending() (pending bool, heard time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for s := range d.alive {
-		// A session of one stream ends when all of it has arrived.
+		// A session of one stream ends when all of it was read.
 		pending = pending || !d.engine.Multiplexes() || s.client.Pending()
 		if at := s.client.Heard(); at.After(heard) {
 			heard = at

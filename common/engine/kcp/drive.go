@@ -119,8 +119,8 @@ func (c *Conn) drive() {
 			c.write()
 		case !c.isStill():
 			c.flush(now)
-		case c.out.stopped && (c.in.ate || c.in.closed):
-			c.finish(engine.ErrClosed) // neither side reads any more
+		case c.over():
+			c.finish(engine.ErrClosed)
 		default:
 			c.rest()
 		}
@@ -175,6 +175,8 @@ func (c *Conn) wait(now time.Time) time.Duration {
 	switch {
 	case c.packed.urgent:
 		return 0
+	case c.isStill() && c.over() && !c.client:
+		return c.flushed.Add(2 * restAfter).Sub(now) // to a client the end by the server is a loss
 	case c.isStill():
 		return c.flushed.Add(restAfter).Sub(now)
 	}
@@ -198,6 +200,9 @@ func (c *Conn) wait(now time.Time) time.Duration {
 	}
 	return max(wait, c.flushed.Add(time.Duration(f.size())*flushPause).Sub(now))
 }
+
+// over tells whether neither side reads any more.
+func (c *Conn) over() bool { return c.out.stopped && (c.in.ate || c.in.closed) }
 
 // poke has a goroutine write, now or when something is due.
 func (c *Conn) poke() {

@@ -170,6 +170,34 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
+// TestClientEndsFirst: a session that is over is ended by the client, who would take the
+// end by the server for a loss, whoever has spoken last.
+func TestClientEndsFirst(t *testing.T) {
+	for _, last := range []string{"client", "server"} {
+		synctest.Test(t, func(t *testing.T) {
+			client, server, c, _ := open(t)
+			s, err := server.Accept(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.CloseWrite()
+			s.CloseWrite()
+			first, second := s, c
+			if last == "server" {
+				first, second = c, s
+			}
+			io.ReadAll(first)
+			time.Sleep(time.Minute)
+			io.ReadAll(second)
+			<-client.Done()
+			<-server.Done()
+			if client.Err() != engine.ErrClosed || !errors.Is(server.Err(), errPeerClosed) {
+				t.Errorf("the %s has spoken last: client %v, server %v", last, client.Err(), server.Err())
+			}
+		})
+	}
+}
+
 // TestCloseWriteAgain: a second CloseWrite leaves the other direction alone, also when
 // Read has seen its end and not returned all that stood before it.
 func TestCloseWriteAgain(t *testing.T) {
