@@ -187,8 +187,11 @@ func (r *rig) start(ctx context.Context, how setup) error {
 	if err := r.startServer(ctx); err != nil {
 		return err
 	}
-	line, err := os.ReadFile(filepath.Join(r.dir, "state", "turbo_bridgeline.txt"))
-	if err != nil {
+	var line []byte
+	if err := r.server.Wait(ctx, "its bridge line", func() (err error) { // it listens before it writes that
+		line, err = os.ReadFile(filepath.Join(r.dir, "state", "turbo_bridgeline.txt"))
+		return err
+	}); err != nil {
 		return err
 	}
 	m := bridgeKey.FindSubmatch(line)

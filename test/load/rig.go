@@ -138,8 +138,11 @@ func (r *rig) startServer(ctx context.Context, program string, args []string, ad
 	if err := r.server.Wait(ctx, "its metrics", func() error { return proc.Listening(r.metrics) }); err != nil {
 		return err
 	}
-	line, err := os.ReadFile(filepath.Join(r.dir, "state", "turbo_bridgeline.txt"))
-	if err != nil {
+	var line []byte
+	if err := r.server.Wait(ctx, "its bridge line", func() (err error) { // it listens before it writes that
+		line, err = os.ReadFile(filepath.Join(r.dir, "state", "turbo_bridgeline.txt"))
+		return err
+	}); err != nil {
 		return err
 	}
 	m := bridgeKey.FindSubmatch(line)

@@ -241,13 +241,15 @@ func StartServer(t *testing.T, listen, forward string, flags ...string) *proc.Pr
 	return Listen(t, listen, exec.Command(Server, append(flags, listen, forward)...))
 }
 
-// Key is what clients need of a server whose -state-dir is state.
+// Key is what clients need of a server whose -state-dir is state. The server listens
+// before it has written that.
 func Key(t *testing.T, state string) string {
 	t.Helper()
-	line, err := os.ReadFile(filepath.Join(state, "turbo_bridgeline.txt"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	var line []byte
+	Await(t, "turbo_bridgeline.txt", func() (err error) {
+		line, err = os.ReadFile(filepath.Join(state, "turbo_bridgeline.txt"))
+		return err
+	})
 	_, key, ok := strings.Cut(strings.TrimSpace(string(line)), "key=")
 	if !ok {
 		t.Fatalf("no key in %q", line)
