@@ -79,7 +79,8 @@ func (c *Conn) count() {
 		c.most = max(c.most, segments)
 		now = sessionCost + segments*segmentCost + (c.most-segments)*placeCost
 	}
-	now += len(c.packed.list) * engine.MaxDatagram
-	c.pc.Hold(now - c.told)
-	c.told = now
+	if now += len(c.packed.list) * engine.MaxDatagram; now != c.told {
+		c.pc.Hold(now - c.told)
+		c.told = now
+	}
 }

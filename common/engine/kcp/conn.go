@@ -62,6 +62,7 @@ type Conn struct {
 	flushed time.Time   // when KCP was flushed last
 	runs    bool        // there is a goroutine that writes
 	timer   *time.Timer // if not: has one run when something is due
+	alarm   time.Time   // when the timer ends, which may be too early
 }
 
 // incoming is what is known of the direction towards this side.
@@ -101,9 +102,12 @@ func prepare(pc engine.Carrier, client bool) *Conn {
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.block = block{kcp: resting, output: c.output, flight: flight{wnd: Window, patience: minTimeout}, window: Window}
 	c.flushed, c.runs = time.Now(), true
+	c.alarm = c.flushed.Add(never)
 	c.timer = time.AfterFunc(never, func() {
 		c.mu.Lock()
-		c.unlock()
+		defer c.mu.Unlock()
+		c.alarm = time.Now().Add(never)
+		c.poke()
 	})
 	if client {
 		c.out.marks = markOpen
