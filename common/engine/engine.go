@@ -36,8 +36,8 @@ var (
 	// has closed. It matches net.ErrClosed.
 	ErrClosed = fmt.Errorf("engine: %w", net.ErrClosed)
 
-	// ErrSingleStream is what the second Open or Accept returns where an engine does
-	// not multiplex.
+	// ErrSingleStream is what Open and Accept return where an engine does not
+	// multiplex, but for the client's first Open and the server's first Accept.
 	ErrSingleStream = errors.New("engine: this engine has one stream a session")
 
 	// ErrRole is what a server's Open and a client's Accept return where an engine
@@ -118,8 +118,9 @@ type Session interface {
 	// Accept waits for a stream opened by the other side.
 	Accept(ctx context.Context) (Stream, error)
 
-	// Done is closed when the session has ended: by Close, by the other
-	// side's Close, or because the Carrier failed.
+	// Done is closed when the session has ended: by Close, by the other side's Close,
+	// because the Carrier failed, or, where an engine does not multiplex, because the
+	// stream is over: each side has read its end or closed it.
 	Done() <-chan struct{}
 
 	// Close ends the session, every stream in it and the Carrier, and returns when nothing

@@ -176,7 +176,7 @@ func (c *Conn) wait(now time.Time) time.Duration {
 	case c.packed.urgent:
 		return 0
 	case c.isStill() && c.over() && !c.client:
-		return c.flushed.Add(2 * restAfter).Sub(now) // to a client the end by the server is a loss
+		return c.flushed.Add(2 * restAfter).Sub(now) // a client that hears of the end takes it for a loss
 	case c.isStill():
 		return c.flushed.Add(restAfter).Sub(now)
 	}

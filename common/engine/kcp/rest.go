@@ -16,7 +16,7 @@ import (
 // restAfter is how long nothing must have been said until the block goes. Shorter than
 // most pauses of tor's padding (1.5 to 9.5 s), which shall find the rings of a transfer
 // gone. A session that is over lasts as long, to acknowledge again what the other side
-// repeats: two of its time-outs; the server's twice as long, so that the client ends it.
+// repeats: two of its time-outs; the server's twice as long, so that the client ends it if it can.
 const restAfter = 2 * minTimeout
 
 // resting stands for the control block of a conversation that rests: nothing waits in
